@@ -1,0 +1,4 @@
+//! The engine.
+#![cfg_attr(not(feature = "std"), no_std)]
+#![deny(unsafe_code)]
+extern crate alloc;
