@@ -9,7 +9,31 @@
 
 #![cfg_attr(not(feature = "std"), no_std)]
 
+mod activation;
+mod attention;
 mod dtype;
+mod input;
+mod level;
+mod matmul;
+mod matrix;
+mod norm;
+mod parallel;
 pub mod quant;
+mod rope;
+mod softmax;
+#[cfg(feature = "std")]
+mod thread_pool;
 
+pub use activation::{Activation, gate};
+pub use attention::{KvHead, MAX_HEAD_DIM, attention};
 pub use dtype::DType;
+pub use input::{Input, Q8_BLOCK, Q8_GROUP, Q8Rows, quantize_q8};
+pub use level::Level;
+pub use matmul::matmul;
+pub use matrix::Matrix;
+pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
+pub use parallel::{Pool, Serial, SharedMatrix, TileMut};
+pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
+pub use softmax::softmax;
+#[cfg(feature = "std")]
+pub use thread_pool::ThreadPool;

@@ -1,0 +1,54 @@
+//! The gated feed-forward network's activation functions.
+
+/// The function applied to the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// The tanh approximation of GELU, `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+}
+
+impl Activation {
+    /// The function at `x`.
+    pub fn apply(self, x: f32) -> f32 {
+        match self {
+            Activation::Silu => x / (1.0 + libm::expf(-x)),
+            Activation::GeluTanh => {
+                const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+                0.5 * x * (1.0 + libm::tanhf(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
+            }
+        }
+    }
+}
+
+/// `gate[i] = activation(gate[i]) * up[i]`, both `[n]`.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn gate(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len());
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = activation.apply(*gate) * up;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_values() {
+        assert!((Activation::Silu.apply(1.0) - 0.731_058_6).abs() < 1e-6);
+        assert!((Activation::GeluTanh.apply(1.0) - 0.841_192).abs() < 1e-6);
+        for a in [Activation::Silu, Activation::GeluTanh] {
+            assert_eq!(a.apply(0.0), 0.0);
+            assert_eq!(a.apply(100.0), 100.0);
+            assert!(a.apply(-100.0).abs() < 1e-6);
+        }
+        let mut x = [1.0, 2.0];
+        gate(Activation::Silu, &mut x, &[2.0, 0.0]);
+        assert!((x[0] - 1.462_117).abs() < 1e-5 && x[1] == 0.0);
+    }
+}

@@ -1,0 +1,111 @@
+//! The input `x` of a matmul: float rows, or rows rounded to int8.
+
+/// Elements that share a scale in [`Q8Rows`].
+pub const Q8_BLOCK: usize = 32;
+/// Elements that share a sum in [`Q8Rows`]: the narrowest group of any weight format.
+pub const Q8_GROUP: usize = 16;
+
+/// Input rows `x` `[n_tokens, n_cols]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Float32 as it is.
+    F32(&'a [f32]),
+    /// Rounded to int8 by [`quantize_q8`].
+    Q8(Q8Rows<'a>),
+}
+
+/// Rows rounded to int8: `x[i] = scale[i / 32] * q[i]`.
+///
+/// One layout serves every weight format: a scale for each 32 elements, which is the block of the
+/// small formats and divides that of the large ones, and the sum of each 16 elements, with which
+/// a format's minimum (or the offset of its unsigned integers) is multiplied.
+#[derive(Clone, Copy, Debug)]
+pub struct Q8Rows<'a> {
+    /// Integers in -127..=127, `[n_tokens, n_cols]`.
+    pub q: &'a [i8],
+    /// Scales, `[n_tokens, n_cols / 32]`.
+    pub scale: &'a [f32],
+    /// `scale * (sum of 16 integers)`, `[n_tokens, n_cols / 16]`.
+    pub sum: &'a [f32],
+}
+
+impl<'a> Input<'a> {
+    /// Checks that the buffers hold `[n_tokens, n_cols]`.
+    ///
+    /// # Panics
+    ///
+    /// If they do not: the caller's error.
+    pub(crate) fn check(&self, n_tokens: usize, n_cols: usize) {
+        match self {
+            Input::F32(x) => assert_eq!(x.len(), n_tokens * n_cols),
+            Input::Q8(x) => {
+                assert!(n_cols.is_multiple_of(Q8_BLOCK));
+                assert_eq!(x.q.len(), n_tokens * n_cols);
+                assert_eq!(x.scale.len(), n_tokens * (n_cols / Q8_BLOCK));
+                assert_eq!(x.sum.len(), n_tokens * (n_cols / Q8_GROUP));
+            }
+        }
+    }
+}
+
+/// Rounds `x` `[n]` to int8: `q` `[n]`, `scale` `[n / 32]`, `sum` `[n / 16]`; see [`Q8Rows`].
+///
+/// The scale is the block's largest magnitude over 127, and rounding is to nearest, ties to even,
+/// so that every level gives the same integers. Values that are not finite make their block's
+/// scale infinite or NaN, and so the outputs, which is how a broken model shows.
+///
+/// # Panics
+///
+/// If `n` is no multiple of 32 or the buffers do not fit it.
+pub fn quantize_q8(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [f32]) {
+    assert!(x.len().is_multiple_of(Q8_BLOCK));
+    assert_eq!(q.len(), x.len());
+    assert_eq!(scale.len(), x.len() / Q8_BLOCK);
+    assert_eq!(sum.len(), x.len() / Q8_GROUP);
+    let blocks = x.chunks_exact(Q8_BLOCK).zip(q.chunks_exact_mut(Q8_BLOCK));
+    for (((x, q), scale), sum) in blocks.zip(scale).zip(sum.chunks_exact_mut(2)) {
+        // Magnitudes order as their bits do, with NaN above infinity, so that none is lost.
+        let amax = x.iter().map(|x| x.abs().to_bits()).max();
+        let amax = f32::from_bits(amax.unwrap_or(0));
+        *scale = amax / 127.0;
+        let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+        for (q, x) in q.iter_mut().zip(x) {
+            *q = libm::rintf(x * inverse) as i8;
+        }
+        for (sum, q) in sum.iter_mut().zip(q.chunks_exact(Q8_GROUP)) {
+            *sum = *scale * q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_to_the_nearest_step() {
+        let mut x = [0.0_f32; 64];
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = (i as f32 * 0.37).sin() * 3.0;
+        }
+        let (mut q, mut scale, mut sum) = ([0; 64], [f32::NAN; 2], [f32::NAN; 4]);
+        quantize_q8(&x, &mut q, &mut scale, &mut sum);
+        for (i, x) in x.iter().enumerate() {
+            let step = scale[i / 32];
+            assert!((step * f32::from(q[i]) - x).abs() <= step * 0.5001);
+        }
+        assert_eq!(q[..32].iter().map(|q| q.unsigned_abs()).max(), Some(127));
+        let expected = scale[1] * q[48..].iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
+        assert_eq!(sum[3], expected);
+    }
+
+    #[test]
+    fn zero_and_broken_blocks() {
+        let mut x = [0.0_f32; 64];
+        x[40] = f32::NAN;
+        let (mut q, mut scale, mut sum) = ([1; 64], [f32::NAN; 2], [f32::NAN; 4]);
+        quantize_q8(&x, &mut q, &mut scale, &mut sum);
+        assert_eq!((scale[0], sum[0], q[0]), (0.0, 0.0, 0));
+        assert!(scale[1].is_nan());
+    }
+}

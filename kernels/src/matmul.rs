@@ -1,0 +1,83 @@
+//! `y = x W^T`: every linear layer, for one token (decode) or many (prefill).
+
+use core::ops::Range;
+
+use crate::input::{Input, Q8_BLOCK, Q8Rows};
+use crate::quant::{self, GROUP_LEN, MAX_BLOCK_LEN, Unpacked};
+use crate::{Level, Matrix, TileMut};
+
+/// The rows `rows` of `w` `[n_rows, n_cols]` times every row of `x` `[n_tokens, n_cols]`:
+/// `y[t][r - rows.start] = sum_c w[r][c] x[t][c]`, with `y` `[n_tokens, rows.len()]`.
+///
+/// # Panics
+///
+/// If the shapes do not fit, or `x` is int8 and the columns are no multiple of 32.
+pub fn matmul(
+    level: Level,
+    w: &Matrix<'_>,
+    rows: Range<usize>,
+    x: &Input<'_>,
+    y: &mut TileMut<'_>,
+) {
+    let w = w.rows(rows);
+    assert_eq!(y.n_cols(), w.n_rows());
+    x.check(y.n_rows(), w.n_cols());
+    match level {
+        Level::Scalar => match x {
+            Input::F32(x) => matmul_f32(&w, x, y),
+            Input::Q8(x) => matmul_q8(&w, x, y),
+        },
+    }
+}
+
+/// Weights of any type decoded to float32, a block at a time.
+fn matmul_f32(w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
+    // Plain types have blocks of one element: decode a run of them at once.
+    let run = w.dtype().block_len().max(GROUP_LEN);
+    let run_bytes = run / w.dtype().block_len() * w.dtype().block_bytes();
+    let mut decoded = [0.0; MAX_BLOCK_LEN];
+    y.fill(0.0);
+    for r in 0..w.n_rows() {
+        for (b, block) in w.row(r).chunks(run_bytes).enumerate() {
+            let c = b * run;
+            let w_run = &mut decoded[..run.min(w.n_cols() - c)];
+            quant::dequantize(w.dtype(), block, w_run);
+            for t in 0..y.n_rows() {
+                let x_run = &x[t * w.n_cols() + c..][..w_run.len()];
+                let dot: f32 = w_run.iter().zip(x_run).map(|(w, x)| w * x).sum();
+                y.row(t)[r] += dot;
+            }
+        }
+    }
+}
+
+/// Quantized weights against int8 input: integer dot products of 16, then
+/// `y += scale_w scale_x dot + min_w sum_x`.
+fn matmul_q8(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
+    let n_cols = w.n_cols();
+    let block_len = w.dtype().block_len();
+    let mut block = Unpacked::ZERO;
+    y.fill(0.0);
+    for r in 0..w.n_rows() {
+        for (b, bytes) in w.row(r).chunks_exact(w.dtype().block_bytes()).enumerate() {
+            quant::unpack(w.dtype(), bytes, &mut block);
+            for t in 0..y.n_rows() {
+                let start = t * n_cols + b * block_len;
+                let mut acc = 0.0;
+                for g in 0..block_len / GROUP_LEN {
+                    let i = start + g * GROUP_LEN;
+                    let w_q = &block.q[g * GROUP_LEN..][..GROUP_LEN];
+                    let x_q = &x.q[i..][..GROUP_LEN];
+                    let dot: i32 = w_q
+                        .iter()
+                        .zip(x_q)
+                        .map(|(w, x)| i32::from(*w) * i32::from(*x))
+                        .sum();
+                    acc += block.scale[g] * x.scale[i / Q8_BLOCK] * dot as f32;
+                    acc += block.min[g] * x.sum[i / GROUP_LEN];
+                }
+                y.row(t)[r] += acc;
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Splitting work over threads: the pool's interface, a pool of one, and outputs that several
+//! threads fill.
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Runs numbered tasks, possibly on several threads.
+pub trait Pool: Sync {
+    /// Threads that may run tasks, the caller's included.
+    fn n_threads(&self) -> usize;
+
+    /// Calls `task(i)` once for every `i` in `0..n_tasks`, in any order and on any thread, and
+    /// returns when all have returned.
+    fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync));
+}
+
+/// A pool that runs every task on the caller's thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Serial;
+
+impl Pool for Serial {
+    fn n_threads(&self) -> usize {
+        1
+    }
+
+    fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..n_tasks).for_each(task);
+    }
+}
+
+/// A matrix `[n_rows, n_cols]` that several threads fill, each task its own tile.
+///
+/// Tiles lie on a grid of `tile_rows` by `tile_cols`; each can be taken once, which is what makes
+/// the sharing safe.
+#[derive(Debug)]
+pub struct SharedMatrix<'a> {
+    data: *mut f32,
+    n_rows: usize,
+    n_cols: usize,
+    tile_rows: usize,
+    tile_cols: usize,
+    taken: [AtomicU64; SharedMatrix::MAX_TILES / 64],
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: `tile` is the only access to `data` and hands out every tile at most once, so no two
+// threads reach the same element; f32 itself may move between threads.
+unsafe impl Sync for SharedMatrix<'_> {}
+// SAFETY: it stands for a `&mut [f32]`, which is Send.
+unsafe impl Send for SharedMatrix<'_> {}
+
+impl<'a> SharedMatrix<'a> {
+    /// The most tiles of a matrix.
+    pub const MAX_TILES: usize = 1024;
+
+    /// Shares `data`, rows of `n_cols`, in tiles of `tile_rows` by `tile_cols` (smaller at the
+    /// edges).
+    ///
+    /// # Panics
+    ///
+    /// If `data` is no whole number of rows, a tile is empty, or there are more than
+    /// [`Self::MAX_TILES`] tiles.
+    pub fn new(data: &'a mut [f32], n_cols: usize, tile_rows: usize, tile_cols: usize) -> Self {
+        assert!(n_cols > 0 && tile_rows > 0 && tile_cols > 0);
+        assert!(data.len().is_multiple_of(n_cols));
+        let n_rows = data.len() / n_cols;
+        assert!(n_rows.div_ceil(tile_rows) * n_cols.div_ceil(tile_cols) <= Self::MAX_TILES);
+        SharedMatrix {
+            data: data.as_mut_ptr(),
+            n_rows,
+            n_cols,
+            tile_rows,
+            tile_cols,
+            taken: [const { AtomicU64::new(0) }; Self::MAX_TILES / 64],
+            lifetime: PhantomData,
+        }
+    }
+
+    /// Takes the tile in grid row `i` and grid column `j`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such tile or it was taken before.
+    pub fn tile(&self, i: usize, j: usize) -> TileMut<'_> {
+        let n_grid_cols = self.n_cols.div_ceil(self.tile_cols);
+        assert!(i < self.n_rows.div_ceil(self.tile_rows) && j < n_grid_cols);
+        let bit = i * n_grid_cols + j;
+        let before = self.taken[bit / 64].fetch_or(1 << (bit % 64), Ordering::Relaxed);
+        assert!(
+            before & (1 << (bit % 64)) == 0,
+            "tile ({i}, {j}) taken twice"
+        );
+        let (row, col) = (i * self.tile_rows, j * self.tile_cols);
+        TileMut {
+            // SAFETY: `row < n_rows` and `col < n_cols` by the assertion on `i` and `j`.
+            data: unsafe { self.data.add(row * self.n_cols + col) },
+            n_rows: self.tile_rows.min(self.n_rows - row),
+            n_cols: self.tile_cols.min(self.n_cols - col),
+            stride: self.n_cols,
+            lifetime: PhantomData,
+        }
+    }
+}
+
+/// A rectangle `[n_rows, n_cols]` of a larger matrix, to be written.
+#[derive(Debug)]
+pub struct TileMut<'a> {
+    data: *mut f32,
+    n_rows: usize,
+    n_cols: usize,
+    stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it stands for `&mut` to elements that nothing else reaches.
+unsafe impl Send for TileMut<'_> {}
+
+impl<'a> TileMut<'a> {
+    /// All of `data`, rows of `n_cols`.
+    ///
+    /// # Panics
+    ///
+    /// If `data` is no whole number of rows.
+    pub fn new(data: &'a mut [f32], n_cols: usize) -> Self {
+        assert!(n_cols > 0 && data.len().is_multiple_of(n_cols));
+        TileMut {
+            data: data.as_mut_ptr(),
+            n_rows: data.len() / n_cols,
+            n_cols,
+            stride: n_cols,
+            lifetime: PhantomData,
+        }
+    }
+
+    /// Rows: tokens.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Columns: outputs.
+    pub fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    /// Row `i`, `[n_cols]`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    pub fn row(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.n_rows);
+        // SAFETY: row `i` exists by the assertion, lies inside the matrix the tile was cut from,
+        // and is borrowed from `self` alone.
+        unsafe { core::slice::from_raw_parts_mut(self.data.add(i * self.stride), self.n_cols) }
+    }
+
+    /// Sets every element.
+    pub fn fill(&mut self, value: f32) {
+        for i in 0..self.n_rows {
+            self.row(i).fill(value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_the_matrix_once() {
+        let mut data = [0.0; 5 * 7];
+        let shared = SharedMatrix::new(&mut data, 7, 2, 3);
+        Serial.run(9, &|i| {
+            let mut tile = shared.tile(i / 3, i % 3);
+            for r in 0..tile.n_rows() {
+                tile.row(r).iter_mut().for_each(|x| *x += 1.0 + i as f32);
+            }
+        });
+        for (i, x) in data.iter().enumerate() {
+            assert_eq!(*x, 1.0 + (i / 7 / 2 * 3 + i % 7 / 3) as f32);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "taken twice")]
+    fn a_tile_is_taken_once() {
+        let mut data = [0.0; 4];
+        let shared = SharedMatrix::new(&mut data, 2, 1, 2);
+        let _first = shared.tile(1, 0);
+        let _second = shared.tile(1, 0);
+    }
+}

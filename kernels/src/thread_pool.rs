@@ -1,0 +1,267 @@
+//! The engine's own threads: they wait for the next few microseconds' work by spinning, because a
+//! token is some hundred short parallel steps, and sleep when there is none.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::Pool;
+
+/// Turns of the spin loop between looks at the clock.
+const SPINS: usize = 64;
+/// How long a waiting thread keeps its core; after that it offers it to others.
+const SPIN_TIME: Duration = Duration::from_micros(50);
+/// How long a waiting worker stays runnable; after that it sleeps until it is woken.
+const YIELD_TIME: Duration = Duration::from_millis(2);
+
+/// Threads that run numbered tasks together with the caller.
+#[derive(Debug)]
+pub struct ThreadPool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+type Task<'a> = dyn Fn(usize) + Sync + 'a;
+
+#[derive(Debug)]
+struct Shared {
+    /// The job being run and the next task of it to hand out; see [`Ticket`].
+    ticket: AtomicU64,
+    /// The job's function. Written before its ticket is published, read only by holders of one of
+    /// its tasks, and not written again before all tasks are done.
+    task: UnsafeCell<Option<&'static Task<'static>>>,
+    n_done: AtomicUsize,
+    panicked: AtomicBool,
+    n_sleeping: AtomicUsize,
+    stop: AtomicBool,
+    /// One job at a time.
+    running: Mutex<()>,
+}
+
+// SAFETY: `task` is the only field that is not Sync by itself; the comment on it says how access
+// is ordered, and the function it points to is Sync.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; nothing in it belongs to a thread.
+unsafe impl Send for Shared {}
+
+/// A number of the job (16 bits), its number of tasks (24) and the next task (24) in one atomic,
+/// so that a thread that adds 1 learns all three of the same job: one that comes late gets a task
+/// number past the end and touches nothing.
+#[derive(Clone, Copy, PartialEq)]
+struct Ticket(u64);
+
+impl Ticket {
+    const MAX_TASKS: usize = (1 << 24) - 1;
+
+    fn new(job: u64, n_tasks: usize) -> Ticket {
+        Ticket(job << 48 | (n_tasks as u64) << 24)
+    }
+    fn job(self) -> u64 {
+        self.0 >> 48
+    }
+    fn n_tasks(self) -> usize {
+        (self.0 >> 24) as usize & Self::MAX_TASKS
+    }
+    fn next(self) -> usize {
+        self.0 as usize & Self::MAX_TASKS
+    }
+}
+
+impl Shared {
+    /// Runs tasks until none is left to hand out; returns the number of the job that ran dry.
+    fn work(&self) -> u64 {
+        loop {
+            let ticket = Ticket(self.ticket.fetch_add(1, Ordering::AcqRel));
+            if ticket.next() >= ticket.n_tasks() {
+                return ticket.job();
+            }
+            // SAFETY: this thread holds a task of the current job that is not counted as done, so
+            // `run` has not returned and the function is alive and not being replaced.
+            let task = unsafe { *self.task.get() };
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                if let Some(task) = task {
+                    task(ticket.next());
+                }
+            }));
+            if result.is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            self.n_done.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// A worker's life.
+    fn serve(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            let job = self.work();
+            let is_idle = || {
+                Ticket(self.ticket.load(Ordering::SeqCst)).job() == job
+                    && !self.stop.load(Ordering::SeqCst)
+            };
+            if !spin_while(is_idle, Some(YIELD_TIME)) {
+                // Announce, look again, sleep: `run` publishes, then looks for sleepers.
+                self.n_sleeping.fetch_add(1, Ordering::SeqCst);
+                while is_idle() {
+                    thread::park();
+                }
+                self.n_sleeping.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+/// Waits while `condition` holds, at most for `limit`; whether it ended before that.
+fn spin_while(condition: impl Fn() -> bool, limit: Option<Duration>) -> bool {
+    let mut start = None;
+    loop {
+        for _ in 0..SPINS {
+            if !condition() {
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+        let waited = start.get_or_insert_with(Instant::now).elapsed();
+        if limit.is_some_and(|limit| waited > limit) {
+            return false;
+        }
+        if waited > SPIN_TIME {
+            thread::yield_now();
+        }
+    }
+}
+
+impl ThreadPool {
+    /// A pool of `n_threads` threads, the caller's included, but never more than the machine has
+    /// cores: threads that wait for a core that another one spins on would be slower than none.
+    /// Where the system refuses a thread, the pool is smaller.
+    pub fn new(n_threads: usize) -> ThreadPool {
+        let n_cores = thread::available_parallelism().map_or(1, usize::from);
+        let shared = Arc::new(Shared {
+            ticket: AtomicU64::new(0),
+            task: UnsafeCell::new(None),
+            n_done: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            n_sleeping: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            running: Mutex::new(()),
+        });
+        let workers = (1..n_threads.min(n_cores))
+            .map_while(|i| {
+                let shared = Arc::clone(&shared);
+                let name = format!("tandem-{i}");
+                thread::Builder::new()
+                    .name(name)
+                    .spawn(move || shared.serve())
+                    .ok()
+            })
+            .collect();
+        ThreadPool { shared, workers }
+    }
+
+    fn wake(&self) {
+        if self.shared.n_sleeping.load(Ordering::SeqCst) > 0 {
+            self.workers.iter().for_each(|w| w.thread().unpark());
+        }
+    }
+}
+
+impl Pool for ThreadPool {
+    fn n_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// # Panics
+    ///
+    /// If a task panics (after all others have run), or there are 2^24 tasks. A task must not run
+    /// another job on the same pool: it would wait for itself.
+    fn run(&self, n_tasks: usize, task: &Task<'_>) {
+        assert!(n_tasks < Ticket::MAX_TASKS - self.n_threads());
+        if self.workers.is_empty() || n_tasks <= 1 {
+            return (0..n_tasks).for_each(task);
+        }
+        let shared = &*self.shared;
+        let _running = shared
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: only the lifetime changes. `run` returns after every task is done, and `work`
+        // reads the function only for a task that is not.
+        let task = unsafe { core::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
+        // SAFETY: the last job is done and its ticket hands out no more tasks, so nobody reads.
+        unsafe { *shared.task.get() = Some(task) };
+        shared.n_done.store(0, Ordering::Relaxed);
+        let job = Ticket(shared.ticket.load(Ordering::Relaxed))
+            .job()
+            .wrapping_add(1)
+            & 0xffff;
+        shared
+            .ticket
+            .store(Ticket::new(job, n_tasks).0, Ordering::SeqCst);
+        self.wake();
+        shared.work();
+        spin_while(|| shared.n_done.load(Ordering::Acquire) < n_tasks, None);
+        if shared.panicked.swap(false, Ordering::Relaxed) {
+            panic!("a task of the thread pool panicked");
+        }
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker catches its tasks' panics; there is nothing to report here.
+            let _ = worker.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_per_job() {
+        let pool = ThreadPool::new(8);
+        for n_tasks in [0, 1, 2, 7, 100] {
+            for _ in 0..500 {
+                let counts: Vec<_> = (0..n_tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(n_tasks, &|i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn wakes_after_sleeping() {
+        let pool = ThreadPool::new(2);
+        for _ in 0..5 {
+            thread::sleep(YIELD_TIME * 3);
+            let sum = AtomicUsize::new(0);
+            pool.run(10, &|i| {
+                sum.fetch_add(i, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 45);
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_survives() {
+        let pool = ThreadPool::new(2);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(10, &|i| assert_ne!(i, 3));
+        }));
+        assert!(result.is_err());
+        let sum = AtomicUsize::new(0);
+        pool.run(4, &|i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 6);
+    }
+}
