@@ -4,6 +4,9 @@
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+/// The most tiles of a [`SharedMatrix`].
+const MAX_TILES: usize = 1024;
+
 /// Runs numbered tasks, possibly on several threads.
 pub trait Pool: Sync {
     /// Threads that may run tasks, the caller's included.
@@ -33,25 +36,25 @@ impl Pool for Serial {
 /// Tiles lie on a grid of `tile_rows` by `tile_cols`; each can be taken once, which is what makes
 /// the sharing safe.
 #[derive(Debug)]
-pub struct SharedMatrix<'a> {
-    data: *mut f32,
+pub struct SharedMatrix<'a, T = f32> {
+    data: *mut T,
     n_rows: usize,
     n_cols: usize,
     tile_rows: usize,
     tile_cols: usize,
-    taken: [AtomicU64; SharedMatrix::MAX_TILES / 64],
-    lifetime: PhantomData<&'a mut [f32]>,
+    taken: [AtomicU64; MAX_TILES / 64],
+    lifetime: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: `tile` is the only access to `data` and hands out every tile at most once, so no two
-// threads reach the same element; f32 itself may move between threads.
-unsafe impl Sync for SharedMatrix<'_> {}
-// SAFETY: it stands for a `&mut [f32]`, which is Send.
-unsafe impl Send for SharedMatrix<'_> {}
+// threads reach the same element, and an element may move between threads.
+unsafe impl<T: Send> Sync for SharedMatrix<'_, T> {}
+// SAFETY: it stands for a `&mut [T]`, which is Send.
+unsafe impl<T: Send> Send for SharedMatrix<'_, T> {}
 
-impl<'a> SharedMatrix<'a> {
+impl<'a, T> SharedMatrix<'a, T> {
     /// The most tiles of a matrix.
-    pub const MAX_TILES: usize = 1024;
+    pub const MAX_TILES: usize = MAX_TILES;
 
     /// Shares `data`, rows of `n_cols`, in tiles of `tile_rows` by `tile_cols` (smaller at the
     /// edges).
@@ -60,7 +63,7 @@ impl<'a> SharedMatrix<'a> {
     ///
     /// If `data` is no whole number of rows, a tile is empty, or there are more than
     /// [`Self::MAX_TILES`] tiles.
-    pub fn new(data: &'a mut [f32], n_cols: usize, tile_rows: usize, tile_cols: usize) -> Self {
+    pub fn new(data: &'a mut [T], n_cols: usize, tile_rows: usize, tile_cols: usize) -> Self {
         assert!(n_cols > 0 && tile_rows > 0 && tile_cols > 0);
         assert!(data.len().is_multiple_of(n_cols));
         let n_rows = data.len() / n_cols;
@@ -71,7 +74,7 @@ impl<'a> SharedMatrix<'a> {
             n_cols,
             tile_rows,
             tile_cols,
-            taken: [const { AtomicU64::new(0) }; Self::MAX_TILES / 64],
+            taken: [const { AtomicU64::new(0) }; MAX_TILES / 64],
             lifetime: PhantomData,
         }
     }
@@ -81,7 +84,7 @@ impl<'a> SharedMatrix<'a> {
     /// # Panics
     ///
     /// If there is no such tile or it was taken before.
-    pub fn tile(&self, i: usize, j: usize) -> TileMut<'_> {
+    pub fn tile(&self, i: usize, j: usize) -> TileMut<'_, T> {
         let n_grid_cols = self.n_cols.div_ceil(self.tile_cols);
         assert!(i < self.n_rows.div_ceil(self.tile_rows) && j < n_grid_cols);
         let bit = i * n_grid_cols + j;
@@ -104,24 +107,24 @@ impl<'a> SharedMatrix<'a> {
 
 /// A rectangle `[n_rows, n_cols]` of a larger matrix, to be written.
 #[derive(Debug)]
-pub struct TileMut<'a> {
-    data: *mut f32,
+pub struct TileMut<'a, T = f32> {
+    data: *mut T,
     n_rows: usize,
     n_cols: usize,
     stride: usize,
-    lifetime: PhantomData<&'a mut [f32]>,
+    lifetime: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: it stands for `&mut` to elements that nothing else reaches.
-unsafe impl Send for TileMut<'_> {}
+unsafe impl<T: Send> Send for TileMut<'_, T> {}
 
-impl<'a> TileMut<'a> {
+impl<'a, T> TileMut<'a, T> {
     /// All of `data`, rows of `n_cols`.
     ///
     /// # Panics
     ///
     /// If `data` is no whole number of rows.
-    pub fn new(data: &'a mut [f32], n_cols: usize) -> Self {
+    pub fn new(data: &'a mut [T], n_cols: usize) -> Self {
         assert!(n_cols > 0 && data.len().is_multiple_of(n_cols));
         TileMut {
             data: data.as_mut_ptr(),
@@ -147,7 +150,7 @@ impl<'a> TileMut<'a> {
     /// # Panics
     ///
     /// If there is no such row.
-    pub fn row(&mut self, i: usize) -> &mut [f32] {
+    pub fn row(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.n_rows);
         // SAFETY: row `i` exists by the assertion, lies inside the matrix the tile was cut from,
         // and is borrowed from `self` alone.
@@ -155,7 +158,10 @@ impl<'a> TileMut<'a> {
     }
 
     /// Sets every element.
-    pub fn fill(&mut self, value: f32) {
+    pub fn fill(&mut self, value: T)
+    where
+        T: Copy,
+    {
         for i in 0..self.n_rows {
             self.row(i).fill(value);
         }
