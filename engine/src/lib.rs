@@ -1,4 +1,40 @@
-//! The engine.
+//! The Tandem inference engine: a model from a GGUF file, a session that runs it, a sampler that
+//! picks tokens.
+//!
+//! The way through it: [`Model::load`] checks a file's metadata ([`Config`]) and borrows its
+//! tensors ([`weights`]); a [`Session`] owns everything that changes (the KV cache, the scratch
+//! buffers) and evaluates tokens; `forward` and `layer` are the network itself.
+//!
+//! `no_std` with `alloc`; the feature `std` adds what needs an operating system: turning text into
+//! tokens, and chat templates.
+
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(unsafe_code)]
+
 extern crate alloc;
+
+#[cfg(feature = "std")]
+pub mod chat_template;
+mod config;
+mod error;
+mod forward;
+mod generate;
+mod kv_cache;
+mod layer;
+mod linear;
+mod sampler;
+mod scratch;
+mod session;
+pub mod tokenizer;
+pub mod weights;
+
+pub use config::{Arch, Config, LocalAttention, NormKind};
+pub use error::{ModelError, SessionError};
+pub use generate::{StopReason, generate};
+pub use kv_cache::KvCache;
+pub use sampler::{Sampler, SamplerOptions, argmax};
+pub use session::{Memory, Session, SessionOptions};
+#[cfg(feature = "std")]
+pub use tandem_kernels::ThreadPool;
+pub use tandem_kernels::{DType, Level, Pool, Serial};
+pub use weights::Model;

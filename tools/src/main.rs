@@ -1,1 +1,79 @@
-fn main() {}
+//! `tandem`: the command of the Tandem inference engine. One file a subcommand.
+
+mod args;
+mod chat;
+mod demo;
+mod inspect;
+mod logits;
+mod open;
+mod perplexity;
+mod progress;
+mod prompt;
+mod quantize;
+mod run;
+mod tokenize;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Run a base model and its LoRA adapters on small machines.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the engine at work on the small model that the repository carries
+    Demo(demo::Args),
+    /// Continue or answer a prompt
+    Run(run::Args),
+    /// Talk with a model
+    Chat(chat::Args),
+    /// Write the logits at every position of a sequence of token ids
+    Logits(logits::Args),
+    /// Turn text into token ids
+    Tokenize(tokenize::TokenizeArgs),
+    /// Turn token ids into text
+    Detokenize(tokenize::DetokenizeArgs),
+    /// Show what is in a GGUF file and what memory it will need
+    Inspect(inspect::Args),
+    /// Store a model's weights in another type
+    Quantize(quantize::Args),
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Demo(args) => demo::demo(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::chat(&args),
+        Command::Logits(args) => logits::logits(&args),
+        Command::Tokenize(args) => tokenize::tokenize(&args),
+        Command::Detokenize(args) => tokenize::detokenize(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Quantize(args) => quantize::quantize(&args),
+        Command::Perplexity(args) => perplexity::perplexity(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,221 @@
+//! A session: one sequence of tokens run through a model.
+
+use alloc::vec::Vec;
+
+use tandem_kernels::{DType, Level, Pool};
+
+use crate::forward::{forward, logits, set_frequencies};
+use crate::linear::Exec;
+use crate::scratch::{Scratch, zeroed};
+use crate::{Config, KvCache, Model, SessionError};
+
+/// How a session runs.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// Positions of the context: prompt and reply together.
+    pub n_ctx: usize,
+    /// Tokens evaluated at once in prefill.
+    pub n_batch: usize,
+    /// Type of the KV cache: F32, F16 or Q8_0.
+    pub kv_type: DType,
+    /// Keep activations in float32 where they would be rounded to int8 for quantized weights.
+    pub exact: bool,
+    /// Instructions that the kernels may use.
+    pub level: Level,
+}
+
+impl SessionOptions {
+    /// The context of the model, at most 4096 tokens; F16 cache; the best instructions.
+    pub fn for_model(config: &Config) -> SessionOptions {
+        SessionOptions {
+            n_ctx: config.n_ctx_train.min(4096),
+            n_batch: 256,
+            kv_type: DType::F16,
+            exact: false,
+            level: Level::detect(),
+        }
+    }
+}
+
+/// Bytes that a session allocates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The KV cache.
+    pub kv_cache: usize,
+    /// All other buffers.
+    pub scratch: usize,
+}
+
+/// Logits evaluated at once when those of all tokens are asked for.
+const LOGIT_ROWS: usize = 8;
+
+/// A model at work on one sequence. Everything it needs is allocated when it is made;
+/// [`Session::step`] allocates nothing.
+pub struct Session<'m, 'a> {
+    model: &'m Model<'a>,
+    exec: Exec<'m>,
+    kv: KvCache,
+    scratch: Scratch,
+    /// The tokens whose keys and values are in the cache.
+    tokens: Vec<u32>,
+    n_ctx: usize,
+    n_batch: usize,
+}
+
+impl<'m, 'a> Session<'m, 'a> {
+    /// An empty session.
+    ///
+    /// # Errors
+    ///
+    /// Options that do not fit the model, or too little memory.
+    pub fn new(
+        model: &'m Model<'a>,
+        pool: &'m dyn Pool,
+        options: SessionOptions,
+    ) -> Result<Session<'m, 'a>, SessionError> {
+        let SessionOptions { n_ctx, n_batch, .. } = options;
+        if n_ctx == 0 || n_batch == 0 {
+            return Err(SessionError::Options {
+                reason: "the context and the batch need at least one token",
+            });
+        }
+        let n_batch = n_batch.min(n_ctx).min(1024);
+        let mut scratch = Scratch::new(&model.config, n_batch)?;
+        set_frequencies(model, &mut scratch, n_ctx);
+        let mut tokens = zeroed(n_ctx)?;
+        tokens.clear();
+        Ok(Session {
+            model,
+            exec: Exec {
+                level: options.level,
+                pool,
+                exact: options.exact,
+            },
+            kv: KvCache::new(&model.config, options.kv_type, n_ctx)?,
+            scratch,
+            tokens,
+            n_ctx,
+            n_batch,
+        })
+    }
+
+    /// Bytes that [`Session::new`] would allocate; `None` where the options do not fit the model.
+    pub fn memory(config: &Config, options: &SessionOptions) -> Option<Memory> {
+        let n_batch = options.n_batch.min(options.n_ctx).min(1024);
+        Some(Memory {
+            kv_cache: KvCache::n_bytes(config, options.kv_type, options.n_ctx)?,
+            scratch: Scratch::n_bytes(config, n_batch)
+                .checked_add(options.n_ctx.checked_mul(4)?)?,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model<'a> {
+        self.model
+    }
+
+    /// The tokens evaluated so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Positions of the context.
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
+    }
+
+    /// Forgets all tokens but the first `n`.
+    pub fn truncate(&mut self, n: usize) {
+        self.tokens.truncate(n);
+    }
+
+    /// Evaluates one token and returns the logits for the next, `[n_vocab]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::eval`].
+    pub fn step(&mut self, token: u32) -> Result<&mut [f32], SessionError> {
+        self.eval(&[token])
+    }
+
+    /// Evaluates tokens after those seen so far and returns the logits for the token that follows
+    /// the last, `[n_vocab]`; the caller may spoil them. On an error nothing was evaluated.
+    ///
+    /// # Errors
+    ///
+    /// No tokens, an id outside the vocabulary, or a full context.
+    pub fn eval(&mut self, tokens: &[u32]) -> Result<&mut [f32], SessionError> {
+        self.check(tokens)?;
+        let mut last = 0;
+        for batch in tokens.chunks(self.n_batch) {
+            self.forward(batch);
+            last = batch.len() - 1;
+        }
+        let s = &mut self.scratch;
+        let mut out = core::mem::take(&mut s.logits);
+        logits(&self.exec, self.model, s, last..last + 1, &mut out);
+        s.logits = out;
+        Ok(&mut s.logits)
+    }
+
+    /// Evaluates tokens as [`Session::eval`] does, giving the logits after each to `each`, with
+    /// the token's index in `tokens`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::eval`], and if there is no memory for some rows of logits.
+    pub fn eval_all(
+        &mut self,
+        tokens: &[u32],
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), SessionError> {
+        self.check(tokens)?;
+        let n_vocab = self.model.config.n_vocab;
+        let mut rows = zeroed(LOGIT_ROWS.min(tokens.len()) * n_vocab)?;
+        let mut done = 0;
+        for batch in tokens.chunks(self.n_batch) {
+            self.forward(batch);
+            for start in (0..batch.len()).step_by(LOGIT_ROWS) {
+                let range = start..batch.len().min(start + LOGIT_ROWS);
+                let rows = &mut rows[..range.len() * n_vocab];
+                logits(&self.exec, self.model, &mut self.scratch, range, rows);
+                for row in rows.chunks_exact(n_vocab) {
+                    each(done, row);
+                    done += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), SessionError> {
+        let n_vocab = self.model.config.n_vocab;
+        if tokens.is_empty() {
+            return Err(SessionError::Empty);
+        }
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= n_vocab) {
+            return Err(SessionError::Token { id: *id, n_vocab });
+        }
+        if tokens.len() > self.n_ctx - self.tokens.len() {
+            return Err(SessionError::ContextFull {
+                n_ctx: self.n_ctx,
+                n_past: self.tokens.len(),
+                n_new: tokens.len(),
+            });
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, batch: &[u32]) {
+        let first = self.tokens.len();
+        forward(
+            &self.exec,
+            self.model,
+            &mut self.scratch,
+            &mut self.kv,
+            batch,
+            first,
+        );
+        self.tokens.extend_from_slice(batch);
+    }
+}

