@@ -1,5 +1,6 @@
 //! Text to ids.
 
+use std::boxed::Box;
 use std::collections::HashMap;
 use std::string::{String, ToString};
 use std::sync::OnceLock;
@@ -123,8 +124,8 @@ struct Encoder<'a> {
 }
 
 enum EncoderModel<'a> {
-    SentencePiece(SentencePiece<'a>),
-    ByteLevel(ByteLevel),
+    SentencePiece(Box<SentencePiece<'a>>),
+    ByteLevel(Box<ByteLevel>),
 }
 
 impl<'a> Encoder<'a> {
@@ -141,9 +142,11 @@ impl<'a> Encoder<'a> {
         }
         let model = match vocab.model() {
             VocabModel::SentencePiece => {
-                EncoderModel::SentencePiece(SentencePiece::new(vocab, by_text)?)
+                EncoderModel::SentencePiece(Box::new(SentencePiece::new(vocab, by_text)?))
             }
-            VocabModel::ByteLevel => EncoderModel::ByteLevel(ByteLevel::new(vocab, &by_text)?),
+            VocabModel::ByteLevel => {
+                EncoderModel::ByteLevel(Box::new(ByteLevel::new(vocab, &by_text)?))
+            }
         };
         Ok(Encoder {
             specials: Specials::new(vocab)?,

@@ -112,6 +112,7 @@ pub struct Vocab<'a> {
     add_bos: bool,
     add_eos: bool,
     add_space_prefix: bool,
+    #[cfg_attr(not(feature = "std"), allow(dead_code))] // as below
     strip_after_special: bool,
     pre: &'a str,
     // Only `Tokenizer` reads these; checked here so that opening a file reports what is wrong.

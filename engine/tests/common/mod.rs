@@ -7,7 +7,7 @@ use tandem_engine::{Model, Session, SessionOptions, ThreadPool};
 use tandem_formats::GgufFiles;
 
 /// A path inside `../shared`, or `None`, said so, where that is not laid out beside the repository.
-pub fn shared(path: &str) -> Option<PathBuf> {
+pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../shared")
         .join(path);
@@ -19,18 +19,18 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 }
 
 /// The token ids of a peer's model.
-pub fn tokens(name: &str) -> Vec<u32> {
+pub(crate) fn tokens(name: &str) -> Vec<u32> {
     let path = shared(&format!("peer/logits/{name}.tokens.json")).unwrap();
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-pub fn read_npy(path: &Path) -> Vec<f32> {
+pub(crate) fn read_npy(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).unwrap();
     NpyFile::new(&bytes[..]).unwrap().into_vec().unwrap()
 }
 
 /// The logits after each of `tokens`.
-pub fn eval_all(path: &Path, tokens: &[u32], change: impl FnOnce(&mut SessionOptions)) -> Vec<f32> {
+pub(crate) fn eval_all(path: &Path, tokens: &[u32], change: impl FnOnce(&mut SessionOptions)) -> Vec<f32> {
     let files = GgufFiles::open(path).unwrap();
     let gguf = files.parse().unwrap();
     let model = Model::load(&gguf).unwrap();
@@ -46,7 +46,7 @@ pub fn eval_all(path: &Path, tokens: &[u32], change: impl FnOnce(&mut SessionOpt
 }
 
 /// `|a - b| / |b|`.
-pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let square = |x: f32| f64::from(x) * f64::from(x);
     let difference: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
@@ -55,7 +55,7 @@ pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
 
 /// Mean Kullback-Leibler divergence of the distributions that rows of `n_vocab` logits stand for,
 /// of `a` from the truth `b`, and the share of rows with the same largest logit.
-pub fn divergence(a: &[f32], b: &[f32], n_vocab: usize) -> (f64, f64) {
+pub(crate) fn divergence(a: &[f32], b: &[f32], n_vocab: usize) -> (f64, f64) {
     assert_eq!(a.len(), b.len());
     let log_p = |x: &[f32]| {
         let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
