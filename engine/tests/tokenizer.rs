@@ -387,7 +387,7 @@ fn arrays_missing_of_wrong_type_or_length() {
     spm_tokens(&mut w, &[]);
     assert_eq!(error(&w), TokenizerError::NoTokens);
     let mut w = spm();
-    w.add_strings("tokenizer.ggml.tokens", &["a", "b"]).unwrap();
+    w.add_strings("tokenizer.ggml.tokens", ["a", "b"]).unwrap();
     assert!(matches!(error(&w), TokenizerError::MissingKey { .. }));
     w.add_array("tokenizer.ggml.scores", &[0.0f32]).unwrap();
     assert!(matches!(
@@ -399,8 +399,8 @@ fn arrays_missing_of_wrong_type_or_length() {
         }
     ));
     let mut w = spm();
-    w.add_strings("tokenizer.ggml.tokens", &["a", "b"]).unwrap();
-    w.add_strings("tokenizer.ggml.scores", &["0", "1"]).unwrap();
+    w.add_strings("tokenizer.ggml.tokens", ["a", "b"]).unwrap();
+    w.add_strings("tokenizer.ggml.scores", ["0", "1"]).unwrap();
     assert!(matches!(error(&w), TokenizerError::ElementType { .. }));
     let mut w = bpe(&["a"], &[]);
     w.add_array("tokenizer.ggml.token_type", &[1.0f32]).unwrap();
@@ -410,7 +410,7 @@ fn arrays_missing_of_wrong_type_or_length() {
     assert_eq!(error(&w), TokenizerError::UnknownKind { id: 0, found: 7 });
     let mut w = Writer::new();
     w.add("tokenizer.ggml.model", Value::Str("gpt2")).unwrap();
-    w.add_strings("tokenizer.ggml.tokens", &["a"]).unwrap();
+    w.add_strings("tokenizer.ggml.tokens", ["a"]).unwrap();
     assert!(matches!(error(&w), TokenizerError::MissingKey { .. }));
     w.add_array("tokenizer.ggml.merges", &[true]).unwrap();
     assert!(matches!(error(&w), TokenizerError::ElementType { .. }));
@@ -477,8 +477,8 @@ fn merges_that_fit_nothing() {
     }
     let mut w = Writer::new();
     w.add("tokenizer.ggml.model", Value::Str("gpt2")).unwrap();
-    w.add_strings("tokenizer.ggml.tokens", &[b"\xFF"]).unwrap();
-    w.add_strings("tokenizer.ggml.merges", &[""; 0]).unwrap();
+    w.add_strings("tokenizer.ggml.tokens", [b"\xFF"]).unwrap();
+    w.add_strings("tokenizer.ggml.merges", [""; 0]).unwrap();
     assert_eq!(error(&w), TokenizerError::TokenUtf8 { id: 0 });
     // Of a merge given twice, the first rank counts.
     let w = bpe(&["a", "b", "c", "ab", "bc"], &["a b", "b c", "a b"]);

@@ -1,6 +1,7 @@
 //! `tandem`: the command of the Tandem inference engine. One file a subcommand.
 
 mod args;
+mod bench;
 mod chat;
 mod demo;
 mod inspect;
@@ -11,6 +12,7 @@ mod progress;
 mod prompt;
 mod quantize;
 mod run;
+mod synth;
 mod tokenize;
 
 use std::io;
@@ -44,6 +46,10 @@ enum Command {
     Inspect(inspect::Args),
     /// Store a model's weights in another type
     Quantize(quantize::Args),
+    /// Write a model of random weights, for timing
+    Synth(synth::Args),
+    /// Measure how fast a model runs
+    Bench(bench::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
 }
@@ -58,6 +64,8 @@ fn main() -> ExitCode {
         Command::Detokenize(args) => tokenize::detokenize(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Quantize(args) => quantize::quantize(&args),
+        Command::Synth(args) => synth::synth(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
     };
     match result {

@@ -31,7 +31,7 @@ pub(crate) struct Args {
 
 /// What to store matrices as.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Target {
+pub(crate) struct Target {
     dtype: DType,
     mix: Mix,
 }
@@ -73,7 +73,7 @@ const TARGETS: [(&str, DType, Mix, u32); 24] = [
     ("TQ2_0", DType::TQ2_0, Mix::Plain, 37),
 ];
 
-fn parse_target(name: &str) -> Result<Target, String> {
+pub(crate) fn parse_target(name: &str) -> Result<Target, String> {
     let found = TARGETS.iter().find(|(n, ..)| n.eq_ignore_ascii_case(name));
     let (_, dtype, mix, _) = found.ok_or_else(|| {
         let names: Vec<_> = TARGETS.iter().map(|(n, ..)| *n).collect();
@@ -86,7 +86,8 @@ fn parse_target(name: &str) -> Result<Target, String> {
 }
 
 impl Target {
-    fn file_type(self) -> u32 {
+    /// The number in `general.file_type`.
+    pub(crate) fn file_type(self) -> u32 {
         let found = TARGETS
             .iter()
             .find(|(_, dtype, mix, _)| (*dtype, *mix) == (self.dtype, self.mix));
@@ -196,14 +197,14 @@ fn convert(t: &Tensor<'_>, dtype: DType, mut write: impl FnMut(&[u8]) -> Result<
 }
 
 /// Decides each tensor's type.
-struct Plan {
-    target: Target,
-    pure: bool,
-    n_layer: usize,
+pub(crate) struct Plan {
+    pub target: Target,
+    pub pure: bool,
+    pub n_layer: usize,
     /// Whether the embeddings are the output matrix, too.
-    tied: bool,
+    pub tied: bool,
     /// Whether at least four query heads share a KV head.
-    few_kv_heads: bool,
+    pub few_kv_heads: bool,
 }
 
 impl Plan {
@@ -230,21 +231,27 @@ impl Plan {
         if !is_matrix || !is_weight {
             return Ok(t.dtype);
         }
-        let wanted = if self.pure {
-            self.target.dtype
-        } else {
-            self.mixed(t.name)
-        };
-        let fits = |dtype: &DType| t.n_cols().is_multiple_of(dtype.block_len());
-        match [wanted, smaller_block(wanted)].into_iter().find(fits) {
-            Some(dtype) if dtype == wanted || !self.pure => Ok(dtype),
-            None if !self.pure => Ok(DType::F16),
-            _ => bail!(
+        self.matrix_type(t.name, t.n_cols()).ok_or_else(|| {
+            let wanted = self.target.dtype;
+            anyhow!(
                 "tensor {}: rows of {} elements are no whole number of {wanted} blocks",
                 t.name,
                 t.n_cols()
-            ),
+            )
+        })
+    }
+
+    /// The type of a matrix with rows of `n_cols`; `None` where only another one would fit and
+    /// that is not allowed.
+    pub(crate) fn matrix_type(&self, name: &str, n_cols: usize) -> Option<DType> {
+        let fits = |dtype: &DType| n_cols.is_multiple_of(dtype.block_len());
+        if self.pure {
+            return Some(self.target.dtype).filter(fits);
         }
+        let wanted = self.mixed(name);
+        [wanted, smaller_block(wanted), DType::F16]
+            .into_iter()
+            .find(fits)
     }
 
     /// The mix's type for a matrix.

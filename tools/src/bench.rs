@@ -1,0 +1,264 @@
+//! `tandem bench`: how fast a model runs.
+
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use serde::Serialize;
+use tandem_engine::{Model, Pool, Session, SessionOptions};
+
+use crate::args::SessionArgs;
+use crate::open;
+
+/// Measure prefill and decode speed as llama-bench does (`pp`, `tg` rows), and the memory's read
+/// bandwidth beside them, which is decode's limit.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The models
+    #[arg(long, short, value_name = "FILE", required = true)]
+    model: Vec<PathBuf>,
+    /// Tokens of the prompt; 0 leaves prefill out
+    #[arg(long, short = 'p', value_name = "N", default_value_t = 256)]
+    prompt_tokens: usize,
+    /// Tokens to generate; 0 leaves decode out
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 64)]
+    gen_tokens: usize,
+    /// Tokens that are in the context already
+    #[arg(long, short, value_name = "N", default_value_t = 0)]
+    depth: usize,
+    /// Runs that count, after one that does not
+    #[arg(long, short, value_name = "N", default_value = "5")]
+    repeat: NonZeroUsize,
+    /// How to print
+    #[arg(long, short, value_enum, default_value_t = Output::Md)]
+    output: Output,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Output {
+    Md,
+    Json,
+    Csv,
+}
+
+/// One row of the table.
+#[derive(Serialize)]
+struct Row {
+    model: String,
+    size_bytes: u64,
+    level: &'static str,
+    threads: usize,
+    test: String,
+    tokens_per_second: f64,
+    deviation: f64,
+    /// Median of the repetitions, which noise moves less than the mean.
+    median: f64,
+    /// Read bandwidth measured between the runs, GB/s.
+    bandwidth: f64,
+    /// Decode: the share of that bandwidth at which weights were read.
+    bandwidth_share: Option<f64>,
+}
+
+pub(crate) fn bench(args: &Args) -> Result<()> {
+    ensure!(
+        args.prompt_tokens + args.gen_tokens > 0,
+        "there is nothing to measure"
+    );
+    let pool = args.session.pool();
+    let mut rows = Vec::new();
+    for path in &args.model {
+        let files = open::files(path)?;
+        let gguf = files.parse()?;
+        let model = open::model(path, &gguf)?;
+        let name = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        measure(args, &model, &pool, |row| {
+            rows.push(Row {
+                model: name.clone(),
+                size_bytes: files.n_bytes(),
+                ..row
+            });
+        })?;
+    }
+    print(args.output, &rows)
+}
+
+fn measure(
+    args: &Args,
+    model: &Model<'_>,
+    pool: &dyn Pool,
+    mut add: impl FnMut(Row),
+) -> Result<()> {
+    let n_ctx = args.depth + args.prompt_tokens.max(args.gen_tokens).max(1);
+    let options = SessionOptions {
+        n_ctx: args.session.ctx.map_or(n_ctx, NonZeroUsize::get),
+        ..args.session.options(model)
+    };
+    let mut session = Session::new(model, pool, options)?;
+    // Any ids do; they are spread over the vocabulary so that different embeddings are read.
+    let n_vocab = model.config.n_vocab;
+    let ids: Vec<u32> = (0..n_ctx).map(|i| (i * 7919 % n_vocab) as u32).collect();
+    if args.depth > 0 {
+        session.eval(&ids[..args.depth])?;
+    }
+    let mut memory = ReadBandwidth::new();
+    for (kind, n) in [("pp", args.prompt_tokens), ("tg", args.gen_tokens)] {
+        if n == 0 {
+            continue;
+        }
+        let (mut speeds, mut bandwidths) = (Vec::new(), Vec::new());
+        for run in 0..=args.repeat.get() {
+            session.truncate(args.depth);
+            let start = Instant::now();
+            match kind {
+                "pp" => drop(session.eval(&ids[..n])?),
+                _ => ids[..n]
+                    .iter()
+                    .try_for_each(|id| session.step(*id).map(|_| ()))?,
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            let bandwidth = memory.measure(pool);
+            if run > 0 {
+                speeds.push(n as f64 / seconds);
+                bandwidths.push(bandwidth);
+            }
+        }
+        let (mean, deviation) = mean_and_deviation(&speeds);
+        let bandwidth = median(&mut bandwidths);
+        let median = median(&mut speeds);
+        let depth = if args.depth > 0 {
+            format!("@d{}", args.depth)
+        } else {
+            String::new()
+        };
+        add(Row {
+            model: String::new(),
+            size_bytes: 0,
+            level: options.level.name(),
+            threads: pool.n_threads(),
+            test: format!("{kind}{n}{depth}"),
+            tokens_per_second: mean,
+            deviation,
+            median,
+            bandwidth: bandwidth / 1e9,
+            bandwidth_share: (kind == "tg")
+                .then(|| median * model.bytes_per_token() as f64 / bandwidth),
+        });
+    }
+    Ok(())
+}
+
+fn mean_and_deviation(x: &[f64]) -> (f64, f64) {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    let squares: f64 = x.iter().map(|x| (x - mean) * (x - mean)).sum();
+    (mean, (squares / (n - 1.0).max(1.0)).sqrt())
+}
+
+fn median(x: &mut [f64]) -> f64 {
+    x.sort_by(f64::total_cmp);
+    x[x.len() / 2]
+}
+
+/// A buffer larger than caches as a rule are, read through by all threads.
+struct ReadBandwidth {
+    buffer: Vec<u64>,
+}
+
+impl ReadBandwidth {
+    const N_BYTES: usize = 1 << 29;
+    const TASK_WORDS: usize = 1 << 17;
+
+    fn new() -> ReadBandwidth {
+        // Not zeros: pages of zeros may all be one.
+        ReadBandwidth {
+            buffer: (0..Self::N_BYTES as u64 / 8).collect(),
+        }
+    }
+
+    /// Bytes a second.
+    fn measure(&mut self, pool: &dyn Pool) -> f64 {
+        let start = Instant::now();
+        let tasks = self.buffer.chunks(Self::TASK_WORDS);
+        pool.run(tasks.len(), &|i| {
+            let words = &self.buffer[i * Self::TASK_WORDS..][..Self::TASK_WORDS];
+            // Independent sums, so that the additions do not wait for each other.
+            let mut sums = [0_u64; 32];
+            for words in words.chunks_exact(32) {
+                sums.iter_mut()
+                    .zip(words)
+                    .for_each(|(s, w)| *s = s.wrapping_add(*w));
+            }
+            std::hint::black_box(sums);
+        });
+        Self::N_BYTES as f64 / start.elapsed().as_secs_f64()
+    }
+}
+
+fn print(output: Output, rows: &[Row]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let share = |row: &Row, digits: usize| {
+        row.bandwidth_share
+            .map_or(String::new(), |s| format!("{s:.digits$}"))
+    };
+    match output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut out, rows)?;
+            writeln!(out)?;
+        }
+        Output::Csv => {
+            writeln!(
+                out,
+                "model,size_bytes,level,threads,test,tokens_per_second,deviation,median,bandwidth,bandwidth_share"
+            )?;
+            for r in rows {
+                let model = r.model.replace('"', "\"\"");
+                writeln!(
+                    out,
+                    "\"{model}\",{},{},{},{},{:.3},{:.3},{:.3},{:.3},{}",
+                    r.size_bytes,
+                    r.level,
+                    r.threads,
+                    r.test,
+                    r.tokens_per_second,
+                    r.deviation,
+                    r.median,
+                    r.bandwidth,
+                    share(r, 4)
+                )?;
+            }
+        }
+        Output::Md => {
+            writeln!(
+                out,
+                "| model | size | level | threads | test | tokens/s | median | read GB/s | share |"
+            )?;
+            writeln!(out, "|---|---:|---|---:|---|---:|---:|---:|---:|")?;
+            for r in rows {
+                writeln!(
+                    out,
+                    "| {} | {:.2} GB | {} | {} | {} | {:.2} +- {:.2} | {:.2} | {:.1} | {} |",
+                    r.model.replace('|', "\\|"),
+                    r.size_bytes as f64 / 1e9,
+                    r.level,
+                    r.threads,
+                    r.test,
+                    r.tokens_per_second,
+                    r.deviation,
+                    r.median,
+                    r.bandwidth,
+                    share(r, 3)
+                )?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,390 @@
+//! `tandem synth`: models of random weights at real models' shapes, for timing.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use clap::ValueEnum;
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
+use rayon::prelude::*;
+use tandem_engine::DType;
+use tandem_formats::{Value, Writer, write_atomically};
+use tandem_kernels::quant;
+
+use crate::progress::Progress;
+use crate::quantize::{Target, parse_target};
+
+/// Write a model of random weights at a real model's shapes, with a vocabulary of the real size:
+/// as fast and as large as the real one, where that cannot be had. What it generates is noise. The
+/// same shape, type and seed give the same file.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where to write
+    output: PathBuf,
+    /// Whose shapes
+    #[arg(long, value_enum)]
+    shape: ShapeName,
+    /// Type of the matrices; as for `tandem quantize`
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_target)]
+    target: Target,
+    /// Seed of the random numbers
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum ShapeName {
+    #[value(name = "llama3.2-1b")]
+    Llama32_1b,
+    #[value(name = "llama3.2-3b")]
+    Llama32_3b,
+    #[value(name = "llama3.1-8b")]
+    Llama31_8b,
+    #[value(name = "qwen2.5-0.5b")]
+    Qwen25_05b,
+    #[value(name = "qwen2.5-1.5b")]
+    Qwen25_15b,
+    #[value(name = "smollm2-135m")]
+    SmolLm2_135m,
+    #[value(name = "smollm2-360m")]
+    SmolLm2_360m,
+    #[value(name = "tinyllama-1.1b")]
+    TinyLlama11b,
+}
+
+/// A model's dimensions.
+struct Shape {
+    arch: &'static str,
+    n_vocab: usize,
+    n_embd: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_head_kv: usize,
+    head_dim: usize,
+    n_ff: usize,
+    n_ctx: u32,
+    rope_base: f32,
+    /// Whether the output matrix is the embeddings.
+    tied: bool,
+}
+
+impl ShapeName {
+    /// The dimensions, from the models' published configurations.
+    fn shape(self) -> Shape {
+        let llama = |n_embd, n_layer, n_head, n_head_kv, n_ff| Shape {
+            arch: "llama",
+            n_vocab: 128_256,
+            n_embd,
+            n_layer,
+            n_head,
+            n_head_kv,
+            head_dim: n_embd / n_head,
+            n_ff,
+            n_ctx: 131_072,
+            rope_base: 500_000.0,
+            tied: true,
+        };
+        match self {
+            ShapeName::Llama32_1b => llama(2048, 16, 32, 8, 8192),
+            ShapeName::Llama32_3b => llama(3072, 28, 24, 8, 8192),
+            ShapeName::Llama31_8b => Shape {
+                tied: false,
+                ..llama(4096, 32, 32, 8, 14_336)
+            },
+            ShapeName::Qwen25_05b => Shape {
+                arch: "qwen2",
+                n_vocab: 151_936,
+                n_ctx: 32_768,
+                rope_base: 1e6,
+                ..llama(896, 24, 14, 2, 4864)
+            },
+            ShapeName::Qwen25_15b => Shape {
+                arch: "qwen2",
+                n_vocab: 151_936,
+                n_ctx: 32_768,
+                rope_base: 1e6,
+                ..llama(1536, 28, 12, 2, 8960)
+            },
+            ShapeName::SmolLm2_135m => Shape {
+                n_vocab: 49_152,
+                n_ctx: 8192,
+                rope_base: 1e5,
+                ..llama(576, 30, 9, 3, 1536)
+            },
+            ShapeName::SmolLm2_360m => Shape {
+                n_vocab: 49_152,
+                n_ctx: 8192,
+                rope_base: 1e5,
+                ..llama(960, 32, 15, 5, 2560)
+            },
+            ShapeName::TinyLlama11b => Shape {
+                n_vocab: 32_000,
+                n_ctx: 2048,
+                rope_base: 1e4,
+                tied: false,
+                ..llama(2048, 22, 32, 4, 5632)
+            },
+        }
+    }
+}
+
+/// One tensor to be written; its values are normal with this deviation, or all 1.
+struct Planned {
+    name: String,
+    shape: Vec<usize>,
+    dtype: DType,
+    deviation: Option<f32>,
+}
+
+pub(crate) fn synth(args: &Args) -> Result<()> {
+    let shape = args.shape.shape();
+    let mut writer = Writer::new();
+    metadata(&mut writer, &shape, args.target)?;
+    let tensors = plan(&shape, args.target)?;
+    for t in &tensors {
+        writer.add_tensor(&t.name, &t.shape, t.dtype)?;
+    }
+    let n_elements: usize = tensors
+        .iter()
+        .map(|t| t.shape.iter().product::<usize>())
+        .sum();
+    let progress = Progress::new(n_elements as u64, "writing");
+    write_atomically(&args.output, |file| -> Result<()> {
+        let mut data = writer.start(file)?;
+        for (i, t) in tensors.iter().enumerate() {
+            let seed = args.seed.wrapping_mul(1 << 20).wrapping_add(i as u64);
+            random(t, seed, |bytes| Ok(data.write(&t.name, bytes)?))?;
+            progress.add(t.shape.iter().product::<usize>() as u64);
+        }
+        data.finish()?;
+        Ok(())
+    })
+    .with_context(|| format!("cannot write {}", args.output.display()))
+}
+
+fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
+    let mut tensors = Vec::new();
+    let mut matrix = |name: String, n_out: usize, n_in: usize| -> Result<()> {
+        let dtype = target.dtype_of(
+            &name,
+            n_in,
+            shape.n_layer,
+            shape.tied,
+            shape.n_head / shape.n_head_kv,
+        )?;
+        tensors.push(Planned {
+            name,
+            shape: vec![n_in, n_out],
+            dtype,
+            deviation: Some(1.0 / (n_in as f32).sqrt()),
+        });
+        Ok(())
+    };
+    let (n_q, n_kv) = (
+        shape.n_head * shape.head_dim,
+        shape.n_head_kv * shape.head_dim,
+    );
+    matrix("token_embd.weight".to_string(), shape.n_vocab, shape.n_embd)?;
+    if !shape.tied {
+        matrix("output.weight".to_string(), shape.n_vocab, shape.n_embd)?;
+    }
+    for i in 0..shape.n_layer {
+        for (name, n_out, n_in) in [
+            ("attn_q", n_q, shape.n_embd),
+            ("attn_k", n_kv, shape.n_embd),
+            ("attn_v", n_kv, shape.n_embd),
+            ("attn_output", shape.n_embd, n_q),
+            ("ffn_gate", shape.n_ff, shape.n_embd),
+            ("ffn_up", shape.n_ff, shape.n_embd),
+            ("ffn_down", shape.n_embd, shape.n_ff),
+        ] {
+            matrix(format!("blk.{i}.{name}.weight"), n_out, n_in)?;
+        }
+    }
+    let mut vector = |name: String, n: usize, deviation| {
+        tensors.push(Planned {
+            name,
+            shape: vec![n],
+            dtype: DType::F32,
+            deviation,
+        });
+    };
+    vector("output_norm.weight".to_string(), shape.n_embd, None);
+    for i in 0..shape.n_layer {
+        vector(format!("blk.{i}.attn_norm.weight"), shape.n_embd, None);
+        vector(format!("blk.{i}.ffn_norm.weight"), shape.n_embd, None);
+        if shape.arch == "qwen2" {
+            for (name, n) in [("attn_q", n_q), ("attn_k", n_kv), ("attn_v", n_kv)] {
+                vector(format!("blk.{i}.{name}.bias"), n, Some(0.1));
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<()> {
+    let count = |n: usize| Value::U32(n as u32);
+    w.add("general.architecture", Value::Str(shape.arch))?;
+    w.add("general.name", Value::Str("random weights"))?;
+    w.add("general.file_type", Value::U32(target.file_type()))?;
+    w.add("general.quantization_version", Value::U32(2))?;
+    for (key, value) in [
+        ("context_length", Value::U32(shape.n_ctx)),
+        ("embedding_length", count(shape.n_embd)),
+        ("block_count", count(shape.n_layer)),
+        ("feed_forward_length", count(shape.n_ff)),
+        ("attention.head_count", count(shape.n_head)),
+        ("attention.head_count_kv", count(shape.n_head_kv)),
+        ("attention.key_length", count(shape.head_dim)),
+        ("attention.value_length", count(shape.head_dim)),
+        ("attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
+        ("rope.freq_base", Value::F32(shape.rope_base)),
+        ("rope.dimension_count", count(shape.head_dim)),
+        ("vocab_size", count(shape.n_vocab)),
+    ] {
+        w.add(&format!("{}.{key}", shape.arch), value)?;
+    }
+    let (tokens, merges) = vocabulary(shape.n_vocab);
+    w.add("tokenizer.ggml.model", Value::Str("gpt2"))?;
+    w.add("tokenizer.ggml.pre", Value::Str("gpt-2"))?;
+    let mut kinds = vec![1_i32; shape.n_vocab]; // normal
+    if let Some(last) = kinds.last_mut() {
+        *last = 3; // control
+    }
+    w.add_array("tokenizer.ggml.token_type", &kinds)?;
+    w.add_strings("tokenizer.ggml.tokens", &tokens)?;
+    w.add_strings("tokenizer.ggml.merges", &merges)?;
+    w.add("tokenizer.ggml.eos_token_id", count(shape.n_vocab - 1))?;
+    w.add("tokenizer.ggml.bos_token_id", count(shape.n_vocab - 1))?;
+    Ok(())
+}
+
+/// A byte-level BPE vocabulary of any size: the 256 bytes, then pairs of them, then triples.
+fn vocabulary(n_vocab: usize) -> (Vec<String>, Vec<String>) {
+    // GPT-2 writes bytes that are no visible character as characters from 256 up.
+    let is_visible = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let visible = (0..256).filter(|b| is_visible(*b));
+    let n_hidden = (0..256).filter(|b| !is_visible(*b)).count() as u32;
+    let bytes: Vec<char> = visible
+        .chain(256..256 + n_hidden)
+        .filter_map(char::from_u32)
+        .collect();
+    let mut tokens: Vec<String> = bytes.iter().map(char::to_string).collect();
+    let mut merges = Vec::new();
+    let mut first = 0;
+    while tokens.len() + 1 < n_vocab {
+        let left = tokens[first].clone();
+        first += 1;
+        for right in bytes.iter().take(n_vocab - 1 - tokens.len()) {
+            merges.push(format!("{left} {right}"));
+            tokens.push(format!("{left}{right}"));
+        }
+    }
+    tokens.truncate(n_vocab - 1);
+    tokens.push("<|end|>".to_string());
+    (tokens, merges)
+}
+
+/// Blocks that are encoded for a tensor; its others are picked from them at random, as encoding
+/// every one would take minutes for a large model.
+const POOL_BLOCKS: usize = 4096;
+/// Elements made at once.
+const SLAB_LEN: usize = 1 << 24;
+
+/// Gives a tensor's bytes to `write`, piece by piece.
+fn random(t: &Planned, seed: u64, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let n_elements: usize = t.shape.iter().product();
+    let Some(deviation) = t.deviation else {
+        return write(&1.0_f32.to_le_bytes().repeat(n_elements));
+    };
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let block_len = t.dtype.block_len();
+    let n_bytes = t.dtype.block_bytes();
+    let values: Vec<f32> = (0..POOL_BLOCKS * block_len)
+        .map(|_| normal(&mut rng) * deviation)
+        .collect();
+    let mut pool = vec![0; POOL_BLOCKS * n_bytes];
+    quant::quantize(t.dtype, &values, &mut pool);
+    let n_blocks = n_elements / block_len;
+    ensure!(
+        n_blocks * block_len == n_elements,
+        "tensor {}: partial blocks",
+        t.name
+    );
+    let slab_blocks = SLAB_LEN / block_len;
+    let mut slab = Vec::new();
+    for start in (0..n_blocks).step_by(slab_blocks) {
+        slab.resize(slab_blocks.min(n_blocks - start) * n_bytes, 0);
+        // Each chunk has its own stream of numbers, so that the threads do not change the file.
+        slab.par_chunks_mut(4096 * n_bytes)
+            .enumerate()
+            .for_each(|(chunk, bytes)| {
+                let stream = seed ^ ((start + chunk * 4096) as u64) << 24;
+                let mut rng = Xoshiro256PlusPlus::seed_from_u64(stream);
+                for block in bytes.chunks_exact_mut(n_bytes) {
+                    let pick = rng.next_u64() as usize % POOL_BLOCKS;
+                    block.copy_from_slice(&pool[pick * n_bytes..][..n_bytes]);
+                }
+            });
+        write(&slab)?;
+    }
+    Ok(())
+}
+
+/// A normal number, by the sum of twelve uniform ones (Irwin-Hall), which is near enough here.
+fn normal(rng: &mut Xoshiro256PlusPlus) -> f32 {
+    let uniform = |bits: u64| (bits & 0xffff) as f32 / 65536.0;
+    let sum: f32 = (0..3)
+        .map(|_| rng.next_u64())
+        .flat_map(|x| [x, x >> 16, x >> 32, x >> 48])
+        .map(uniform)
+        .sum();
+    sum - 6.0
+}
+
+impl Target {
+    /// The type of a matrix with rows of `n_in` in a model that is not at hand.
+    fn dtype_of(
+        self,
+        name: &str,
+        n_in: usize,
+        n_layer: usize,
+        tied: bool,
+        group: usize,
+    ) -> Result<DType> {
+        let plan = crate::quantize::Plan {
+            target: self,
+            pure: false,
+            n_layer,
+            tied,
+            few_kv_heads: group >= 4,
+        };
+        plan.matrix_type(name, n_in)
+            .ok_or_else(|| anyhow!("tensor {name}: no type fits its rows"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vocabularies_are_of_the_size_asked_for_and_hold_no_token_twice() {
+        for n in [300, 49_152, 151_936] {
+            let (tokens, merges) = vocabulary(n);
+            assert_eq!(tokens.len(), n);
+            assert_eq!(merges.len(), n - 257);
+            let unique: std::collections::HashSet<_> = tokens.iter().collect();
+            assert_eq!(unique.len(), n);
+        }
+    }
+
+    #[test]
+    fn normal_numbers_have_the_deviation() {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
+        let x: Vec<f32> = (0..10_000).map(|_| normal(&mut rng)).collect();
+        let mean = x.iter().sum::<f32>() / 1e4;
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 1e4;
+        assert!(mean.abs() < 0.05 && (variance - 1.0).abs() < 0.05);
+    }
+}
