@@ -1,7 +1,7 @@
 //! File formats of the Tandem inference engine: [GGUF](gguf), the container of models.
 //!
 //! [`Gguf::parse`] reads a file from a byte slice, [`Writer`] writes one. With the feature `std`,
-//! [`file`] maps files into memory, joins the parts of split models and replaces files atomically;
+//! `file` maps files into memory, joins the parts of split models and replaces files atomically;
 //! without it the crate needs `alloc` only.
 //!
 //! Files are not trusted: every count, length, offset and product is checked before it is used,

@@ -16,7 +16,7 @@ const HEADER_BYTES: usize = 4 + 4 + 8 + 8;
 const VERSION: u32 = 3;
 
 /// Writes a GGUF file of version 3: first the metadata and the tensors' names and shapes are
-/// declared, then the data is streamed ([`Writer::start`], with the feature `std`) or put together
+/// declared, then the data is streamed (`Writer::start`, with the feature `std`) or put together
 /// in memory ([`Writer::to_vec`]).
 ///
 /// ```
