@@ -60,12 +60,17 @@ fn every_quantization_agrees_with_dequantized_weights() {
         assert!(kl <= 2e-3, "{name}: KL {kl}");
         // Rounding activations to int8 may turn the order of two tokens that are nearly as likely,
         // and of no others: the truth must have them nearer than the row's errors reach.
-        let rows = normal.chunks_exact(N_VOCAB).zip(expected.chunks_exact(N_VOCAB));
+        let rows = normal
+            .chunks_exact(N_VOCAB)
+            .zip(expected.chunks_exact(N_VOCAB));
         for (row, truth) in rows {
             let (found, wanted) = (argmax(row) as usize, argmax(truth) as usize);
             let rms = relative_error(row, truth) * norm(truth) / (N_VOCAB as f64).sqrt();
             let gap = f64::from(truth[wanted] - truth[found]);
-            assert!(gap <= 6.0 * rms, "{name}: a gap of {gap} turned by errors of {rms}");
+            assert!(
+                gap <= 6.0 * rms,
+                "{name}: a gap of {gap} turned by errors of {rms}"
+            );
         }
     }
 }

@@ -30,7 +30,11 @@ pub(crate) fn read_npy(path: &Path) -> Vec<f32> {
 }
 
 /// The logits after each of `tokens`.
-pub(crate) fn eval_all(path: &Path, tokens: &[u32], change: impl FnOnce(&mut SessionOptions)) -> Vec<f32> {
+pub(crate) fn eval_all(
+    path: &Path,
+    tokens: &[u32],
+    change: impl FnOnce(&mut SessionOptions),
+) -> Vec<f32> {
     let files = GgufFiles::open(path).unwrap();
     let gguf = files.parse().unwrap();
     let model = Model::load(&gguf).unwrap();
