@@ -41,9 +41,7 @@ pub struct KvHead<'a> {
 /// whole number of heads, a head longer than [`MAX_HEAD_DIM`].
 pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &mut TileMut<'_>) {
     assert!(kv.head_dim <= MAX_HEAD_DIM && y.n_cols().is_multiple_of(kv.head_dim));
-    match level {
-        Level::Scalar => {}
-    }
+    let _ = level;
     for t in 0..y.n_rows() {
         let end = kv.first + t + 1;
         let start = kv.window.map_or(0, |window| end.saturating_sub(window));

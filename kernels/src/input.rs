@@ -2,7 +2,7 @@
 
 /// Elements that share a scale in [`Q8Rows`].
 pub const Q8_BLOCK: usize = 32;
-/// Elements that share a sum in [`Q8Rows`]: the narrowest group of any weight format.
+/// Elements for each sum in [`Q8Rows`]: the narrowest group of any weight format.
 pub const Q8_GROUP: usize = 16;
 
 /// Input rows `x` `[n_tokens, n_cols]`.
@@ -17,15 +17,17 @@ pub enum Input<'a> {
 /// Rows rounded to int8: `x[i] = scale[i / 32] * q[i]`.
 ///
 /// One layout serves every weight format: a scale for each 32 elements, which is the block of the
-/// small formats and divides that of the large ones, and the sum of each 16 elements, with which
-/// a format's minimum (or the offset of its unsigned integers) is multiplied.
+/// small formats and divides that of the large ones, and sums, with which a format's minimum (or the
+/// offset of its unsigned integers) is multiplied: of the 32 elements, and of their second half
+/// for the formats whose minimum changes there.
 #[derive(Clone, Copy, Debug)]
 pub struct Q8Rows<'a> {
     /// Integers in -127..=127, `[n_tokens, n_cols]`.
     pub q: &'a [i8],
     /// Scales, `[n_tokens, n_cols / 32]`.
     pub scale: &'a [f32],
-    /// `scale * (sum of 16 integers)`, `[n_tokens, n_cols / 16]`.
+    /// For each block `scale` times the sum of its 32 integers, then that of the last 16,
+    /// `[n_tokens, n_cols / 32, 2]`.
     pub sum: &'a [f32],
 }
 
@@ -72,9 +74,9 @@ pub fn quantize_q8(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [f32]) 
         for (q, x) in q.iter_mut().zip(x) {
             *q = libm::rintf(x * inverse) as i8;
         }
-        for (sum, q) in sum.iter_mut().zip(q.chunks_exact(Q8_GROUP)) {
-            *sum = *scale * q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
-        }
+        let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
+        sum[0] = *scale * total(q);
+        sum[1] = *scale * total(&q[Q8_GROUP..]);
     }
 }
 
@@ -97,6 +99,8 @@ mod tests {
         assert_eq!(q[..32].iter().map(|q| q.unsigned_abs()).max(), Some(127));
         let expected = scale[1] * q[48..].iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
         assert_eq!(sum[3], expected);
+        let expected = scale[1] * q[32..].iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
+        assert_eq!(sum[2], expected);
     }
 
     #[test]

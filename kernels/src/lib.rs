@@ -11,6 +11,8 @@
 
 mod activation;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod dtype;
 mod input;
 mod level;

@@ -2,6 +2,8 @@
 
 use core::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use crate::avx512;
 use crate::input::{Input, Q8_BLOCK, Q8Rows};
 use crate::quant::{self, GROUP_LEN, MAX_BLOCK_LEN, Unpacked};
 use crate::{Level, Matrix, TileMut};
@@ -22,11 +24,11 @@ pub fn matmul(
     let w = w.rows(rows);
     assert_eq!(y.n_cols(), w.n_rows());
     x.check(y.n_rows(), w.n_cols());
-    match level {
-        Level::Scalar => match x {
-            Input::F32(x) => matmul_f32(&w, x, y),
-            Input::Q8(x) => matmul_q8(&w, x, y),
-        },
+    match (level, x) {
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512(token), Input::Q8(x)) => avx512::matmul_q8(token, &w, x, y),
+        (_, Input::F32(x)) => matmul_f32(&w, x, y),
+        (_, Input::Q8(x)) => matmul_q8(&w, x, y),
     }
 }
 
@@ -68,13 +70,18 @@ fn matmul_q8(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
                     let i = start + g * GROUP_LEN;
                     let w_q = &block.q[g * GROUP_LEN..][..GROUP_LEN];
                     let x_q = &x.q[i..][..GROUP_LEN];
-                    let dot: i32 = w_q
+                    let products = w_q
                         .iter()
                         .zip(x_q)
-                        .map(|(w, x)| i32::from(*w) * i32::from(*x))
-                        .sum();
-                    acc += block.scale[g] * x.scale[i / Q8_BLOCK] * dot as f32;
-                    acc += block.min[g] * x.sum[i / GROUP_LEN];
+                        .map(|(w, x)| i32::from(*w) * i32::from(*x));
+                    acc += block.scale[g] * x.scale[i / Q8_BLOCK] * products.sum::<i32>() as f32;
+                    // The sums are of 32 elements and of the second 16 of these.
+                    let min = if g % 2 == 0 {
+                        block.min[g]
+                    } else {
+                        block.min[g] - block.min[g - 1]
+                    };
+                    acc += min * x.sum[i / GROUP_LEN];
                 }
                 y.row(t)[r] += acc;
             }

@@ -1,0 +1,196 @@
+//! Every level's matmul against the scalar one, for every format and awkward shapes.
+
+use tandem_kernels::{
+    DType, Input, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8Rows, TileMut, matmul, quant, quantize_q8,
+};
+
+/// Numbers between -1 and 1, the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        // Xorshift64* (Vigna, arXiv 1402.6246).
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n)
+            .map(|_| (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0)
+            .collect()
+    }
+
+    /// Blocks of a format: encoded where that can be done, else random bytes with finite scales.
+    fn weights(&mut self, dtype: DType, n: usize) -> Vec<u8> {
+        let n_bytes = dtype.row_bytes(n).unwrap();
+        if quant::can_encode(dtype) {
+            let mut bytes = vec![0; n_bytes];
+            quant::quantize(dtype, &self.floats(n), &mut bytes);
+            return bytes;
+        }
+        let mut bytes = vec![0; n_bytes];
+        let mut decoded = vec![0.0; dtype.block_len()];
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            loop {
+                block.fill_with(|| self.bits() as u8);
+                quant::dequantize(dtype, block, &mut decoded);
+                if decoded.iter().all(|w| w.abs() < 1e3) {
+                    break;
+                }
+            }
+        }
+        bytes
+    }
+}
+
+/// Input rounded to int8, `[n_tokens, n_cols]`.
+struct Rounded {
+    q: Vec<i8>,
+    scale: Vec<f32>,
+    sum: Vec<f32>,
+}
+
+impl Rounded {
+    fn new(x: &[f32]) -> Rounded {
+        let mut r = Rounded {
+            q: vec![0; x.len()],
+            scale: vec![0.0; x.len() / Q8_BLOCK],
+            sum: vec![0.0; x.len() / Q8_GROUP],
+        };
+        quantize_q8(x, &mut r.q, &mut r.scale, &mut r.sum);
+        r
+    }
+
+    fn input(&self) -> Input<'_> {
+        Input::Q8(Q8Rows {
+            q: &self.q,
+            scale: &self.scale,
+            sum: &self.sum,
+        })
+    }
+}
+
+fn run(level: Level, w: &Matrix<'_>, x: &Input<'_>, n_tokens: usize) -> Vec<f32> {
+    // What is not written shows.
+    let mut y = vec![f32::NAN; n_tokens * w.n_rows()];
+    if !y.is_empty() {
+        matmul(
+            level,
+            w,
+            0..w.n_rows(),
+            x,
+            &mut TileMut::new(&mut y, w.n_rows()),
+        );
+    }
+    y
+}
+
+fn check(dtype: DType, n_rows: usize, n_cols: usize, n_tokens: usize, x: &[f32], offset: usize) {
+    let mut random = Random(0x1234_5678_9abc_def1 + n_rows as u64);
+    // The weights begin at any address.
+    let bytes = [vec![0; offset], random.weights(dtype, n_rows * n_cols)].concat();
+    let w = Matrix::new(dtype, n_rows, n_cols, &bytes[offset..]).unwrap();
+    let rounded = dtype.is_quantized().then(|| Rounded::new(x));
+    let inputs = [Some(Input::F32(x)), rounded.as_ref().map(Rounded::input)];
+    let mut weights = vec![0.0; n_rows * n_cols];
+    quant::dequantize(dtype, &bytes[offset..], &mut weights);
+    for (kind, x_input) in inputs
+        .iter()
+        .enumerate()
+        .filter_map(|(i, x)| Some((i, x.as_ref()?)))
+    {
+        let truth = run(Level::Scalar, &w, x_input, n_tokens);
+        for level in Level::available() {
+            let y = run(level, &w, x_input, n_tokens);
+            for (i, (y, truth)) in y.iter().zip(&truth).enumerate() {
+                let (t, r) = (i / n_rows, i % n_rows);
+                let (w, x) = (&weights[r * n_cols..][..n_cols], &x[t * n_cols..][..n_cols]);
+                let size: f32 = w.iter().zip(x).map(|(w, x)| (w * x).abs()).sum();
+                let name = level.name();
+                assert!(
+                    (y - truth).abs() <= 1e-5 * size + 1e-30,
+                    "{dtype} {name} input {kind}, {n_rows} x {n_cols}, token {t} row {r}: {y} {truth}"
+                );
+            }
+        }
+    }
+}
+
+fn weight_types() -> impl Iterator<Item = DType> {
+    let plain = [DType::F32, DType::F16, DType::BF16];
+    DType::ALL
+        .into_iter()
+        .filter(move |t| t.is_quantized() || plain.contains(t))
+}
+
+#[test]
+fn every_level_agrees_with_scalar_for_every_format_and_shape() {
+    let names: Vec<_> = Level::available().map(Level::name).collect();
+    println!("levels: {names:?}");
+    let mut random = Random(99);
+    for dtype in weight_types() {
+        for (n_rows, n_cols, n_tokens) in [
+            (1, 256, 1),
+            (3, 512, 2),
+            (16, 256, 4),
+            (17, 768, 5),
+            (33, 512, 8),
+            (40, 256, 19),
+            (5, 0, 2),
+            (0, 256, 2),
+        ] {
+            check(
+                dtype,
+                n_rows,
+                n_cols,
+                n_tokens,
+                &random.floats(n_cols * n_tokens),
+                n_rows % 3,
+            );
+        }
+        // Formats with small blocks have rows that are no multiple of 256.
+        if dtype.block_len() <= 32 {
+            for (n_rows, n_cols, n_tokens) in [(2, 32, 1), (18, 96, 4), (19, 352, 9), (16, 896, 8)]
+            {
+                check(
+                    dtype,
+                    n_rows,
+                    n_cols,
+                    n_tokens,
+                    &random.floats(n_cols * n_tokens),
+                    1,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_inputs_do_not_overflow() {
+    for dtype in weight_types() {
+        for x in [1.0_f32, -1.0] {
+            // All integers are at the end of their range, with one sign.
+            check(dtype, 17, 512, 5, &vec![x * 127.0; 5 * 512], 0);
+            let alternating: Vec<_> = (0..5 * 512)
+                .map(|i| if i % 2 == 0 { x } else { -x })
+                .collect();
+            check(dtype, 17, 512, 5, &alternating, 0);
+        }
+    }
+}
+
+#[test]
+fn extreme_weights_do_not_overflow() {
+    // Q8_0 with every integer at -128, which no encoder writes but a file may hold.
+    let block = [[0x00, 0x3c].as_slice(), &[0x80; 32]].concat();
+    let bytes = block.repeat(17 * 8);
+    let w = Matrix::new(DType::Q8_0, 17, 256, &bytes).unwrap();
+    let x = Rounded::new(&vec![-127.0; 5 * 256]);
+    for level in Level::available() {
+        for y in run(level, &w, &x.input(), 5) {
+            assert_eq!(y, 128.0 * 127.0 * 256.0, "{}", level.name());
+        }
+    }
+}
