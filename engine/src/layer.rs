@@ -61,10 +61,17 @@ pub(crate) fn normalize(exec: &Exec<'_>, config: &Config, norm: &Norm, x: &[f32]
             let x = &x[i * TOKENS_PER_TASK * n_embd..];
             for (t, x) in x.chunks_exact(n_embd).take(y.n_rows()).enumerate() {
                 match config.norm {
-                    NormKind::Rms => rms_norm(x, &norm.weight, config.norm_eps, y.row(t)),
-                    NormKind::Layer => {
-                        layer_norm(x, &norm.weight, &norm.bias, config.norm_eps, y.row(t))
+                    NormKind::Rms => {
+                        rms_norm(exec.level, x, &norm.weight, config.norm_eps, y.row(t))
                     }
+                    NormKind::Layer => layer_norm(
+                        exec.level,
+                        x,
+                        &norm.weight,
+                        &norm.bias,
+                        config.norm_eps,
+                        y.row(t),
+                    ),
                 }
             }
         });
@@ -94,9 +101,9 @@ fn rotate(
                 );
                 for head in x.row(t).chunks_exact_mut(config.head_dim) {
                     if !norm.is_empty() {
-                        rms_norm_in_place(head, norm, config.norm_eps);
+                        rms_norm_in_place(exec.level, head, norm, config.norm_eps);
                     }
-                    rope(config.rope_style, head, cos, sin);
+                    rope(exec.level, config.rope_style, head, cos, sin);
                 }
             }
         });
@@ -142,7 +149,7 @@ fn add(exec: &Exec<'_>, config: &Config, norm: Option<&Norm>, x: &mut [f32], del
             let (mut x, mut delta) = (x.tile(i, 0), delta.tile(i, 0));
             for t in 0..x.n_rows() {
                 if let Some(norm) = norm {
-                    rms_norm_in_place(delta.row(t), &norm.weight, config.norm_eps);
+                    rms_norm_in_place(exec.level, delta.row(t), &norm.weight, config.norm_eps);
                 }
                 x.row(t)
                     .iter_mut()

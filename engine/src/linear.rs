@@ -100,7 +100,7 @@ impl Exec<'_> {
             self.rows(gate_w, x, i * task_rows, &mut y);
             self.rows(up_w, x, i * task_rows, &mut up);
             for t in 0..n_tokens {
-                gate(activation, y.row(t), up.row(t));
+                gate(self.level, activation, y.row(t), up.row(t));
             }
         });
     }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use tandem_kernels::softmax;
+use tandem_kernels::{Level, softmax};
 
 /// How tokens are picked. The default is greedy: every other filter is off.
 ///
@@ -69,6 +69,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     options: SamplerOptions,
+    level: Level,
     rng: Xoshiro256PlusPlus,
     recent: VecDeque<u32>,
     /// Tokens still in the running with their logits; the most likely first where it matters.
@@ -82,6 +83,7 @@ impl Sampler {
     pub fn new(options: SamplerOptions, n_vocab: usize) -> Sampler {
         Sampler {
             options,
+            level: Level::detect(),
             rng: Xoshiro256PlusPlus::seed_from_u64(options.seed),
             recent: VecDeque::with_capacity(options.penalty_window),
             candidates: Vec::with_capacity(n_vocab),
@@ -235,7 +237,7 @@ impl Sampler {
         self.p.clear();
         self.p
             .extend(self.candidates.iter().map(|(_, logit)| *logit));
-        softmax(&mut self.p);
+        softmax(self.level, &mut self.p);
     }
 }
 

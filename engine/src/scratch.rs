@@ -104,7 +104,7 @@ impl Activations {
                         (q.tile(i, 0), scale.tile(i, 0), sum.tile(i, 0));
                     let rows = x[i * TOKENS_PER_TASK * n_cols..].chunks_exact(n_cols);
                     for (t, x) in rows.take(TOKENS_PER_TASK).enumerate() {
-                        quantize_q8(x, q.row(t), scale.row(t), sum.row(t));
+                        quantize_q8(exec.level, x, q.row(t), scale.row(t), sum.row(t));
                     }
                 });
             Input::Q8(Q8Rows {

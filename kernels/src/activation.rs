@@ -1,5 +1,8 @@
 //! The gated feed-forward network's activation functions.
 
+use crate::lanes::exp;
+use crate::level::multilevel;
+
 /// The function applied to the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -11,32 +14,40 @@ pub enum Activation {
 
 impl Activation {
     /// The function at `x`.
+    #[inline(always)]
     pub fn apply(self, x: f32) -> f32 {
         match self {
-            Activation::Silu => x / (1.0 + libm::expf(-x)),
+            Activation::Silu => x / (1.0 + exp(-x)),
             Activation::GeluTanh => {
                 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-                0.5 * x * (1.0 + libm::tanhf(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
+                // 1 + tanh(z) = 2 / (1 + exp(-2 z))
+                let z = SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
+                x / (1.0 + exp(-2.0 * z))
             }
         }
     }
 }
 
-/// `gate[i] = activation(gate[i]) * up[i]`, both `[n]`.
-///
-/// # Panics
-///
-/// If the lengths differ.
-pub fn gate(activation: Activation, gate: &mut [f32], up: &[f32]) {
-    assert_eq!(gate.len(), up.len());
-    for (gate, up) in gate.iter_mut().zip(up) {
-        *gate = activation.apply(*gate) * up;
+multilevel! {
+    /// `gate[i] = activation(gate[i]) * up[i]`, both `[n]`.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    pub fn gate(level: Level, activation: Activation, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        let pairs = gate.iter_mut().zip(up);
+        match activation {
+            Activation::Silu => pairs.for_each(|(g, u)| *g = Activation::Silu.apply(*g) * u),
+            Activation::GeluTanh => pairs.for_each(|(g, u)| *g = Activation::GeluTanh.apply(*g) * u),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Level;
 
     #[test]
     fn known_values() {
@@ -48,7 +59,7 @@ mod tests {
             assert!(a.apply(-100.0).abs() < 1e-6);
         }
         let mut x = [1.0, 2.0];
-        gate(Activation::Silu, &mut x, &[2.0, 0.0]);
+        gate(Level::Scalar, Activation::Silu, &mut x, &[2.0, 0.0]);
         assert!((x[0] - 1.462_117).abs() < 1e-5 && x[1] == 0.0);
     }
 }

@@ -255,8 +255,10 @@ unsafe fn fill<F: Format>(panel: &mut Panel, rows: [*const u8; TILE_ROWS]) {
     }
     transpose(&mut scale);
     transpose(&mut min);
-    panel.scale = scale.map(|v| _mm512_castsi512_ps(v));
-    panel.min = min.map(|v| _mm512_castsi512_ps(v));
+    for g in 0..SUPER / Q8_GROUP {
+        panel.scale[g] = _mm512_castsi512_ps(scale[g]);
+        panel.min[g] = _mm512_castsi512_ps(min[g]);
+    }
 }
 
 /// Transposes 16 by 16 lanes of 32 bits.

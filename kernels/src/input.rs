@@ -1,5 +1,7 @@
 //! The input `x` of a matmul: float rows, or rows rounded to int8.
 
+use crate::level::multilevel;
+
 /// Elements that share a scale in [`Q8Rows`].
 pub const Q8_BLOCK: usize = 32;
 /// Elements for each sum in [`Q8Rows`]: the narrowest group of any weight format.
@@ -50,39 +52,43 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Rounds `x` `[n]` to int8: `q` `[n]`, `scale` `[n / 32]`, `sum` `[n / 16]`; see [`Q8Rows`].
-///
-/// The scale is the block's largest magnitude over 127, and rounding is to nearest, ties to even,
-/// so that every level gives the same integers. Values that are not finite make their block's
-/// scale infinite or NaN, and so the outputs, which is how a broken model shows.
-///
-/// # Panics
-///
-/// If `n` is no multiple of 32 or the buffers do not fit it.
-pub fn quantize_q8(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [f32]) {
-    assert!(x.len().is_multiple_of(Q8_BLOCK));
-    assert_eq!(q.len(), x.len());
-    assert_eq!(scale.len(), x.len() / Q8_BLOCK);
-    assert_eq!(sum.len(), x.len() / Q8_GROUP);
-    let blocks = x.chunks_exact(Q8_BLOCK).zip(q.chunks_exact_mut(Q8_BLOCK));
-    for (((x, q), scale), sum) in blocks.zip(scale).zip(sum.chunks_exact_mut(2)) {
-        // Magnitudes order as their bits do, with NaN above infinity, so that none is lost.
-        let amax = x.iter().map(|x| x.abs().to_bits()).max();
-        let amax = f32::from_bits(amax.unwrap_or(0));
-        *scale = amax / 127.0;
-        let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
-        for (q, x) in q.iter_mut().zip(x) {
-            *q = libm::rintf(x * inverse) as i8;
+multilevel! {
+    /// Rounds `x` `[n]` to int8: `q` `[n]`, `scale` `[n / 32]`, `sum` `[n / 16]`; see [`Q8Rows`].
+    ///
+    /// The scale is the block's largest magnitude over 127, and rounding is to nearest, ties to
+    /// even, so that every level gives the same integers. Values that are not finite make their
+    /// block's scale infinite or NaN, and so the outputs, which is how a broken model shows.
+    ///
+    /// # Panics
+    ///
+    /// If `n` is no multiple of 32 or the buffers do not fit it.
+    pub fn quantize_q8(level: Level, x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [f32]) {
+        let (x, []) = x.as_chunks::<Q8_BLOCK>() else {
+            panic!("{} elements are no whole number of blocks", x.len());
+        };
+        let (q, sum) = (q.as_chunks_mut::<Q8_BLOCK>().0, sum.as_chunks_mut::<2>().0);
+        assert!(q.len() == x.len() && scale.len() == x.len() && sum.len() == x.len());
+        for (((x, q), scale), sum) in x.iter().zip(q).zip(scale).zip(sum) {
+            // Magnitudes order as their bits do, with NaN above infinity, so that none is lost.
+            let amax = x.iter().fold(0, |amax, x| amax.max(x.abs().to_bits() as i32));
+            let amax = f32::from_bits(amax as u32);
+            *scale = amax / 127.0;
+            let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+            /// Adding it rounds to an integer, which then stands in the low bits.
+            const ROUND: f32 = 12_582_912.0;
+            for (q, x) in q.iter_mut().zip(x) {
+                *q = (x * inverse + ROUND).to_bits() as i8;
+            }
+            let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
+            *sum = [*scale * total(q), *scale * total(&q[Q8_GROUP..])];
         }
-        let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
-        sum[0] = *scale * total(q);
-        sum[1] = *scale * total(&q[Q8_GROUP..]);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Level;
 
     #[test]
     fn rounds_to_the_nearest_step() {
@@ -91,7 +97,7 @@ mod tests {
             *x = (i as f32 * 0.37).sin() * 3.0;
         }
         let (mut q, mut scale, mut sum) = ([0; 64], [f32::NAN; 2], [f32::NAN; 4]);
-        quantize_q8(&x, &mut q, &mut scale, &mut sum);
+        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum);
         for (i, x) in x.iter().enumerate() {
             let step = scale[i / 32];
             assert!((step * f32::from(q[i]) - x).abs() <= step * 0.5001);
@@ -108,7 +114,7 @@ mod tests {
         let mut x = [0.0_f32; 64];
         x[40] = f32::NAN;
         let (mut q, mut scale, mut sum) = ([1; 64], [f32::NAN; 2], [f32::NAN; 4]);
-        quantize_q8(&x, &mut q, &mut scale, &mut sum);
+        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum);
         assert_eq!((scale[0], sum[0], q[0]), (0.0, 0.0, 0));
         assert!(scale[1].is_nan());
     }

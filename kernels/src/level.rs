@@ -57,3 +57,32 @@ impl Level {
         }
     }
 }
+
+/// Compiles a function once for each level: plain Rust that the compiler vectorizes with what the
+/// level has. The results are the same to the bit, as it may neither reorder nor fuse operations.
+macro_rules! multilevel {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident($level:ident: Level $(, $arg:ident: $type:ty)* $(,)?) $body:block
+    ) => {
+        $(#[$meta])*
+        $vis fn $name($level: $crate::Level $(, $arg: $type)*) {
+            #[inline(always)]
+            fn body($($arg: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+            fn avx512($($arg: $type),*) {
+                body($($arg),*)
+            }
+
+            match $level {
+                $crate::Level::Scalar => body($($arg),*),
+                // SAFETY: the level's token proves that the CPU has the features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Level::Avx512(_) => unsafe { avx512($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use multilevel;

@@ -15,6 +15,7 @@ mod attention;
 mod avx512;
 mod dtype;
 mod input;
+mod lanes;
 mod level;
 mod matmul;
 mod matrix;

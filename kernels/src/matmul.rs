@@ -5,6 +5,8 @@ use core::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use crate::avx512;
 use crate::input::{Input, Q8_BLOCK, Q8Rows};
+use crate::lanes::dot;
+use crate::level::multilevel;
 use crate::quant::{self, GROUP_LEN, MAX_BLOCK_LEN, Unpacked};
 use crate::{Level, Matrix, TileMut};
 
@@ -27,27 +29,28 @@ pub fn matmul(
     match (level, x) {
         #[cfg(target_arch = "x86_64")]
         (Level::Avx512(token), Input::Q8(x)) => avx512::matmul_q8(token, &w, x, y),
-        (_, Input::F32(x)) => matmul_f32(&w, x, y),
+        (_, Input::F32(x)) => matmul_f32(level, &w, x, y),
         (_, Input::Q8(x)) => matmul_q8(&w, x, y),
     }
 }
 
-/// Weights of any type decoded to float32, a block at a time.
-fn matmul_f32(w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
-    // Plain types have blocks of one element: decode a run of them at once.
-    let run = w.dtype().block_len().max(GROUP_LEN);
-    let run_bytes = run / w.dtype().block_len() * w.dtype().block_bytes();
-    let mut decoded = [0.0; MAX_BLOCK_LEN];
-    y.fill(0.0);
-    for r in 0..w.n_rows() {
-        for (b, block) in w.row(r).chunks(run_bytes).enumerate() {
-            let c = b * run;
-            let w_run = &mut decoded[..run.min(w.n_cols() - c)];
-            quant::dequantize(w.dtype(), block, w_run);
-            for t in 0..y.n_rows() {
-                let x_run = &x[t * w.n_cols() + c..][..w_run.len()];
-                let dot: f32 = w_run.iter().zip(x_run).map(|(w, x)| w * x).sum();
-                y.row(t)[r] += dot;
+multilevel! {
+    /// Weights of any type decoded to float32, some hundred at a time.
+    fn matmul_f32(level: Level, w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
+        let run_bytes = MAX_BLOCK_LEN / w.dtype().block_len() * w.dtype().block_bytes();
+        let mut decoded = [0.0; MAX_BLOCK_LEN];
+        y.fill(0.0);
+        for r in 0..w.n_rows() {
+            for (b, blocks) in w.row(r).chunks(run_bytes).enumerate() {
+                let c = b * MAX_BLOCK_LEN;
+                let w_run = &mut decoded[..MAX_BLOCK_LEN.min(w.n_cols() - c)];
+                match w.dtype().is_quantized() {
+                    true => quant::dequantize(w.dtype(), blocks, w_run),
+                    false => quant::plain::decode(w.dtype(), blocks, w_run),
+                }
+                for t in 0..y.n_rows() {
+                    y.row(t)[r] += dot(w_run, &x[t * w.n_cols() + c..][..w_run.len()]);
+                }
             }
         }
     }

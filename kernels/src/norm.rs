@@ -1,71 +1,89 @@
 //! Root-mean-square and layer normalization.
 
-/// `y[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]`, all `[n]`.
-///
-/// # Panics
-///
-/// If the lengths differ.
-pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == y.len());
-    let mean_square = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
-    let scale = 1.0 / libm::sqrtf(mean_square + eps);
-    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-        *y = x * scale * w;
+use crate::lanes::{dot, reduce};
+use crate::level::multilevel;
+
+multilevel! {
+    /// `y[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]`, all `[n]`.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    pub fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == y.len());
+        let scale = 1.0 / libm::sqrtf(dot(x, x) / x.len() as f32 + eps);
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y = x * scale * w;
+        }
     }
 }
 
-/// [`rms_norm`] in place.
-pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
-    assert_eq!(x.len(), weight.len());
-    let mean_square = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
-    let scale = 1.0 / libm::sqrtf(mean_square + eps);
-    for (x, w) in x.iter_mut().zip(weight) {
-        *x *= scale * w;
+multilevel! {
+    /// [`rms_norm`] in place.
+    pub fn rms_norm_in_place(level: Level, x: &mut [f32], weight: &[f32], eps: f32) {
+        assert_eq!(x.len(), weight.len());
+        let scale = 1.0 / libm::sqrtf(dot(x, x) / x.len() as f32 + eps);
+        for (x, w) in x.iter_mut().zip(weight) {
+            *x = *x * scale * w;
+        }
     }
 }
 
-/// `y[i] = (x[i] - mean(x)) / sqrt(var(x) + eps) * weight[i] + bias[i]`, all `[n]`; an empty
-/// `bias` is none.
-///
-/// # Panics
-///
-/// If the lengths differ.
-pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == y.len());
-    assert!(bias.is_empty() || bias.len() == x.len());
-    let n = x.len() as f32;
-    let mean = x.iter().sum::<f32>() / n;
-    let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n;
-    let scale = 1.0 / libm::sqrtf(variance + eps);
-    for (i, y) in y.iter_mut().enumerate() {
-        *y = (x[i] - mean) * scale * weight[i] + bias.get(i).copied().unwrap_or(0.0);
+multilevel! {
+    /// `y[i] = (x[i] - mean(x)) / sqrt(var(x) + eps) * weight[i] + bias[i]`, all `[n]`; an empty
+    /// `bias` is none.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    pub fn layer_norm(level: Level, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == y.len());
+        assert!(bias.is_empty() || bias.len() == x.len());
+        let n = x.len() as f32;
+        let mean = reduce(x, x, |x, _| x) / n;
+        let variance = reduce(x, x, |x, _| (x - mean) * (x - mean)) / n;
+        let scale = 1.0 / libm::sqrtf(variance + eps);
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y = (x - mean) * scale * w;
+        }
+        for (y, b) in y.iter_mut().zip(bias) {
+            *y += b;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Level;
 
     #[test]
     fn rms_of_known_values() {
         let mut y = [f32::NAN; 2];
-        rms_norm(&[3.0, 4.0], &[1.0, 2.0], 0.0, &mut y);
+        rms_norm(Level::Scalar, &[3.0, 4.0], &[1.0, 2.0], 0.0, &mut y);
         let rms = 12.5_f32.sqrt();
         assert!((y[0] - 3.0 / rms).abs() < 1e-6 && (y[1] - 8.0 / rms).abs() < 1e-6);
         let mut x = [3.0, 4.0];
-        rms_norm_in_place(&mut x, &[1.0, 2.0], 0.0);
+        rms_norm_in_place(Level::Scalar, &mut x, &[1.0, 2.0], 0.0);
         assert!((x[0] - y[0]).abs() < 1e-6 && (x[1] - y[1]).abs() < 1e-6);
     }
 
     #[test]
     fn layer_norm_of_known_values() {
         let mut y = [f32::NAN; 4];
-        layer_norm(&[1.0, 2.0, 3.0, 4.0], &[1.0; 4], &[10.0; 4], 0.0, &mut y);
+        layer_norm(
+            Level::Scalar,
+            &[1.0, 2.0, 3.0, 4.0],
+            &[1.0; 4],
+            &[10.0; 4],
+            0.0,
+            &mut y,
+        );
         let sd = 1.25_f32.sqrt();
         for (i, y) in y.iter().enumerate() {
             assert!((y - (10.0 + (i as f32 - 1.5) / sd)).abs() < 1e-5);
         }
-        layer_norm(&[5.0; 4], &[1.0; 4], &[], 1e-5, &mut y);
+        layer_norm(Level::Scalar, &[5.0; 4], &[1.0; 4], &[], 1e-5, &mut y);
         assert_eq!(y, [0.0; 4]);
     }
 }

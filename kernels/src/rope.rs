@@ -3,6 +3,8 @@
 
 use core::f32::consts::PI;
 
+use crate::level::multilevel;
+
 /// Which elements of a head form the pair that is turned together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeStyle {
@@ -107,31 +109,40 @@ pub fn rope_angles(
     }
 }
 
-/// Turns the first `2 cos.len()` elements of one head in place; the others are left as they are
-/// (partial rotation).
-///
-/// # Panics
-///
-/// If the head is shorter than that, or `cos` and `sin` differ in length.
-pub fn rope(style: RopeStyle, head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    assert_eq!(cos.len(), sin.len());
-    let n_pairs = cos.len();
-    let head = &mut head[..2 * n_pairs];
-    for i in 0..n_pairs {
-        let (a, b) = match style {
-            RopeStyle::Normal => (2 * i, 2 * i + 1),
-            RopeStyle::Neox => (i, i + n_pairs),
+multilevel! {
+    /// Turns the first `2 cos.len()` elements of one head in place; the others are left as they are
+    /// (partial rotation).
+    ///
+    /// # Panics
+    ///
+    /// If the head is shorter than that, or `cos` and `sin` differ in length.
+    pub fn rope(level: Level, style: RopeStyle, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert_eq!(cos.len(), sin.len());
+        let turn = |a: &mut f32, b: &mut f32, cos: f32, sin: f32| {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
         };
-        (head[a], head[b]) = (
-            head[a] * cos[i] - head[b] * sin[i],
-            head[a] * sin[i] + head[b] * cos[i],
-        );
+        let head = &mut head[..2 * cos.len()];
+        let angles = cos.iter().zip(sin);
+        match style {
+            RopeStyle::Normal => {
+                for ([a, b], (cos, sin)) in head.as_chunks_mut().0.iter_mut().zip(angles) {
+                    turn(a, b, *cos, *sin);
+                }
+            }
+            RopeStyle::Neox => {
+                let (first, second) = head.split_at_mut(cos.len());
+                for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+                    turn(a, b, *cos, *sin);
+                }
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Level;
 
     fn frequencies(scaling: RopeScaling, factors: &[f32]) -> ([f32; 4], f32) {
         let mut f = [f32::NAN; 4];
@@ -171,10 +182,10 @@ mod tests {
     fn turns_pairs_and_leaves_the_rest() {
         let (cos, sin) = ([0.0, 1.0], [1.0, 0.0]); // first pair by a right angle, second not
         let mut x = [1.0, 2.0, 3.0, 4.0, 5.0];
-        rope(RopeStyle::Normal, &mut x, &cos, &sin);
+        rope(Level::Scalar, RopeStyle::Normal, &mut x, &cos, &sin);
         assert_eq!(x, [-2.0, 1.0, 3.0, 4.0, 5.0]);
         let mut x = [1.0, 2.0, 3.0, 4.0, 5.0];
-        rope(RopeStyle::Neox, &mut x, &cos, &sin);
+        rope(Level::Scalar, RopeStyle::Neox, &mut x, &cos, &sin);
         assert_eq!(x, [-3.0, 2.0, 1.0, 4.0, 5.0]);
     }
 

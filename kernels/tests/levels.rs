@@ -59,7 +59,7 @@ impl Rounded {
             scale: vec![0.0; x.len() / Q8_BLOCK],
             sum: vec![0.0; x.len() / Q8_GROUP],
         };
-        quantize_q8(x, &mut r.q, &mut r.scale, &mut r.sum);
+        quantize_q8(Level::detect(), x, &mut r.q, &mut r.scale, &mut r.sum);
         r
     }
 

@@ -21,6 +21,31 @@ pub(super) struct Super {
     pub min: __m512,
 }
 
+/// An array of an expression for `i` from 0 to 3. Not a closure: that would be a function of its
+/// own, without the target features of the one it is inlined into.
+macro_rules! four {
+    ($i:ident => $value:expr) => {
+        [
+            {
+                let $i: usize = 0;
+                $value
+            },
+            {
+                let $i: usize = 1;
+                $value
+            },
+            {
+                let $i: usize = 2;
+                $value
+            },
+            {
+                let $i: usize = 3;
+                $value
+            },
+        ]
+    };
+}
+
 /// How one format is read.
 ///
 /// Implementations are inlined into functions that have the target features.
@@ -142,7 +167,7 @@ unsafe fn q4_0(p: *const u8) -> Super {
     unsafe {
         let scale = halves(p, 18);
         Super {
-            u: [0, 1, 2, 3].map(|i| nibbles(p.add(36 * i + 2), p.add(36 * i + 20))),
+            u: four!(i => nibbles(p.add(36 * i + 2), p.add(36 * i + 20))),
             scale,
             min: even(_mm512_mul_ps(scale, _mm512_set1_ps(-8.0))),
         }
@@ -154,7 +179,7 @@ unsafe fn q4_1(p: *const u8) -> Super {
     // SAFETY: eight blocks of 20 bytes.
     unsafe {
         Super {
-            u: [0, 1, 2, 3].map(|i| nibbles(p.add(40 * i + 4), p.add(40 * i + 24))),
+            u: four!(i => nibbles(p.add(40 * i + 4), p.add(40 * i + 24))),
             scale: halves(p, 20),
             min: even(halves(p.add(2), 20)),
         }
@@ -179,7 +204,7 @@ unsafe fn q5_0(p: *const u8) -> Super {
     unsafe {
         let scale = halves(p, 22);
         Super {
-            u: [0, 1, 2, 3].map(|i| five_bits(p.add(44 * i + 2), p.add(44 * i + 24))),
+            u: four!(i => five_bits(p.add(44 * i + 2), p.add(44 * i + 24))),
             scale,
             min: even(_mm512_mul_ps(scale, _mm512_set1_ps(-16.0))),
         }
@@ -191,7 +216,7 @@ unsafe fn q5_1(p: *const u8) -> Super {
     // SAFETY: eight blocks of 24 bytes.
     unsafe {
         Super {
-            u: [0, 1, 2, 3].map(|i| five_bits(p.add(48 * i + 4), p.add(48 * i + 28))),
+            u: four!(i => five_bits(p.add(48 * i + 4), p.add(48 * i + 28))),
             scale: halves(p, 24),
             min: even(halves(p.add(2), 24)),
         }
@@ -203,14 +228,14 @@ unsafe fn q8_0(p: *const u8) -> Super {
     // SAFETY: eight blocks of 34 bytes.
     unsafe {
         let scale = halves(p, 34);
-        let u = |i: usize| {
+        let u = four!(i => {
             let a = _mm256_loadu_si256(p.add(68 * i + 2).cast());
             let b = _mm256_loadu_si256(p.add(68 * i + 36).cast());
             let v = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
             _mm512_xor_si512(v, _mm512_set1_epi8(-128)) // plus 128
-        };
+        });
         Super {
-            u: [0, 1, 2, 3].map(u),
+            u,
             scale,
             min: even(_mm512_mul_ps(scale, _mm512_set1_ps(-128.0))),
         }
@@ -242,10 +267,22 @@ unsafe fn iq4_nl(p: *const u8) -> Super {
     unsafe {
         let scale = halves(p, 18);
         Super {
-            u: [0, 1, 2, 3].map(|i| levels(nibbles(p.add(36 * i + 2), p.add(36 * i + 20)))),
+            u: four!(i => levels(nibbles(p.add(36 * i + 2), p.add(36 * i + 20)))),
             scale,
             min: even(_mm512_mul_ps(scale, _mm512_set1_ps(-128.0))),
         }
+    }
+}
+
+/// The integers of `n_bits` packed in `v`, each in two lanes.
+#[inline(always)]
+unsafe fn bits_of_groups(v: u32, n_bits: i32, mask: i32) -> __m512i {
+    // SAFETY: the level has AVX-512.
+    unsafe {
+        let group = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+        let shifts = _mm512_mullo_epi32(group, _mm512_set1_epi32(n_bits));
+        let shifted = _mm512_srlv_epi32(_mm512_set1_epi32(v as i32), shifts);
+        _mm512_and_si512(shifted, _mm512_set1_epi32(mask))
     }
 }
 
@@ -255,19 +292,14 @@ unsafe fn iq4_xs(p: *const u8) -> Super {
     unsafe {
         let high = u32::from(p.add(2).cast::<u16>().read_unaligned());
         let low = p.add(4).cast::<u32>().read_unaligned();
-        let group = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-        let bits = |v: u32, n: i32, mask: i32| {
-            let shift = _mm512_mullo_epi32(group, _mm512_set1_epi32(n));
-            _mm512_and_si512(
-                _mm512_srlv_epi32(_mm512_set1_epi32(v as i32), shift),
-                _mm512_set1_epi32(mask),
-            )
-        };
-        let sc = _mm512_or_si512(bits(low, 4, 15), _mm512_slli_epi32::<4>(bits(high, 2, 3)));
+        let sc = _mm512_or_si512(
+            bits_of_groups(low, 4, 15),
+            _mm512_slli_epi32::<4>(bits_of_groups(high, 2, 3)),
+        );
         let sc = _mm512_sub_epi32(sc, _mm512_set1_epi32(32));
         let scale = _mm512_mul_ps(half_at(p), _mm512_cvtepi32_ps(sc));
         Super {
-            u: [0, 1, 2, 3].map(|i| levels(nibbles(p.add(8 + 32 * i), p.add(24 + 32 * i)))),
+            u: four!(i => levels(nibbles(p.add(8 + 32 * i), p.add(24 + 32 * i)))),
             scale,
             min: even(_mm512_mul_ps(scale, _mm512_set1_ps(-128.0))),
         }
@@ -301,15 +333,11 @@ unsafe fn q4_k(p: *const u8) -> Super {
     // SAFETY: one block: scales in 16 bytes, then 128 bytes of half bytes.
     unsafe {
         let (scale, min) = k_scales(p);
-        let u = |i: usize| {
+        let u = four!(i => {
             let v = shift(twice(p.add(16 + 32 * i)), [0, 0, 4, 4]);
             _mm512_and_si512(v, _mm512_set1_epi8(15))
-        };
-        Super {
-            u: [0, 1, 2, 3].map(u),
-            scale,
-            min,
-        }
+        });
+        Super { u, scale, min }
     }
 }
 
@@ -329,17 +357,13 @@ unsafe fn q5_k(p: *const u8) -> Super {
     unsafe {
         let (scale, min) = k_scales(p);
         let high = twice(p.add(16));
-        let u = |i: usize| {
+        let u = four!(i => {
             let v = shift(twice(p.add(48 + 32 * i)), [0, 0, 4, 4]);
             let v = _mm512_and_si512(v, _mm512_set1_epi8(15));
             let bits = _mm512_test_epi8_mask(high, two_bytes(1 << (2 * i), 2 << (2 * i)));
             _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(16))
-        };
-        Super {
-            u: [0, 1, 2, 3].map(u),
-            scale,
-            min,
-        }
+        });
+        Super { u, scale, min }
     }
 }
 
@@ -349,7 +373,7 @@ unsafe fn q6_k(p: *const u8) -> Super {
     unsafe {
         let sc = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.add(192).cast()));
         let scale = _mm512_mul_ps(half_at(p.add(208)), _mm512_cvtepi32_ps(sc));
-        let u = |i: usize| {
+        let u = four!(i => {
             let (half, upper) = (i / 2, 4 * (i % 2) as i16);
             let low = shift(_mm512_loadu_si512(p.add(64 * half).cast()), [upper; 4]);
             let low = _mm512_and_si512(low, _mm512_set1_epi8(15));
@@ -357,9 +381,9 @@ unsafe fn q6_k(p: *const u8) -> Super {
             let high = shift(twice(p.add(128 + 32 * half)), shifts);
             let high = _mm512_slli_epi16::<4>(_mm512_and_si512(high, _mm512_set1_epi8(3)));
             _mm512_or_si512(low, high)
-        };
+        });
         Super {
-            u: [0, 1, 2, 3].map(u),
+            u,
             scale,
             min: differences(_mm512_mul_ps(scale, _mm512_set1_ps(-32.0))),
         }
@@ -380,19 +404,25 @@ unsafe fn two_bits(p: *const u8, i: usize) -> __m512i {
     }
 }
 
+/// The low half of each byte as a float.
+#[inline(always)]
+unsafe fn low_halves(bytes: __m128i) -> __m512 {
+    // SAFETY: the level has AVX-512.
+    unsafe {
+        let low = _mm_and_si128(bytes, _mm_set1_epi8(15));
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(low))
+    }
+}
+
 #[inline(always)]
 unsafe fn q2_k(p: *const u8) -> Super {
     // SAFETY: one block: 16 bytes of scales and minima, 64 of integers, d, dmin.
     unsafe {
         let both = _mm_loadu_si128(p.cast());
-        let low = |v: __m128i| {
-            let v = _mm_and_si128(v, _mm_set1_epi8(15));
-            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(v))
-        };
-        let min = _mm512_mul_ps(half_at(p.add(82)), low(_mm_srli_epi16::<4>(both)));
+        let min = _mm512_mul_ps(half_at(p.add(82)), low_halves(_mm_srli_epi16::<4>(both)));
         Super {
-            u: [0, 1, 2, 3].map(|i| two_bits(p.add(16), i)),
-            scale: _mm512_mul_ps(half_at(p.add(80)), low(both)),
+            u: four!(i => two_bits(p.add(16), i)),
+            scale: _mm512_mul_ps(half_at(p.add(80)), low_halves(both)),
             min: differences(_mm512_sub_ps(_mm512_setzero_ps(), min)),
         }
     }
@@ -406,13 +436,13 @@ unsafe fn q3_k(p: *const u8) -> Super {
         let sc = _mm512_cvtepi8_epi32(_mm_loadu_si128(sc.as_ptr().cast()));
         let scale = _mm512_mul_ps(half_at(p.add(108)), _mm512_cvtepi32_ps(sc));
         let high = twice(p);
-        let u = |i: usize| {
+        let u = four!(i => {
             let v = two_bits(p.add(32), i);
             let bits = _mm512_test_epi8_mask(high, two_bytes(1 << (2 * i), 2 << (2 * i)));
             _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(4))
-        };
+        });
         Super {
-            u: [0, 1, 2, 3].map(u),
+            u,
             scale,
             min: differences(_mm512_mul_ps(scale, _mm512_set1_ps(-4.0))),
         }
@@ -468,14 +498,14 @@ unsafe fn unpacked(dtype: DType, p: *const u8) -> Super {
     }
     // SAFETY: the arrays have 256 bytes and 16 floats.
     unsafe {
-        let u = |i: usize| {
+        let u = four!(i => {
             let q = _mm512_loadu_si512(all.q.as_ptr().add(64 * i).cast());
             _mm512_xor_si512(q, _mm512_set1_epi8(-128)) // plus 128
-        };
+        });
         let scale = _mm512_loadu_ps(all.scale.as_ptr());
         let min = _mm512_loadu_ps(all.min.as_ptr());
         Super {
-            u: [0, 1, 2, 3].map(u),
+            u,
             scale,
             min: differences(_mm512_fnmadd_ps(scale, _mm512_set1_ps(128.0), min)),
         }

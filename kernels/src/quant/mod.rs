@@ -12,7 +12,7 @@
 
 pub(crate) mod grids;
 mod kscales;
-mod plain;
+pub(crate) mod plain;
 mod search;
 mod search_min;
 mod search_signed;

@@ -1,13 +1,15 @@
 //! Types that store each element by itself.
 
 use crate::DType;
+use crate::lanes::f16_to_f32;
 use half::{bf16, f16};
 
 /// Decodes `src` into `dst`; the caller has checked the lengths.
-pub(super) fn decode(dtype: DType, src: &[u8], dst: &mut [f32]) {
+#[inline(always)] // into functions with more instructions than the baseline's
+pub(crate) fn decode(dtype: DType, src: &[u8], dst: &mut [f32]) {
     match dtype {
         DType::F32 => each(src, dst, f32::from_le_bytes),
-        DType::F16 => each(src, dst, |b| f16::from_le_bytes(b).to_f32()),
+        DType::F16 => each(src, dst, |b| f16_to_f32(u16::from_le_bytes(b))),
         DType::BF16 => each(src, dst, |b| bf16::from_le_bytes(b).to_f32()),
         DType::F64 => each(src, dst, |b| f64::from_le_bytes(b) as f32),
         DType::I8 => each(src, dst, |b| f32::from(i8::from_le_bytes(b))),
@@ -18,6 +20,7 @@ pub(super) fn decode(dtype: DType, src: &[u8], dst: &mut [f32]) {
     }
 }
 
+#[inline(always)]
 fn each<const N: usize>(src: &[u8], dst: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
     for (dst, src) in dst.iter_mut().zip(src.as_chunks::<N>().0) {
         *dst = decode(*src);
