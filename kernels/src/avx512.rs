@@ -293,6 +293,7 @@ fn transpose(m: &mut [__m512i; 16]) {
 }
 
 /// Adds the panel's product with columns `c..` of the tokens `t..t + N` to `y`.
+#[inline(never)] // its registers are its own
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 #[allow(clippy::too_many_arguments)] // one place in a nest of loops
 fn multiply<F: Format, const N: usize>(
@@ -305,53 +306,56 @@ fn multiply<F: Format, const N: usize>(
     t: usize,
     first: usize,
 ) {
+    assert!(n_blocks * Q8_BLOCK <= SUPER && c + n_blocks * Q8_BLOCK <= n_cols);
+    assert!((t + N) * n_cols <= x.q.len());
+    assert!((t + N) * (n_cols / Q8_BLOCK) <= x.scale.len());
+    assert!((t + N) * (n_cols / Q8_GROUP) <= x.sum.len());
+    let start = t * n_cols + c;
+    let q = x.q[start..].as_ptr();
+    let scale = x.scale[start / Q8_BLOCK..].as_ptr();
+    let sum = x.sum[start / Q8_GROUP..].as_ptr();
+
     let mut acc = [_mm512_setzero_ps(); N];
     if c > 0 {
-        for (i, acc) in acc.iter_mut().enumerate() {
+        for i in 0..N {
             let y: &[f32] = &y.row(t + i)[first..][..TILE_ROWS];
             // SAFETY: the slice has 16 elements.
-            *acc = unsafe { _mm512_loadu_ps(y.as_ptr()) };
+            acc[i] = unsafe { _mm512_loadu_ps(y.as_ptr()) };
         }
     }
-    let q: [&[i8]; N] =
-        core::array::from_fn(|i| &x.q[(t + i) * n_cols + c..][..n_blocks * Q8_BLOCK]);
-    let scale: [&[f32]; N] =
-        core::array::from_fn(|i| &x.scale[((t + i) * n_cols + c) / Q8_BLOCK..][..n_blocks]);
-    let sum: [&[f32]; N] =
-        core::array::from_fn(|i| &x.sum[((t + i) * n_cols + c) / Q8_GROUP..][..2 * n_blocks]);
+    let halves = if F::WIDE { 1 } else { 2 };
     for b in 0..n_blocks {
-        // Four inputs of a token, in every lane.
-        let four = |i: usize, k: usize| {
-            // SAFETY: `q[i]` has 32 elements for each block, and `k < 8`.
-            let four = unsafe {
-                q[i].as_ptr()
-                    .add(b * Q8_BLOCK + 4 * k)
-                    .cast::<i32>()
-                    .read_unaligned()
-            };
-            _mm512_set1_epi32(four)
-        };
-        let (w_scale, w_min) = (&panel.scale[2 * b..][..2], &panel.min[2 * b..][..2]);
-        let halves = if F::WIDE { 1 } else { 2 };
         for half in 0..halves {
             let mut products = [_mm512_setzero_si512(); N];
             for k in half * 8 / halves..(half + 1) * 8 / halves {
                 let w = panel.u[8 * b + k];
                 for i in 0..N {
-                    products[i] = _mm512_dpbusd_epi32(products[i], w, four(i, k));
+                    // SAFETY: four of the 32 elements of block `b` of token `t + i`, all of which
+                    // lie in `x.q` by the assertions; likewise for its scale and sums below.
+                    let four = unsafe {
+                        q.add(i * n_cols + b * Q8_BLOCK + 4 * k)
+                            .cast::<i32>()
+                            .read_unaligned()
+                    };
+                    products[i] = _mm512_dpbusd_epi32(products[i], w, _mm512_set1_epi32(four));
                 }
             }
+            let (w_scale, w_min) = (panel.scale[2 * b + half], panel.min[2 * b + half]);
             for i in 0..N {
-                let scale = _mm512_mul_ps(w_scale[half], _mm512_set1_ps(scale[i][b]));
+                // SAFETY: as above.
+                let (scale, sum) = unsafe {
+                    let scale = *scale.add(i * (n_cols / Q8_BLOCK) + b);
+                    (scale, *sum.add(i * (n_cols / Q8_GROUP) + 2 * b + half))
+                };
+                let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(scale));
                 acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i]), scale, acc[i]);
-                let sum = _mm512_set1_ps(sum[i][2 * b + half]);
-                acc[i] = _mm512_fmadd_ps(w_min[half], sum, acc[i]);
+                acc[i] = _mm512_fmadd_ps(w_min, _mm512_set1_ps(sum), acc[i]);
             }
         }
     }
-    for (i, acc) in acc.into_iter().enumerate() {
+    for i in 0..N {
         let y = &mut y.row(t + i)[first..][..TILE_ROWS];
         // SAFETY: the slice has 16 elements.
-        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), acc) };
+        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), acc[i]) };
     }
 }
