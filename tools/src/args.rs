@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
-use tandem_engine::{DType, Model, SamplerOptions, SessionOptions, ThreadPool};
+use tandem_engine::{DType, Level, Model, SamplerOptions, SessionOptions, ThreadPool};
 
 /// Which model, and how it runs.
 #[derive(clap::Args)]
@@ -32,6 +32,9 @@ pub(crate) struct SessionArgs {
     /// Type of the KV cache [default: f16; f32 with --exact]
     #[arg(long, value_name = "TYPE", value_parser = kv_types())]
     pub kv_type: Option<DType>,
+    /// Use the instructions of a lower CPU level [default: the best that the CPU has]
+    #[arg(long, value_name = "LEVEL", env = "TANDEM_CPU", value_parser = level)]
+    pub cpu: Option<Level>,
     /// Keep activations in float32, where quantized weights would have them rounded to int8
     #[arg(long)]
     pub exact: bool,
@@ -40,6 +43,13 @@ pub(crate) struct SessionArgs {
 fn kv_types() -> impl clap::builder::TypedValueParser<Value = DType> {
     PossibleValuesParser::new(["f32", "f16", "q8_0"])
         .map(|name| DType::from_name(&name).unwrap_or(DType::F16))
+}
+
+fn level(name: &str) -> Result<Level, String> {
+    Level::from_name(name).ok_or_else(|| {
+        let names: Vec<_> = Level::available().map(Level::name).collect();
+        format!("this CPU has {}", names.join(", "))
+    })
 }
 
 impl SessionArgs {
@@ -60,7 +70,7 @@ impl SessionArgs {
             n_batch: self.batch.get(),
             kv_type: self.kv_type.unwrap_or(default_kv),
             exact: self.exact,
-            ..defaults
+            level: self.cpu.unwrap_or(defaults.level),
         }
     }
 }

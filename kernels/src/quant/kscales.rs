@@ -6,17 +6,17 @@
 /// Scale 4 + j has its low 4 bits in the low half of byte 8 + j and its high 2 bits at the top of
 /// byte j; minimum 4 + j has them in the high half of byte 8 + j and at the top of byte 4 + j.
 /// Source: ggml's `get_scale_min_k4`.
+#[inline]
 pub fn unpack_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
-    let mut scales = [0; 8];
-    let mut mins = [0; 8];
-    for j in 0..4 {
-        let (sc, m, both) = (packed[j], packed[4 + j], packed[8 + j]);
-        scales[j] = sc & 63;
-        mins[j] = m & 63;
-        scales[4 + j] = both & 15 | sc >> 6 << 4;
-        mins[4 + j] = both >> 4 | m >> 6 << 4;
-    }
-    (scales, mins)
+    // Four bytes at a time.
+    let word =
+        |i: usize| u32::from_le_bytes([packed[i], packed[i + 1], packed[i + 2], packed[i + 3]]);
+    let (sc, m, both) = (word(0), word(4), word(8));
+    let low_6 = |v: u32| u64::from(v & 0x3f3f_3f3f);
+    let join = |low: u32, high: u32| u64::from(low & 0x0f0f_0f0f | (high >> 6 & 0x0303_0303) << 4);
+    let scales = low_6(sc) | join(both, sc) << 32;
+    let mins = low_6(m) | join(both >> 4, m) << 32;
+    (scales.to_le_bytes(), mins.to_le_bytes())
 }
 
 /// Packs what [`unpack_scales`] unpacks; every value is below 64.
