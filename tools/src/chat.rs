@@ -14,6 +14,7 @@ use tandem_engine::{Sampler, Session, SessionError, StopReason, generate};
 
 use crate::args::{ModelArgs, SamplerArgs};
 use crate::open;
+use crate::progress::prefill;
 use crate::prompt::Chat;
 
 /// Talk with a model. Ctrl-C stops a reply, Ctrl-D or /quit ends the conversation, /clear begins
@@ -107,28 +108,22 @@ fn reply(
     let mut out = std::io::stdout().lock();
     let mut failure = None;
     let is_end = |id| vocab.is_end_of_generation(id);
-    let reason = generate(
-        session,
-        sampler,
-        &ids[known..],
-        args.n_predict,
-        is_end,
-        |id| {
-            let result = decoder
-                .push(id)
-                .map_err(anyhow::Error::from)
-                .and_then(|piece| {
-                    text.push_str(piece);
-                    out.write_all(piece.as_bytes())?;
-                    Ok(out.flush()?)
-                });
-            failure = result.err();
-            match failure.is_some() || stop.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        },
-    )?;
+    let new = prefill(session, &ids[known..], args.model.session.batch.get())?;
+    let reason = generate(session, sampler, new, args.n_predict, is_end, |id| {
+        let result = decoder
+            .push(id)
+            .map_err(anyhow::Error::from)
+            .and_then(|piece| {
+                text.push_str(piece);
+                out.write_all(piece.as_bytes())?;
+                Ok(out.flush()?)
+            });
+        failure = result.err();
+        match failure.is_some() || stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })?;
     if let Some(error) = failure {
         return Err(error);
     }

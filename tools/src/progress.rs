@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tandem_engine::{Session, SessionError};
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A bar that shows itself after a second; nothing where stderr is no terminal.
@@ -36,4 +38,26 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Evaluates all but the last tokens of a prompt, showing how far it is; returns those left over,
+/// at least one and at most `n_batch`.
+pub(crate) fn prefill<'p>(
+    session: &mut Session<'_, '_>,
+    prompt: &'p [u32],
+    n_batch: usize,
+) -> Result<&'p [u32], SessionError> {
+    if prompt.len() > session.n_ctx() - session.tokens().len() {
+        return Ok(prompt); // whoever evaluates it gets the error, before anything is done
+    }
+    let progress = Progress::new(prompt.len() as u64, "reading the prompt");
+    let mut rest = prompt;
+    while let Some((batch, others)) = rest.split_at_checked(n_batch)
+        && !others.is_empty()
+    {
+        session.eval(batch)?;
+        progress.add(batch.len() as u64);
+        rest = others;
+    }
+    Ok(rest)
 }

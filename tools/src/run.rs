@@ -11,6 +11,7 @@ use tandem_engine::tokenizer::ControlTokens;
 use tandem_engine::{Sampler, Session, generate};
 
 use crate::args::{ModelArgs, SamplerArgs};
+use crate::progress::prefill;
 use crate::{open, prompt};
 
 /// Continue or answer a prompt, streaming the text to standard output and the timings to standard
@@ -99,10 +100,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Ok(())
     };
     let is_end = |id| vocab.is_end_of_generation(id);
+    let rest = prefill(&mut session, &prompt, args.model.session.batch.get())?;
     let stop = generate(
         &mut session,
         &mut sampler,
-        &prompt,
+        rest,
         args.n_predict,
         is_end,
         |id| {

@@ -1,0 +1,65 @@
+//! The operations between the matrix products, at every level.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tandem_benches::{random, weights};
+use tandem_kernels::{
+    Activation, DType, KvHead, Level, Q8_BLOCK, Q8_GROUP, RopeStyle, TileMut, attention, gate,
+    quantize_q8, rms_norm, rope, softmax,
+};
+
+const N: usize = 8192;
+
+fn bench(c: &mut Criterion) {
+    let x = random(N);
+    for level in Level::available() {
+        let mut group = c.benchmark_group("others");
+        group.throughput(Throughput::Elements(N as u64));
+        let mut y = x.clone();
+        group.bench_function(BenchmarkId::new("rms_norm", level.name()), |b| {
+            b.iter(|| rms_norm(level, &x, &x, 1e-5, &mut y));
+        });
+        group.bench_function(BenchmarkId::new("silu_gate", level.name()), |b| {
+            b.iter(|| gate(level, Activation::Silu, &mut y, &x));
+        });
+        group.bench_function(BenchmarkId::new("softmax", level.name()), |b| {
+            b.iter(|| softmax(level, &mut y));
+        });
+        let (cos, sin) = (random(32), random(32));
+        group.bench_function(BenchmarkId::new("rope", level.name()), |b| {
+            b.iter(|| {
+                y.chunks_exact_mut(64)
+                    .for_each(|h| rope(level, RopeStyle::Normal, h, &cos, &sin))
+            });
+        });
+        let (mut q, mut scale, mut sum) =
+            (vec![0; N], vec![0.0; N / Q8_BLOCK], vec![0.0; N / Q8_GROUP]);
+        group.bench_function(BenchmarkId::new("quantize_q8", level.name()), |b| {
+            b.iter(|| quantize_q8(level, &x, &mut q, &mut scale, &mut sum));
+        });
+        group.finish();
+
+        // One decode step of four query heads over a context of 8192.
+        let mut group = c.benchmark_group("attention_8192");
+        for dtype in [DType::F32, DType::F16, DType::Q8_0] {
+            let cache = weights(dtype, 8192 * 64);
+            let kv = KvHead {
+                dtype,
+                head_dim: 64,
+                k: &cache,
+                v: &cache,
+                first: 8191,
+                window: None,
+                scale: 0.125,
+            };
+            group.throughput(Throughput::Bytes(2 * cache.len() as u64));
+            let mut y = vec![0.0; 256];
+            group.bench_function(BenchmarkId::new(dtype.name(), level.name()), |b| {
+                b.iter(|| attention(level, &kv, &x[..256], 256, &mut TileMut::new(&mut y, 256)));
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
