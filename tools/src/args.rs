@@ -79,22 +79,22 @@ impl SessionArgs {
 #[derive(clap::Args)]
 pub(crate) struct SamplerArgs {
     /// Temperature: 0 always picks the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = at_least_0)]
+    #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = at_least_0, allow_negative_numbers = true)]
     pub temp: f32,
     /// Pick among the K most likely tokens; 0 is off
     #[arg(long, value_name = "K", default_value_t = 40)]
     pub top_k: usize,
     /// Pick among the most likely tokens that reach probability P; 1 is off
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Pick among tokens at least P times as likely as the most likely; 0 is off
-    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability)]
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability, allow_negative_numbers = true)]
     pub min_p: f32,
     /// Pick among the most typical tokens that reach probability P; 1 is off
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability, allow_negative_numbers = true)]
     pub typical_p: f32,
     /// Divide the logits of recent tokens by X; 1 is off
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive, allow_negative_numbers = true)]
     pub repeat_penalty: f32,
     /// Subtract X from a recent token's logit for each time it occurred
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = finite, allow_negative_numbers = true)]

@@ -12,8 +12,8 @@ use crate::open;
 use crate::progress::Progress;
 
 /// Write a model with its matrices stored in another type. Vectors (norms, biases) stay as they
-/// are. Types: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL,
-/// IQ4_XS, TQ1_0, TQ2_0; mixes that give the matrices which matter most a larger type: Q2_K_M,
+/// are. Types: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q8_K, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K,
+/// IQ4_NL, IQ4_XS, TQ1_0, TQ2_0; mixes that give the matrices which matter most a larger type: Q2_K_M,
 /// Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -45,32 +45,35 @@ enum Mix {
     Large,
 }
 
-/// Names, types and llama.cpp's numbers for `general.file_type`.
-const TARGETS: [(&str, DType, Mix, u32); 24] = [
-    ("F32", DType::F32, Mix::Plain, 0),
-    ("F16", DType::F16, Mix::Plain, 1),
-    ("BF16", DType::BF16, Mix::Plain, 32),
-    ("Q4_0", DType::Q4_0, Mix::Plain, 2),
-    ("Q4_1", DType::Q4_1, Mix::Plain, 3),
-    ("Q5_0", DType::Q5_0, Mix::Plain, 8),
-    ("Q5_1", DType::Q5_1, Mix::Plain, 9),
-    ("Q8_0", DType::Q8_0, Mix::Plain, 7),
-    ("Q2_K", DType::Q2_K, Mix::Plain, 21),
-    ("Q2_K_M", DType::Q2_K, Mix::Medium, 10),
-    ("Q3_K", DType::Q3_K, Mix::Plain, 11),
-    ("Q3_K_M", DType::Q3_K, Mix::Medium, 12),
-    ("Q3_K_L", DType::Q3_K, Mix::Large, 13),
-    ("Q4_K", DType::Q4_K, Mix::Plain, 14),
-    ("Q4_K_S", DType::Q4_K, Mix::Small, 14),
-    ("Q4_K_M", DType::Q4_K, Mix::Medium, 15),
-    ("Q5_K", DType::Q5_K, Mix::Plain, 16),
-    ("Q5_K_S", DType::Q5_K, Mix::Small, 16),
-    ("Q5_K_M", DType::Q5_K, Mix::Medium, 17),
-    ("Q6_K", DType::Q6_K, Mix::Plain, 18),
-    ("IQ4_NL", DType::IQ4_NL, Mix::Plain, 25),
-    ("IQ4_XS", DType::IQ4_XS, Mix::Plain, 30),
-    ("TQ1_0", DType::TQ1_0, Mix::Plain, 36),
-    ("TQ2_0", DType::TQ2_0, Mix::Plain, 37),
+/// Names, types and llama.cpp's numbers for `general.file_type`; it has none for the types that it
+/// does not store weights in.
+const TARGETS: [(&str, DType, Mix, Option<u32>); 26] = [
+    ("F32", DType::F32, Mix::Plain, Some(0)),
+    ("F16", DType::F16, Mix::Plain, Some(1)),
+    ("BF16", DType::BF16, Mix::Plain, Some(32)),
+    ("Q4_0", DType::Q4_0, Mix::Plain, Some(2)),
+    ("Q4_1", DType::Q4_1, Mix::Plain, Some(3)),
+    ("Q5_0", DType::Q5_0, Mix::Plain, Some(8)),
+    ("Q5_1", DType::Q5_1, Mix::Plain, Some(9)),
+    ("Q8_0", DType::Q8_0, Mix::Plain, Some(7)),
+    ("Q8_1", DType::Q8_1, Mix::Plain, None),
+    ("Q8_K", DType::Q8_K, Mix::Plain, None),
+    ("Q2_K", DType::Q2_K, Mix::Plain, Some(21)),
+    ("Q2_K_M", DType::Q2_K, Mix::Medium, Some(10)),
+    ("Q3_K", DType::Q3_K, Mix::Plain, Some(11)),
+    ("Q3_K_M", DType::Q3_K, Mix::Medium, Some(12)),
+    ("Q3_K_L", DType::Q3_K, Mix::Large, Some(13)),
+    ("Q4_K", DType::Q4_K, Mix::Plain, Some(14)),
+    ("Q4_K_S", DType::Q4_K, Mix::Small, Some(14)),
+    ("Q4_K_M", DType::Q4_K, Mix::Medium, Some(15)),
+    ("Q5_K", DType::Q5_K, Mix::Plain, Some(16)),
+    ("Q5_K_S", DType::Q5_K, Mix::Small, Some(16)),
+    ("Q5_K_M", DType::Q5_K, Mix::Medium, Some(17)),
+    ("Q6_K", DType::Q6_K, Mix::Plain, Some(18)),
+    ("IQ4_NL", DType::IQ4_NL, Mix::Plain, Some(25)),
+    ("IQ4_XS", DType::IQ4_XS, Mix::Plain, Some(30)),
+    ("TQ1_0", DType::TQ1_0, Mix::Plain, Some(36)),
+    ("TQ2_0", DType::TQ2_0, Mix::Plain, Some(37)),
 ];
 
 pub(crate) fn parse_target(name: &str) -> Result<Target, String> {
@@ -87,11 +90,11 @@ pub(crate) fn parse_target(name: &str) -> Result<Target, String> {
 
 impl Target {
     /// The number in `general.file_type`.
-    pub(crate) fn file_type(self) -> u32 {
+    pub(crate) fn file_type(self) -> Option<u32> {
         let found = TARGETS
             .iter()
             .find(|(_, dtype, mix, _)| (*dtype, *mix) == (self.dtype, self.mix));
-        found.map_or(0, |t| t.3)
+        found.and_then(|t| t.3)
     }
 }
 
@@ -122,7 +125,9 @@ pub(crate) fn quantize(args: &Args) -> Result<()> {
             writer.add(key, *value)?;
         }
     }
-    writer.add("general.file_type", Value::U32(args.target.file_type()))?;
+    if let Some(n) = args.target.file_type() {
+        writer.add("general.file_type", Value::U32(n))?;
+    }
     // The version of ggml's quantization formats, which has been 2 since May 2023.
     writer.add("general.quantization_version", Value::U32(2))?;
     let plan = Plan::new(args, &gguf)?;
@@ -259,7 +264,7 @@ impl Plan {
         use DType::*;
         let Target { dtype, mix } = self.target;
         let is_output = name == "output.weight" || (self.tied && name == "token_embd.weight");
-        if is_output && dtype.is_quantized() && dtype != Q8_0 {
+        if is_output && dtype.is_quantized() && ![Q8_0, Q8_1, Q8_K].contains(&dtype) {
             return Q6_K;
         }
         let layer = name
@@ -306,7 +311,7 @@ fn smaller_block(dtype: DType) -> DType {
         DType::Q2_K | DType::Q3_K | DType::IQ4_XS | DType::TQ1_0 | DType::TQ2_0 => DType::IQ4_NL,
         DType::Q4_K => DType::Q5_0,
         DType::Q5_K => DType::Q5_1,
-        DType::Q6_K => DType::Q8_0,
+        DType::Q6_K | DType::Q8_K => DType::Q8_0,
         other => other,
     }
 }

@@ -226,7 +226,9 @@ fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<()> {
     let count = |n: usize| Value::U32(n as u32);
     w.add("general.architecture", Value::Str(shape.arch))?;
     w.add("general.name", Value::Str("random weights"))?;
-    w.add("general.file_type", Value::U32(target.file_type()))?;
+    if let Some(n) = target.file_type() {
+        w.add("general.file_type", Value::U32(n))?;
+    }
     w.add("general.quantization_version", Value::U32(2))?;
     for (key, value) in [
         ("context_length", Value::U32(shape.n_ctx)),
