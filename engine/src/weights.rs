@@ -275,14 +275,15 @@ impl<'a> Tensors<'_, 'a> {
             ],
             n_embd,
         )?;
-        let [gate, up] = match self.gguf.tensor(&name("ffn_gate.weight")) {
-            // Phi 3 calls the two of them `ffn_up`.
-            None => self.fused(
+        // Phi 3 has the gate in `ffn_up`, before what is gated.
+        let up = self.gguf.tensor(&name("ffn_up.weight"));
+        let [gate, up] = match up.is_some_and(|t| t.n_rows() == 2 * n_ff) {
+            true => self.fused(
                 &name("ffn_up"),
                 [(&name("ffn_gate"), n_ff), (&name("ffn_up"), n_ff)],
                 n_embd,
             )?,
-            Some(_) => [
+            false => [
                 self.linear(&name("ffn_gate"), n_ff, n_embd)?,
                 self.linear(&name("ffn_up"), n_ff, n_embd)?,
             ],

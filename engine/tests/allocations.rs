@@ -1,0 +1,46 @@
+//! A step of a session allocates nothing.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tandem_engine::{Model, Session, SessionOptions, ThreadPool};
+use tandem_formats::GgufFiles;
+
+struct Counting;
+
+static N_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: all is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's conditions are the system's.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_step_allocates_nothing() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf");
+    let files = GgufFiles::open(path).unwrap();
+    let gguf = files.parse().unwrap();
+    let model = Model::load(&gguf).unwrap();
+    let pool = ThreadPool::new(2);
+    let options = SessionOptions::for_model(&model.config);
+    let mut session = Session::new(&model, &pool, options).unwrap();
+    session.step(1).unwrap();
+    let before = N_ALLOCATIONS.load(Ordering::Relaxed);
+    for token in 2..40 {
+        session.step(token).unwrap();
+    }
+    session.eval(&[5, 6, 7, 8, 9, 10, 11, 12, 13]).unwrap();
+    assert_eq!(N_ALLOCATIONS.load(Ordering::Relaxed), before);
+}
