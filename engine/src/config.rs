@@ -4,7 +4,9 @@ use alloc::format;
 use alloc::string::{String, ToString};
 
 use tandem_formats::Gguf;
-use tandem_kernels::{Activation, MAX_HEAD_DIM, RopeScaling, RopeStyle};
+use tandem_kernels::{
+    Activation, MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, RopeStyle, SharedMatrix,
+};
 
 use crate::ModelError;
 
@@ -124,6 +126,9 @@ pub struct Config {
     pub logit_softcap: Option<f32>,
 }
 
+/// The most KV heads: each is at least one task of an attention step.
+const MAX_HEAD_KV: usize = SharedMatrix::<f32>::MAX_TILES;
+
 /// Above this the buffers' sizes could overflow on 32-bit machines; no model comes near.
 const MAX_DIMENSION: usize = 1 << 24;
 
@@ -231,6 +236,18 @@ impl Keys<'_, '_> {
             return Err(self.wrong(
                 "attention.head_count_kv",
                 "it does not divide the query heads",
+            ));
+        }
+        if n_head_kv > MAX_HEAD_KV {
+            return Err(self.wrong(
+                "attention.head_count_kv",
+                "more than 1024 are not supported",
+            ));
+        }
+        if n_head / n_head_kv > MAX_QUERY_GROUP {
+            return Err(self.wrong(
+                "attention.head_count",
+                "more than 64 query heads to a KV head are not supported",
             ));
         }
         let head_dim = match self.count("attention.key_length")? {

@@ -32,7 +32,7 @@ pub use config::{Arch, Config, LocalAttention, NormKind};
 pub use error::{ModelError, SessionError};
 pub use generate::{StopReason, generate};
 pub use kv_cache::KvCache;
-pub use sampler::{Sampler, SamplerOptions, argmax};
+pub use sampler::{MAX_PENALTY_WINDOW, Sampler, SamplerOptions, argmax};
 pub use session::{Memory, Session, SessionOptions};
 #[cfg(feature = "std")]
 pub use tandem_kernels::ThreadPool;

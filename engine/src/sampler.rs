@@ -7,6 +7,9 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use tandem_kernels::{Level, softmax};
 
+/// The most recent tokens that penalties can look at.
+pub const MAX_PENALTY_WINDOW: usize = 4096;
+
 /// How tokens are picked. The default is greedy: every other filter is off.
 ///
 /// Filters apply in the order of the fields from the penalties to `min_p`, then the temperature;
@@ -15,7 +18,7 @@ use tandem_kernels::{Level, softmax};
 pub struct SamplerOptions {
     /// Divides the logits; 0 picks the most likely token.
     pub temperature: f32,
-    /// Recent tokens that the penalties look at.
+    /// Recent tokens that the penalties look at, at most [`MAX_PENALTY_WINDOW`].
     pub penalty_window: usize,
     /// Positive logits of recent tokens are divided by it, negative ones multiplied; 1 is off.
     pub repeat_penalty: f32,
@@ -80,7 +83,8 @@ pub struct Sampler {
 
 impl Sampler {
     /// A sampler for vocabularies of `n_vocab` tokens.
-    pub fn new(options: SamplerOptions, n_vocab: usize) -> Sampler {
+    pub fn new(mut options: SamplerOptions, n_vocab: usize) -> Sampler {
+        options.penalty_window = options.penalty_window.min(MAX_PENALTY_WINDOW);
         Sampler {
             options,
             level: Level::detect(),
@@ -94,6 +98,9 @@ impl Sampler {
     /// Remembers tokens of the text, for the penalties.
     pub fn accept_all(&mut self, tokens: &[u32]) {
         let window = self.options.penalty_window;
+        if window == 0 {
+            return;
+        }
         for token in &tokens[tokens.len().saturating_sub(window)..] {
             if self.recent.len() == window {
                 self.recent.pop_front();

@@ -12,8 +12,10 @@ pub const MAX_HEAD_DIM: usize = 512;
 const TILE: usize = 64;
 /// Elements of keys, and of values, that are decoded at once: 64 positions of heads of 128.
 const TILE_LEN: usize = 8192;
+/// The most query heads that share a KV head.
+pub const MAX_QUERY_GROUP: usize = 64;
 /// Query rows that go over the cache together, so that each tile is decoded once for all of them.
-const MAX_QUERIES: usize = 64;
+const MAX_QUERIES: usize = MAX_QUERY_GROUP;
 
 /// The keys and values of one KV head, and how queries look at them.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +46,7 @@ pub struct KvHead<'a> {
 /// # Panics
 ///
 /// If the shapes do not fit: the cache shorter than the last token's position, `y`'s columns no
-/// whole number of heads or more than 64 of them, a head longer than [`MAX_HEAD_DIM`].
+/// whole number of heads or more than [`MAX_QUERY_GROUP`] of them, a head longer than [`MAX_HEAD_DIM`].
 pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &mut TileMut<'_>) {
     assert!(kv.head_dim <= MAX_HEAD_DIM && y.n_cols().is_multiple_of(kv.head_dim));
     let group = y.n_cols() / kv.head_dim;

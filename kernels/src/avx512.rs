@@ -2,6 +2,8 @@
 //! and one tile for prefill, both fed by [`load`], which reads 256 weights of any format into
 //! registers.
 
+#![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
+
 mod load;
 
 use core::arch::x86_64::*;

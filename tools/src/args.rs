@@ -3,9 +3,13 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use anyhow::{Result, anyhow, ensure};
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
-use tandem_engine::{DType, Level, Model, SamplerOptions, SessionOptions, ThreadPool};
+use tandem_engine::{
+    DType, Level, MAX_PENALTY_WINDOW, Model, Pool, SamplerOptions, Session, SessionOptions,
+    ThreadPool,
+};
 
 /// Which model, and how it runs.
 #[derive(clap::Args)]
@@ -45,7 +49,7 @@ fn kv_types() -> impl clap::builder::TypedValueParser<Value = DType> {
         .map(|name| DType::from_name(&name).unwrap_or(DType::F16))
 }
 
-fn level(name: &str) -> Result<Level, String> {
+fn level(name: &str) -> std::result::Result<Level, String> {
     Level::from_name(name).ok_or_else(|| {
         let names: Vec<_> = Level::available().map(Level::name).collect();
         format!("this CPU has {}", names.join(", "))
@@ -58,7 +62,32 @@ impl SessionArgs {
         ThreadPool::new(self.threads.unwrap_or_else(n_cores).get())
     }
 
-    pub(crate) fn options(&self, model: &Model<'_>) -> SessionOptions {
+    /// A session as the flags want it; `n_ctx` is the context where they name none.
+    pub(crate) fn session<'m, 'a>(
+        &self,
+        model: &'m Model<'a>,
+        pool: &'m dyn Pool,
+        n_ctx: Option<usize>,
+    ) -> Result<Session<'m, 'a>> {
+        let options = self.options(model, n_ctx);
+        let memory = Session::memory(&model.config, &options)
+            .ok_or_else(|| anyhow!("this KV cache does not fit the model or the machine"))?;
+        // Asked before it is taken, as a system that overcommits would give it and kill us later.
+        let needed = memory.kv_cache.saturating_add(memory.scratch);
+        if let Some(free) = free_memory() {
+            ensure!(
+                needed < free,
+                "a context of {} tokens needs {} MB, of which {} MB are free: use a smaller --ctx \
+                 or --kv-type q8_0",
+                options.n_ctx,
+                needed / 1_000_000,
+                free / 1_000_000
+            );
+        }
+        Ok(Session::new(model, pool, options)?)
+    }
+
+    pub(crate) fn options(&self, model: &Model<'_>, n_ctx: Option<usize>) -> SessionOptions {
         let defaults = SessionOptions::for_model(&model.config);
         let default_kv = if self.exact {
             DType::F32
@@ -66,13 +95,25 @@ impl SessionArgs {
             defaults.kv_type
         };
         SessionOptions {
-            n_ctx: self.ctx.map_or(defaults.n_ctx, NonZeroUsize::get),
+            n_ctx: self
+                .ctx
+                .map_or(n_ctx.unwrap_or(defaults.n_ctx), NonZeroUsize::get),
             n_batch: self.batch.get(),
             kv_type: self.kv_type.unwrap_or(default_kv),
             exact: self.exact,
             level: self.cpu.unwrap_or(defaults.level),
         }
     }
+}
+
+/// Bytes of memory that the system could give, where it tells.
+fn free_memory() -> Option<usize> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kilobytes.checked_mul(1024)
 }
 
 /// How tokens are picked.
@@ -103,7 +144,7 @@ pub(crate) struct SamplerArgs {
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = finite, allow_negative_numbers = true)]
     pub presence_penalty: f32,
     /// How many tokens count as recent
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = penalty_window)]
     pub penalty_window: usize,
     /// Seed of the random numbers [default: a new one each time, told on stderr]
     #[arg(long, value_name = "S")]
@@ -132,25 +173,36 @@ fn clock_seed() -> u64 {
     now.map_or(0, |time| time.as_nanos() as u64)
 }
 
-fn number(text: &str, fits: impl Fn(f32) -> bool, wanted: &str) -> Result<f32, String> {
+fn penalty_window(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n <= MAX_PENALTY_WINDOW => Ok(n),
+        _ => Err(format!("a number up to {MAX_PENALTY_WINDOW} is wanted")),
+    }
+}
+
+fn number(
+    text: &str,
+    fits: impl Fn(f32) -> bool,
+    wanted: &str,
+) -> std::result::Result<f32, String> {
     match text.parse() {
         Ok(x) if fits(x) => Ok(x),
         _ => Err(format!("a number {wanted} is wanted")),
     }
 }
 
-fn finite(text: &str) -> Result<f32, String> {
+fn finite(text: &str) -> std::result::Result<f32, String> {
     number(text, f32::is_finite, "")
 }
 
-fn at_least_0(text: &str) -> Result<f32, String> {
+fn at_least_0(text: &str) -> std::result::Result<f32, String> {
     number(text, |x| x >= 0.0 && x.is_finite(), "of at least 0")
 }
 
-fn positive(text: &str) -> Result<f32, String> {
+fn positive(text: &str) -> std::result::Result<f32, String> {
     number(text, |x| x > 0.0 && x.is_finite(), "above 0")
 }
 
-fn probability(text: &str) -> Result<f32, String> {
+fn probability(text: &str) -> std::result::Result<f32, String> {
     number(text, |x| (0.0..=1.0).contains(&x), "between 0 and 1")
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
-use tandem_engine::{Model, Pool, Session, SessionOptions};
+use tandem_engine::{Model, Pool};
 
 use crate::args::SessionArgs;
 use crate::open;
@@ -98,11 +98,8 @@ fn measure(
     mut add: impl FnMut(Row),
 ) -> Result<()> {
     let n_ctx = args.depth + args.prompt_tokens.max(args.gen_tokens).max(1);
-    let options = SessionOptions {
-        n_ctx: args.session.ctx.map_or(n_ctx, NonZeroUsize::get),
-        ..args.session.options(model)
-    };
-    let mut session = Session::new(model, pool, options)?;
+    let level = args.session.options(model, None).level;
+    let mut session = args.session.session(model, pool, Some(n_ctx))?;
     // Any ids do; they are spread over the vocabulary so that different embeddings are read.
     let n_vocab = model.config.n_vocab;
     let ids: Vec<u32> = (0..n_ctx).map(|i| (i * 7919 % n_vocab) as u32).collect();
@@ -142,7 +139,7 @@ fn measure(
         add(Row {
             model: String::new(),
             size_bytes: 0,
-            level: options.level.name(),
+            level: level.name(),
             threads: pool.n_threads(),
             test: format!("{kind}{n}{depth}"),
             tokens_per_second: mean,

@@ -42,7 +42,7 @@ pub(crate) fn chat(args: &Args) -> Result<()> {
     let chat = Chat::from_gguf(&gguf, tokenizer.vocab())?;
     let chat = chat.context("the file has no chat template: use `tandem run` instead")?;
     let pool = args.model.session.pool();
-    let mut session = Session::new(&model, &pool, args.model.session.options(&model))?;
+    let mut session = args.model.session.session(&model, &pool, None)?;
     let mut sampler = Sampler::new(args.sampler.options(), model.config.n_vocab);
     let stop = Arc::new(AtomicBool::new(false));
     // While a line is edited the terminal is in raw mode and Ctrl-C comes as a key.

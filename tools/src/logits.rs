@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use npyz::WriterBuilder as _;
-use tandem_engine::{Session, SessionOptions};
 use tandem_formats::write_atomically;
 
 use crate::args::ModelArgs;
@@ -33,12 +32,11 @@ pub(crate) fn logits(args: &Args) -> Result<()> {
     let tokens = open::token_ids(&args.tokens)?;
     ensure!(!tokens.is_empty(), "there are no tokens to evaluate");
     let pool = args.model.session.pool();
-    let options = SessionOptions {
-        // As long as the sequence, where no context is asked for.
-        n_ctx: args.model.session.ctx.map_or(tokens.len(), |n| n.get()),
-        ..args.model.session.options(&model)
-    };
-    let mut session = Session::new(&model, &pool, options)?;
+    // As long as the sequence, where no context is asked for.
+    let mut session = args
+        .model
+        .session
+        .session(&model, &pool, Some(tokens.len()))?;
     let progress = Progress::new(tokens.len() as u64, "evaluating");
     let shape = [tokens.len() as u64, model.config.n_vocab as u64];
     write_atomically(&args.out, |file| -> Result<()> {

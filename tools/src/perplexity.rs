@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use tandem_engine::tokenizer::EncodeOptions;
-use tandem_engine::{Session, SessionOptions};
 
 use crate::args::ModelArgs;
 use crate::open;
@@ -47,12 +46,8 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
         "the text has {} tokens, fewer than one chunk of {n_ctx}: give a longer one or a smaller --ctx",
         ids.len()
     );
-    let options = SessionOptions {
-        n_ctx,
-        ..args.model.session.options(&model)
-    };
     let pool = args.model.session.pool();
-    let mut session = Session::new(&model, &pool, options)?;
+    let mut session = args.model.session.session(&model, &pool, Some(n_ctx))?;
     let n_chunks = (ids.len() / n_ctx).min(args.chunks.map_or(usize::MAX, |n| n.get()));
     let progress = Progress::new((n_chunks * n_ctx) as u64, "evaluating");
     let mut losses = Vec::new();

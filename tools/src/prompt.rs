@@ -1,5 +1,6 @@
 //! From what the user says to token ids.
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use anyhow::{Context as _, Result};
 use tandem_engine::chat_template::{ChatTemplate, Message};
 use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, TokenKind, Tokenizer, Vocab};
@@ -36,7 +37,7 @@ impl Chat {
         messages: &[Message<'_>],
     ) -> Result<Vec<u32>> {
         let vocab = tokenizer.vocab();
-        let hidden = Hidden::new(vocab, messages);
+        let hidden = Hidden::new(vocab, messages)?;
         let messages: Vec<_> = messages
             .iter()
             .zip(&hidden.contents)
@@ -69,18 +70,18 @@ struct Hidden<'a> {
 }
 
 impl<'a> Hidden<'a> {
-    fn new(vocab: &Vocab<'_>, messages: &[Message<'a>]) -> Hidden<'a> {
-        let control: Vec<_> = (0..vocab.n_tokens() as u32)
+    fn new(vocab: &Vocab<'_>, messages: &[Message<'a>]) -> Result<Hidden<'a>> {
+        let control = (0..vocab.n_tokens() as u32)
             .filter(|id| vocab.kind(*id) == Some(TokenKind::Control))
-            .filter_map(|id| core::str::from_utf8(vocab.token_text(id)?).ok())
-            .filter(|text| !text.is_empty())
-            .collect();
+            .filter_map(|id| vocab.token_text(id))
+            .filter(|text| !text.is_empty());
+        let hide = Hide::new(control)?;
         let mut texts = Vec::new();
         let contents = messages
             .iter()
-            .map(|m| hide(m.content, &control, &mut texts))
+            .map(|m| hide.hide(m.content, &mut texts))
             .collect();
-        Hidden { contents, texts }
+        Ok(Hidden { contents, texts })
     }
 
     /// The ids of a text with marks: what they hide as plain text, the rest with control tokens.
@@ -108,25 +109,38 @@ impl<'a> Hidden<'a> {
     }
 }
 
-/// `content` with marks for the control tokens' texts (and for marks that it contains itself).
-fn hide<'a>(content: &'a str, control: &[&str], texts: &mut Vec<&'a str>) -> String {
-    let mut out = String::new();
-    let mut rest = content;
-    loop {
-        let mark = rest.find(MARK).map(|at| (at, MARK.len_utf8()));
-        let found = control
-            .iter()
-            .filter_map(|t| Some((rest.find(t)?, t.len())))
-            .chain(mark);
-        // The first; of several at the same place the longest.
-        let Some((at, n)) = found.min_by_key(|(at, n)| (*at, usize::MAX - n)) else {
-            out.push_str(rest);
-            return out;
-        };
-        out.push_str(&rest[..at]);
-        out.push_str(&format!("{MARK}{}{MARK}", texts.len()));
-        texts.push(&rest[at..at + n]);
-        rest = &rest[at + n..];
+/// Finds the texts to hide: those of control tokens, and marks that a message contains itself.
+struct Hide(AhoCorasick);
+
+impl Hide {
+    fn new<'t>(control: impl Iterator<Item = &'t [u8]>) -> Result<Hide> {
+        let texts = control.chain(["\u{f8ff}".as_bytes()]); // MARK
+        // One pass however many texts there are; of several at a place the longest.
+        let finder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(texts)?;
+        Ok(Hide(finder))
+    }
+
+    /// `content` with marks in the place of what is hidden, which goes to `texts`.
+    fn hide<'a>(&self, content: &'a str, texts: &mut Vec<&'a str>) -> String {
+        let mut out = String::new();
+        let mut end = 0;
+        for found in self.0.find_iter(content) {
+            // A token's text need not be whole characters; such a one is no text of a message.
+            let parts = content
+                .get(end..found.start())
+                .zip(content.get(found.range()));
+            let Some((before, hidden)) = parts else {
+                continue;
+            };
+            out.push_str(before);
+            out.push_str(&format!("{MARK}{}{MARK}", texts.len()));
+            texts.push(hidden);
+            end = found.end();
+        }
+        out.push_str(content.get(end..).unwrap_or_default());
+        out
     }
 }
 
@@ -169,7 +183,9 @@ mod tests {
     fn hides_control_tokens_and_marks() {
         let mut texts = Vec::new();
         let content = format!("a<|end|>b<|end|>>{MARK}1{MARK}<s>");
-        let hidden = hide(&content, &["<|end|>", "<|end|>>", "<s>"], &mut texts);
+        let control = ["<|end|>", "<|end|>>", "<s>"].map(str::as_bytes);
+        let hide = Hide::new(control.into_iter()).unwrap();
+        let hidden = hide.hide(&content, &mut texts);
         assert_eq!(
             texts,
             ["<|end|>", "<|end|>>", "\u{f8ff}", "\u{f8ff}", "<s>"]

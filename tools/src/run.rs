@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use tandem_engine::tokenizer::ControlTokens;
-use tandem_engine::{Sampler, Session, generate};
+use tandem_engine::{Sampler, generate};
 
 use crate::args::{ModelArgs, SamplerArgs};
 use crate::progress::prefill;
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let prompt = prompt::encode(&gguf, &tokenizer, &text, args.raw)?;
     ensure!(!prompt.is_empty(), "the prompt is empty");
     let pool = args.model.session.pool();
-    let mut session = Session::new(&model, &pool, args.model.session.options(&model))?;
+    let mut session = args.model.session.session(&model, &pool, None)?;
     let options = args.sampler.options();
     let mut sampler = Sampler::new(options, model.config.n_vocab);
 

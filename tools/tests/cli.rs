@@ -139,6 +139,7 @@ fn usage_errors_exit_with_2() {
         ["--threads", "0"],
         ["--ctx", "0"],
         ["--kv-type", "q4_0"],
+        ["--penalty-window", "99999999999"],
         ["--prompt-file", "x"],
         ["--no-such-flag", "x"],
     ] {
@@ -160,6 +161,9 @@ fn failures_exit_with_1_and_name_the_file_and_the_cause() {
     let bytes = fs::read(fixture("pocket-q8_0.gguf")).unwrap();
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     tandem!("run", "--model", file, "-p", "a").fails(1, "model.gguf");
+    let model = fixture("pocket-q8_0.gguf");
+    tandem!("run", "--model", model, "-p", "a", "--ctx", "100000000000")
+        .fails(1, "use a smaller --ctx");
     tandem!("demo", "--fixtures", folder.path()).fails(1, "pocket-q8_0.gguf");
     if let Some(model) = shared("peer/logits/llama-f16.gguf") {
         tandem!("run", "--model", model, "-p", "a").fails(1, "llama-f16.gguf");
