@@ -14,6 +14,8 @@ use load::{Format, Super, super_bytes};
 
 /// Weights read at once.
 const SUPER: usize = 256;
+/// How far ahead of the weights in use decode asks for those to come.
+const PREFETCH_BYTES: usize = 2048;
 /// Rows of a prefill tile: the lanes of a register.
 const TILE_ROWS: usize = 16;
 /// Tokens whose accumulators are held in registers at once.
@@ -128,7 +130,12 @@ fn matvec<F: Format>(w: &Matrix<'_>, x: &Row<'_>, y: &mut [f32]) {
             // SAFETY: the row holds `n_super` times `n_bytes` and the input as many times 256
             // elements, by the assertions.
             unsafe {
-                let w = F::load(row.as_ptr().add(s * n_bytes));
+                let here = row.as_ptr().add(s * n_bytes);
+                // A hint, which may point past the weights: the next rows, as a rule.
+                for line in (0..n_bytes).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(PREFETCH_BYTES + line).cast());
+                }
+                let w = F::load(here);
                 let (q, scale, sum) = (&x.q[s * SUPER..], &x.scale[s * 8..], &x.sum[s * 16..]);
                 acc = dot(&w, q.as_ptr(), scale.as_ptr(), sum.as_ptr(), acc);
             }

@@ -135,7 +135,14 @@ fn usage_errors_exit_with_2() {
     for flags in [
         ["--temp", "-1"],
         ["--temp", "nan"],
+        ["--temp", "inf"],
         ["--top-p", "2"],
+        ["--min-p", "-0.1"],
+        ["--typical-p", "nan"],
+        ["--repeat-penalty", "0"],
+        ["--frequency-penalty", "inf"],
+        ["--seed", "x"],
+        ["--batch", "0"],
         ["--threads", "0"],
         ["--ctx", "0"],
         ["--kv-type", "q4_0"],
@@ -145,7 +152,14 @@ fn usage_errors_exit_with_2() {
     ] {
         tandem!("run", "--model", model, "-p", "a", flags[0], flags[1]).fails(2, flags[0]);
     }
+    for negative in ["--top-k", "--n-predict", "--seed"] {
+        tandem!("run", "--model", model, "-p", "a", negative, "-1").fails(2, "-1");
+    }
     tandem!("run", "--model", model).fails(2, "--prompt");
+    tandem!("inspect", "--ctx", "0", model).fails(2, "--ctx");
+    tandem!("perplexity", "--model", model).fails(2, "--text");
+    tandem!("logits", "--model", model, "--tokens", "-").fails(2, "--out");
+    tandem!("no-such-command").fails(2, "no-such-command");
     assert_eq!(tandem!().code, Some(2));
 }
 
@@ -237,7 +251,7 @@ fn pocket_with(key: &str, value: Value<'_>) -> tempfile::NamedTempFile {
     let files = GgufFiles::open(fixture("pocket-q8_0.gguf")).unwrap();
     let gguf = files.parse().unwrap();
     let mut writer = Writer::new();
-    for (key, value) in gguf.metadata() {
+    for (key, value) in gguf.metadata().filter(|(k, _)| *k != key) {
         writer.add(key, *value).unwrap();
     }
     writer.add(key, value).unwrap();
@@ -313,4 +327,135 @@ fn metadata_cannot_move_the_cursor() {
         "a\u{1b}[2Jb\u{9b}c"
     );
     assert_eq!(json["parameters"], 5_770_496);
+}
+
+/// A pipe's end to write to that no one reads from.
+fn unread() -> std::io::PipeWriter {
+    let (_, writer) = std::io::pipe().unwrap();
+    writer
+}
+
+#[test]
+fn every_command_ends_quietly_where_no_one_reads_its_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text");
+    fs::write(&text, "This package contains a library. ".repeat(4)).unwrap();
+    let (model, chatty) = (
+        fixture("pocket-q8_0.gguf"),
+        pocket_with("tokenizer.chat_template", Value::Str(TEMPLATE)),
+    );
+    let (model, chatty) = (model.to_str().unwrap(), chatty.path().to_str().unwrap());
+    let (fixtures, text) = (fixture(""), text.to_str().unwrap());
+    let fixtures = fixtures.to_str().unwrap();
+    for (args, stdin) in [
+        (&["run", "-n", "3", "-p", "a", "--model", model][..], ""),
+        (&["run", "--json", "-n", "3", "-p", "a", "-m", model], ""),
+        (&["chat", "-n", "3", "--model", chatty], "hello\n"),
+        (&["tokenize", "--model", model], "hello"),
+        (&["detokenize", "--model", model], "[300, 400]"),
+        (&["inspect", model], ""),
+        (&["demo", "--fixtures", fixtures], ""),
+        (&["bench", "-p4", "-n1", "-r1", "--model", model], ""),
+        (&["perplexity", "--ctx=8", "-m", model, "--text", text], ""),
+        (&["--help"], ""),
+        (&["run", "--help"], ""),
+    ] {
+        let input = folder.path().join("stdin");
+        fs::write(&input, stdin).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_tandem"))
+            .args(args)
+            .stdin(fs::File::open(&input).unwrap())
+            .stdout(unread())
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {stderr}");
+        assert_eq!(stderr, "", "{args:?}");
+    }
+}
+
+#[test]
+fn exit_codes_are_the_same_where_no_one_reads_the_errors() {
+    let model = fixture("pocket-q8_0.gguf");
+    let model = model.to_str().unwrap();
+    for (code, args) in [
+        (0, &["run", "-n", "3", "-p", "a", "--model", model][..]),
+        (1, &["inspect", "/no/such/file"]),
+        (1, &["chat", "--model", model]),
+        (2, &["run", "--model", model]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_tandem"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stderr(unread())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+    }
+}
+
+#[test]
+fn an_empty_prompt_is_the_bos_alone_or_refused() {
+    let model = fixture("pocket-q8_0.gguf");
+    let report = tandem!("run", "--json", "-n", "2", "-p", "", "--model", model);
+    assert_eq!(report.ok().json()["prompt_ids"], serde_json::json!([1]));
+    let without = pocket_with("tokenizer.ggml.add_bos_token", Value::Bool(false));
+    tandem!("run", "-p", "", "--model", without.path()).fails(1, "the prompt is empty");
+}
+
+#[test]
+fn no_token_is_generated_where_none_is_asked_for() {
+    let model = fixture("pocket-q8_0.gguf");
+    let report = tandem!("run", "--json", "-n", "0", "-p", "The", "--model", model);
+    let report = report.ok().json();
+    assert_eq!(report["ids"], serde_json::json!([]));
+    assert_eq!(
+        (&report["text"], &report["stop"]),
+        (&"".into(), &"max_tokens".into())
+    );
+}
+
+#[test]
+fn the_seed_that_was_drawn_is_told_and_repeats_the_run() {
+    let model = fixture("pocket-q8_0.gguf");
+    let first = tandem!(
+        "run", "-p", "The", "--temp", "1", "-n", "20", "--model", model
+    )
+    .ok();
+    let seed = first.stderr.trim_end().rsplit("seed ").next().unwrap();
+    let again = tandem!(
+        "run", "-p", "The", "--temp", "1", "-n", "20", "--model", model, "--seed", seed
+    );
+    assert_eq!(first.text(), again.ok().text());
+}
+
+#[test]
+fn chat_goes_on_after_a_message_that_is_too_long() {
+    let model = pocket_with("tokenizer.chat_template", Value::Str(TEMPLATE));
+    let chat = |stdin: &str| {
+        let args = ["chat", "--temp=0", "-n4", "--ctx=24", "-m"].map(OsStr::new);
+        let args = [&args[..], &[model.path().as_os_str()]].concat();
+        run(&args, stdin.as_bytes()).ok()
+    };
+    let short = chat("hello\n");
+    let long = chat(&format!("{}\nhello\n", "word ".repeat(100)));
+    assert!(!short.text().trim().is_empty());
+    assert_eq!(long.text(), short.text());
+    assert!(long.stderr.contains("the context of 24 tokens is full"));
+}
+
+#[test]
+fn a_template_that_is_none_is_a_clear_error() {
+    for template in [
+        "{% for",
+        "{{ nothing.at.all }}",
+        "{{ raise_exception('no') }}",
+    ] {
+        let model = pocket_with("tokenizer.chat_template", Value::Str(template));
+        let failed = tandem!("run", "-p", "a", "--model", model.path());
+        failed.fails(1, "chat template");
+        // Without the template the model is as good as ever.
+        tandem!("run", "--raw", "-n1", "-p", "a", "--model", model.path()).ok();
+    }
 }
