@@ -75,7 +75,7 @@ pub(crate) fn chat(args: &Args) -> Result<()> {
         match reply(args, &tokenizer, &mut session, &mut sampler, &ids, &stop) {
             Ok(text) => conversation.messages.push(("assistant", text)),
             Err(error) if error.is::<SessionError>() => {
-                eprintln!("error: {error:#}; /clear begins a new conversation");
+                tell!("error: {error:#}; /clear begins a new conversation");
                 conversation.messages.pop();
             }
             Err(error) => return Err(error),
@@ -132,7 +132,7 @@ fn reply(
     writeln!(out, "{rest}")?;
     match reason {
         StopReason::EndOfText => {}
-        reason => eprintln!("[stopped: {}]", reason.name()),
+        reason => tell!("[stopped: {}]", reason.name()),
     }
     Ok(text)
 }

@@ -1,5 +1,13 @@
 //! `tandem`: the command of the Tandem inference engine. One file a subcommand.
 
+/// `eprintln!`, but a standard error that nobody reads is no reason to panic.
+macro_rules! tell {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+
 mod args;
 mod bench;
 mod chat;
@@ -73,7 +81,7 @@ fn main() -> ExitCode {
         // Whoever reads our output has enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,6 @@
 //! `tandem perplexity`: how well a model predicts a text.
 
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -71,10 +72,11 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
     let perplexity = mean.exp();
     // The error of the mean loss, carried through the exponential.
     let error = perplexity * (variance / n).sqrt();
-    println!(
+    let mut out = std::io::stdout();
+    Ok(writeln!(
+        out,
         "perplexity {perplexity:.4} +- {error:.4} ({n} tokens in {n_chunks} chunks of {n_ctx})"
-    );
-    Ok(())
+    )?)
 }
 
 /// `-ln p(token)`.

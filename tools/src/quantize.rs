@@ -156,7 +156,7 @@ pub(crate) fn quantize(args: &Args) -> Result<()> {
     .with_context(|| format!("cannot write {}", args.output.display()))?;
     drop(progress);
     let n_read: usize = gguf.tensors().iter().map(|t| t.data.len()).sum();
-    eprintln!(
+    tell!(
         "{:.1} MB of weights, {:.2} bits each (were {:.1} MB)",
         n_written as f64 / 1e6,
         n_written as f64 * 8.0 / n_elements as f64,

@@ -158,14 +158,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 impl Report {
     fn print_timings(&self) {
-        eprintln!(
+        tell!(
             "\n{} prompt tokens, {:.1} tokens/s; first token after {:.0} ms ({:.0} ms to open)",
-            self.n_prompt, self.prompt_tokens_per_second, self.first_token_ms, self.open_ms
+            self.n_prompt,
+            self.prompt_tokens_per_second,
+            self.first_token_ms,
+            self.open_ms
         );
         let speed = self.generated_tokens_per_second;
         let speed = speed.map_or(String::new(), |s| format!(", {s:.1} tokens/s"));
         let (n, stop, seed) = (self.n_generated, self.stop, self.seed);
-        eprintln!("{n} tokens generated{speed}; stopped: {stop}; seed {seed}");
+        tell!("{n} tokens generated{speed}; stopped: {stop}; seed {seed}");
     }
 }
 

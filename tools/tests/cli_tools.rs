@@ -225,7 +225,7 @@ fn inspect_without_weights_shows_no_control_characters_of_arrays() {
     let model = folder.path().join("a\u{1b}[1A.gguf");
     let mut writer = Writer::new();
     writer
-        .add_strings("tokens", &["x\u{1b}[2J", "\r\n", "\u{7}"])
+        .add_strings("tokens", ["x\u{1b}[2J", "\r\n", "\u{7}"])
         .unwrap();
     fs::write(&model, writer.to_vec(&[]).unwrap()).unwrap();
     let shown = tandem!("inspect", model).ok().text();
