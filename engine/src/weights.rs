@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use tandem_formats::{DType, Gguf, Tensor};
 use tandem_kernels::{Matrix, quant};
 
-use crate::{Config, ModelError, NormKind};
+use crate::{Arch, Config, ModelError, NormKind};
 
 /// A model: hyperparameters and weights. It borrows the file's bytes and never changes.
 #[derive(Debug)]
@@ -237,6 +237,11 @@ impl<'a> Tensors<'_, 'a> {
             NormKind::Rms => Vec::new(), // a bias stays unused and is refused as such
             NormKind::Layer => self.vector(&format!("{name}.bias"), config.n_embd)?,
         };
+        if config.norm == NormKind::Layer && bias.is_empty() && !weight.is_empty() {
+            return Err(ModelError::MissingTensor {
+                name: format!("{name}.bias"),
+            });
+        }
         Ok((!weight.is_empty()).then_some(Norm { weight, bias }))
     }
 
@@ -288,7 +293,7 @@ impl<'a> Tensors<'_, 'a> {
                 self.linear(&name("ffn_up"), n_ff, n_embd)?,
             ],
         };
-        Ok(LayerWeights {
+        let layer = LayerWeights {
             attn_norm: self.norm(&name("attn_norm"), config)?,
             q,
             k,
@@ -302,6 +307,20 @@ impl<'a> Tensors<'_, 'a> {
             up,
             down: self.linear(&name("ffn_down"), n_embd, n_ff)?,
             post_ffn_norm: self.optional_norm(&name("post_ffw_norm"), config)?,
+        };
+        // Optional in general, but not for these: without them the result would be wrong.
+        let missing = match config.arch {
+            Arch::Qwen2 if layer.q.bias.is_empty() => "attn_q.bias",
+            Arch::Qwen2 if layer.k.bias.is_empty() => "attn_k.bias",
+            Arch::Qwen2 if layer.v.bias.is_empty() => "attn_v.bias",
+            Arch::Qwen3 | Arch::Gemma3 if layer.q_norm.is_empty() => "attn_q_norm.weight",
+            Arch::Qwen3 | Arch::Gemma3 if layer.k_norm.is_empty() => "attn_k_norm.weight",
+            Arch::Gemma3 if layer.post_attn_norm.is_none() => "post_attention_norm.weight",
+            Arch::Gemma3 if layer.post_ffn_norm.is_none() => "post_ffw_norm.weight",
+            _ => return Ok(layer),
+        };
+        Err(ModelError::MissingTensor {
+            name: name(missing),
         })
     }
 

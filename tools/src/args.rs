@@ -192,7 +192,7 @@ fn number(
 }
 
 fn finite(text: &str) -> std::result::Result<f32, String> {
-    number(text, f32::is_finite, "")
+    number(text, f32::is_finite, "that is finite")
 }
 
 fn at_least_0(text: &str) -> std::result::Result<f32, String> {

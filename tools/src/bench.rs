@@ -13,8 +13,10 @@ use tandem_engine::{Model, Pool};
 use crate::args::SessionArgs;
 use crate::open;
 
-/// Measure prefill and decode speed as llama-bench does (`pp`, `tg` rows), and the memory's read
-/// bandwidth beside them, which is decode's limit.
+/// Measure how fast a model runs
+///
+/// Prefill and decode are timed as llama-bench does (`pp`, `tg` rows), and beside them the
+/// memory's read bandwidth, which is decode's limit.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The models
@@ -66,7 +68,7 @@ struct Row {
 
 pub(crate) fn bench(args: &Args) -> Result<()> {
     ensure!(
-        args.prompt_tokens + args.gen_tokens > 0,
+        args.prompt_tokens.max(args.gen_tokens) > 0,
         "there is nothing to measure"
     );
     let pool = args.session.pool();
@@ -97,7 +99,9 @@ fn measure(
     pool: &dyn Pool,
     mut add: impl FnMut(Row),
 ) -> Result<()> {
-    let n_ctx = args.depth + args.prompt_tokens.max(args.gen_tokens).max(1);
+    let n_ctx = args
+        .depth
+        .saturating_add(args.prompt_tokens.max(args.gen_tokens));
     let level = args.session.options(model, None).level;
     let mut session = args.session.session(model, pool, Some(n_ctx))?;
     // Any ids do; they are spread over the vocabulary so that different embeddings are read.

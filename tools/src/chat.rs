@@ -17,8 +17,9 @@ use crate::open;
 use crate::progress::prefill;
 use crate::prompt::Chat;
 
-/// Talk with a model. Ctrl-C stops a reply, Ctrl-D or /quit ends the conversation, /clear begins
-/// a new one.
+/// Talk with a model
+///
+/// Ctrl-C stops a reply, Ctrl-D or /quit ends the conversation, /clear begins a new one.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -11,8 +11,10 @@ use tandem_engine::{Sampler, SamplerOptions, Session, SessionOptions, ThreadPool
 
 use crate::open;
 
-/// Run the small model in the folder `fixtures` on a few inputs. It was trained on Debian's
-/// package descriptions and continues each input as such a description would go on.
+/// Show the engine at work on the small model that the repository carries
+///
+/// The model was trained on Debian's package descriptions and continues each input as such a
+/// description would go on.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The folder with the model [default: the repository's]

@@ -13,7 +13,9 @@ use tandem_formats::{Array, Gguf, GgufFiles, Value};
 
 use crate::open;
 
-/// Show a GGUF file's metadata, tensors and sizes, and the memory that running it takes.
+/// Show what is in a GGUF file and what memory it will need
+///
+/// Metadata, tensors, sizes, and what running it takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The file (of a split model, the first part)
@@ -195,21 +197,11 @@ fn size(n_bytes: usize) -> String {
     }
 }
 
-/// Text from a file, with what could move a terminal's cursor made visible.
+/// The beginning of a text from a file, made harmless.
 fn escape(text: &str) -> String {
     let head: String = text.chars().take(STRING_HEAD).collect();
     let rest = if head.len() < text.len() { "..." } else { "" };
-    let shown: String = head
-        .chars()
-        .map(|c| {
-            if c.is_control() {
-                c.escape_default().to_string()
-            } else {
-                c.to_string()
-            }
-        })
-        .collect();
-    shown + rest
+    crate::visible(&head) + rest
 }
 
 fn show(value: &Value<'_>) -> String {

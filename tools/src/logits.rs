@@ -10,8 +10,9 @@ use crate::args::ModelArgs;
 use crate::open;
 use crate::progress::Progress;
 
-/// Write the logits at every position of a sequence of token ids as a NumPy array of float32,
-/// one row a position.
+/// Write the logits at every position of a sequence of token ids
+///
+/// The result is a NumPy array of float32, one row a position.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

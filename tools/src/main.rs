@@ -38,27 +38,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the engine at work on the small model that the repository carries
     Demo(demo::Args),
-    /// Continue or answer a prompt
     Run(run::Args),
-    /// Talk with a model
     Chat(chat::Args),
-    /// Write the logits at every position of a sequence of token ids
     Logits(logits::Args),
-    /// Turn text into token ids
     Tokenize(tokenize::TokenizeArgs),
-    /// Turn token ids into text
     Detokenize(tokenize::DetokenizeArgs),
-    /// Show what is in a GGUF file and what memory it will need
     Inspect(inspect::Args),
-    /// Store a model's weights in another type
     Quantize(quantize::Args),
-    /// Write a model of random weights, for timing
     Synth(synth::Args),
-    /// Measure how fast a model runs
     Bench(bench::Args),
-    /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
 }
 
@@ -81,7 +70,7 @@ fn main() -> ExitCode {
         // Whoever reads our output has enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            tell!("error: {error:#}");
+            tell!("error: {}", visible(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -92,4 +81,19 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Text that may hold names from a file, with what could move a terminal's cursor or turn the
+/// direction of writing made visible.
+fn visible(text: &str) -> String {
+    let is_harmless = |c: char| {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        !c.is_control() && !turns
+    };
+    text.chars()
+        .map(|c| match is_harmless(c) {
+            true => c.to_string(),
+            false => c.escape_default().to_string(),
+        })
+        .collect()
 }

@@ -11,9 +11,11 @@ use crate::args::ModelArgs;
 use crate::open;
 use crate::progress::Progress;
 
-/// Print the perplexity of a text. It is cut into chunks of the context's size; the second half
-/// of each chunk's tokens is predicted, so that every prediction has at least half a context to go
-/// by (the way of llama.cpp's tool, whose figures it can be compared with).
+/// Measure how well a model predicts a text
+///
+/// The text is cut into chunks of the context's size; the second half of each chunk's tokens is
+/// predicted, so that every prediction has at least half a context to go by (the way of llama.cpp's
+/// tool, whose figures it can be compared with).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -43,7 +45,11 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
     };
     let ids = tokenizer.encode(open::bytes(&args.text)?, options)?;
     ensure!(
-        n_ctx >= 2 && ids.len() >= n_ctx,
+        n_ctx >= 3,
+        "a context of {n_ctx} leaves nothing to predict: give a larger --ctx"
+    );
+    ensure!(
+        ids.len() >= n_ctx,
         "the text has {} tokens, fewer than one chunk of {n_ctx}: give a longer one or a smaller --ctx",
         ids.len()
     );

@@ -11,10 +11,12 @@ use tandem_kernels::quant;
 use crate::open;
 use crate::progress::Progress;
 
-/// Write a model with its matrices stored in another type. Vectors (norms, biases) stay as they
-/// are. Types: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q8_K, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K,
-/// IQ4_NL, IQ4_XS, TQ1_0, TQ2_0; mixes that give the matrices which matter most a larger type: Q2_K_M,
-/// Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M.
+/// Store a model's weights in another type
+///
+/// Matrices are stored in the new type, vectors (norms, biases) stay as they are. Types: F32, F16,
+/// BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q8_K, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS,
+/// TQ1_0, TQ2_0; mixes that give the matrices which matter most a larger type: Q2_K_M, Q3_K_M,
+/// Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The model (of a split model, the first part)

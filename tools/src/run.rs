@@ -14,8 +14,9 @@ use crate::args::{ModelArgs, SamplerArgs};
 use crate::progress::prefill;
 use crate::{open, prompt};
 
-/// Continue or answer a prompt, streaming the text to standard output and the timings to standard
-/// error.
+/// Continue or answer a prompt
+///
+/// The text is streamed to standard output, the timings go to standard error.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -14,9 +14,11 @@ use tandem_kernels::quant;
 use crate::progress::Progress;
 use crate::quantize::{Target, parse_target};
 
-/// Write a model of random weights at a real model's shapes, with a vocabulary of the real size:
-/// as fast and as large as the real one, where that cannot be had. What it generates is noise. The
-/// same shape, type and seed give the same file.
+/// Write a model of random weights, for timing
+///
+/// It has a real model's shapes and a vocabulary of the real size: as fast and as large as the real
+/// one, where that cannot be had. What it generates is noise. The same shape, type and seed give
+/// the same file.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where to write

@@ -8,7 +8,9 @@ use tandem_engine::tokenizer::{ControlTokens, EncodeOptions};
 
 use crate::open;
 
-/// Read text from standard input, byte for byte, and print its token ids as a JSON array.
+/// Turn text into token ids
+///
+/// Reads standard input, byte for byte, and prints the ids as a JSON array.
 #[derive(clap::Args)]
 pub(crate) struct TokenizeArgs {
     /// The GGUF file with the vocabulary; it needs no weights
@@ -19,7 +21,9 @@ pub(crate) struct TokenizeArgs {
     no_special: bool,
 }
 
-/// Read a JSON array of token ids from standard input and print their text.
+/// Turn token ids into text
+///
+/// Reads a JSON array of token ids from standard input and prints their text.
 #[derive(clap::Args)]
 pub(crate) struct DetokenizeArgs {
     /// The GGUF file with the vocabulary; it needs no weights
