@@ -11,10 +11,9 @@
 
 mod activation;
 mod attention;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod dtype;
 mod input;
+mod int8;
 mod lanes;
 mod level;
 mod matmul;

@@ -2,9 +2,8 @@
 
 use core::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-use crate::avx512;
 use crate::input::{Input, Q8_BLOCK, Q8Rows};
+use crate::int8;
 use crate::lanes::dot;
 use crate::level::multilevel;
 use crate::quant::{self, GROUP_LEN, MAX_BLOCK_LEN, Unpacked};
@@ -26,11 +25,13 @@ pub fn matmul(
     let w = w.rows(rows);
     assert_eq!(y.n_cols(), w.n_rows());
     x.check(y.n_rows(), w.n_cols());
-    match (level, x) {
-        #[cfg(target_arch = "x86_64")]
-        (Level::Avx512(token), Input::Q8(x)) => avx512::matmul_q8(token, &w, x, y),
-        (_, Input::F32(x)) => matmul_f32(level, &w, x, y),
-        (_, Input::Q8(x)) => matmul_q8(&w, x, y),
+    match x {
+        Input::F32(x) => matmul_f32(level, &w, x, y),
+        Input::Q8(x) => {
+            if !int8::matmul_q8(level, &w, x, y) {
+                matmul_q8(&w, x, y);
+            }
+        }
     }
 }
 

@@ -1,0 +1,413 @@
+//! AVX2: 64 bytes or 16 floats in two registers.
+//!
+//! Products are of unsigned by signed bytes, summed in pairs to 16 bits, which must not saturate:
+//! unsigned weights below 128 are multiplied as they are; of signed ones the magnitude is, with an
+//! input that takes the sign over.
+
+// Safety: see `Simd`. The intrinsics are unsafe here only for want of the features, which the
+// functions that these are inlined into have; pointers are read as far as the trait says.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
+#![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
+
+use core::arch::x86_64::*;
+
+use super::load::{Kind, Super};
+use super::{Columns, Panel, Simd, TILE_ROWS};
+use crate::{Q8_BLOCK, Q8_GROUP};
+
+pub(super) struct Avx2;
+
+impl Simd for Avx2 {
+    type Bytes = [__m256i; 2];
+    type Floats = [__m256; 2];
+    type Sums = [__m256; 3];
+    const WIDE_TILE: bool = false;
+
+    #[inline(always)]
+    unsafe fn load_two(a: *const u8, b: *const u8) -> [__m256i; 2] {
+        [_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast())]
+    }
+
+    #[inline(always)]
+    unsafe fn load_twice(p: *const u8) -> [__m256i; 2] {
+        Self::load_two(p, p)
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(a: *const u8, b: *const u8) -> [__m256i; 2] {
+        [nibbles(a), nibbles(b)]
+    }
+
+    #[inline(always)]
+    unsafe fn splat(byte: u8) -> [__m256i; 2] {
+        [_mm256_set1_epi8(byte as i8); 2]
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])]
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])]
+    }
+
+    #[inline(always)]
+    unsafe fn shift(v: [__m256i; 2], counts: [i8; 2]) -> [__m256i; 2] {
+        [shift(v[0], counts[0]), shift(v[1], counts[1])]
+    }
+
+    #[inline(always)]
+    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> [__m256i; 2] {
+        [where_bits(a, byte), where_bits(b, byte)]
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(table: &[i8; 16], indices: [__m256i; 2]) -> [__m256i; 2] {
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+        [
+            _mm256_shuffle_epi8(table, indices[0]),
+            _mm256_shuffle_epi8(table, indices[1]),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn floats(p: *const f32) -> [__m256; 2] {
+        [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))]
+    }
+
+    #[inline(always)]
+    unsafe fn splat_float(x: f32) -> [__m256; 2] {
+        [_mm256_set1_ps(x); 2]
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        [
+            _mm256_fmadd_ps(a[0], b[0], c[0]),
+            _mm256_fmadd_ps(a[1], b[1], c[1]),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn half(p: *const u8) -> [__m256; 2] {
+        // Inserting one f16 into a register would wait for what that held before.
+        [_mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned())); 2]
+    }
+
+    #[inline(always)]
+    unsafe fn halves(p: *const u8, stride: usize) -> [__m256; 2] {
+        let h = |i: usize| p.add(i * stride).cast::<i16>().read_unaligned();
+        let h = _mm_set_epi16(h(7), h(6), h(5), h(4), h(3), h(2), h(1), h(0));
+        [
+            _mm256_cvtph_ps(_mm_unpacklo_epi16(h, h)),
+            _mm256_cvtph_ps(_mm_unpackhi_epi16(h, h)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn from_i8(p: *const i8) -> [__m256; 2] {
+        let v = _mm_loadu_si128(p.cast());
+        let low = _mm256_cvtepi8_epi32(v);
+        let high = _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(v));
+        [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+    }
+
+    #[inline(always)]
+    unsafe fn each_twice(bytes: [u8; 8]) -> [__m256; 2] {
+        let v = _mm_cvtsi64_si128(i64::from_le_bytes(bytes));
+        let v = _mm_unpacklo_epi8(v, v);
+        let low = _mm256_cvtepi8_epi32(v);
+        let high = _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(v));
+        [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+    }
+
+    #[inline(always)]
+    unsafe fn even(v: [__m256; 2]) -> [__m256; 2] {
+        let zero = _mm256_setzero_ps();
+        [
+            _mm256_blend_ps::<0xaa>(v[0], zero),
+            _mm256_blend_ps::<0xaa>(v[1], zero),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn differences(v: [__m256; 2]) -> [__m256; 2] {
+        let before = Self::even(v);
+        let before = [
+            _mm256_castsi256_ps(_mm256_slli_epi64::<32>(_mm256_castps_si256(before[0]))),
+            _mm256_castsi256_ps(_mm256_slli_epi64::<32>(_mm256_castps_si256(before[1]))),
+        ];
+        [
+            _mm256_sub_ps(v[0], before[0]),
+            _mm256_sub_ps(v[1], before[1]),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> [__m256; 3] {
+        [_mm256_setzero_ps(); 3]
+    }
+
+    #[inline(always)]
+    unsafe fn dot<K: Kind>(w: Super<Self>, x: Columns, sums: [__m256; 3]) -> [__m256; 3] {
+        let [mut even, mut odd, mut min] = sums;
+        if K::HAS_MIN {
+            min = _mm256_fmadd_ps(w.min[0], _mm256_loadu_ps(x.sum), min);
+            min = _mm256_fmadd_ps(w.min[1], _mm256_loadu_ps(x.sum.add(8)), min);
+        }
+        // The input's scales of 32, each in two lanes, times the weights' of 16.
+        let scale = _mm256_loadu_ps(x.scale);
+        let low = _mm256_permutevar8x32_ps(scale, _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0));
+        let high = _mm256_permutevar8x32_ps(scale, _mm256_set_epi32(7, 7, 6, 6, 5, 5, 4, 4));
+        let scale = Self::mul([low, high], w.scale);
+        for b in 0..8 {
+            let x = _mm256_loadu_si256(x.q.add(32 * b).cast());
+            let products = products::<K>(w.q[b / 2][b % 2], x);
+            let products = _mm256_madd_epi16(products, _mm256_set1_epi16(1));
+            // Four lanes for each 16 elements.
+            let lane = 2 * (b % 4) as i32;
+            let lanes = match K::WIDE {
+                true => _mm256_set1_epi32(lane),
+                false => _mm256_add_epi32(
+                    _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0),
+                    _mm256_set1_epi32(lane),
+                ),
+            };
+            let scale = _mm256_permutevar8x32_ps(scale[b / 4], lanes);
+            let acc = if b % 2 == 0 { &mut even } else { &mut odd };
+            *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, *acc);
+        }
+        [even, odd, min]
+    }
+
+    #[inline(always)]
+    unsafe fn total([even, odd, min]: [__m256; 3]) -> f32 {
+        let v = _mm256_add_ps(_mm256_add_ps(even, odd), min);
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+
+    /// `[columns / 4][rows][4]`: a row in each lane.
+    #[inline(always)]
+    unsafe fn arrange<K: Kind>(q: &mut [[__m256i; 2]; TILE_ROWS]) {
+        transpose_lanes(q)
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(m: &mut [[__m256; 2]; TILE_ROWS]) {
+        let mut lanes = [[_mm256_setzero_si256(); 2]; TILE_ROWS];
+        for i in 0..TILE_ROWS {
+            lanes[i] = [_mm256_castps_si256(m[i][0]), _mm256_castps_si256(m[i][1])];
+        }
+        transpose_lanes(&mut lanes);
+        for i in 0..TILE_ROWS {
+            m[i] = [
+                _mm256_castsi256_ps(lanes[i][0]),
+                _mm256_castsi256_ps(lanes[i][1]),
+            ];
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<K: Kind, const N: usize>(
+        panel: &Panel<Self>,
+        x: Columns,
+        n_blocks: usize,
+        first: bool,
+        y: [*mut f32; N],
+    ) {
+        multiply::<K, N>(panel, x, n_blocks, first, y)
+    }
+}
+
+/// The half bytes of the 16 bytes at `p`, low ones first.
+#[inline(always)]
+unsafe fn nibbles(p: *const u8) -> __m256i {
+    let v = _mm_loadu_si128(p.cast());
+    let v = _mm256_set_m128i(_mm_srli_epi16::<4>(v), v);
+    _mm256_and_si256(v, _mm256_set1_epi8(15))
+}
+
+/// Shifts right by a count that is known when this is inlined, left where it is negative.
+#[inline(always)]
+unsafe fn shift(v: __m256i, count: i8) -> __m256i {
+    let n = _mm_cvtsi32_si128(i32::from(count.unsigned_abs()));
+    match count >= 0 {
+        true => _mm256_srl_epi16(v, n),
+        false => _mm256_sll_epi16(v, n),
+    }
+}
+
+#[inline(always)]
+unsafe fn where_bits(bits: u32, byte: u8) -> __m256i {
+    // Each byte of the bits in eight bytes, of which each tests another bit.
+    let spread = _mm256_set_epi64x(
+        0x0303_0303_0303_0303,
+        0x0202_0202_0202_0202,
+        0x0101_0101_0101_0101,
+        0,
+    );
+    let v = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread);
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let set = _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit);
+    _mm256_and_si256(set, _mm256_set1_epi8(byte as i8))
+}
+
+/// Products of bytes, summed in pairs.
+#[inline(always)]
+unsafe fn products<K: Kind>(w: __m256i, x: __m256i) -> __m256i {
+    match K::BITS {
+        // At most 2 * 128 * 127: the input has no -128.
+        8 => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
+        _ => _mm256_maddubs_epi16(w, x),
+    }
+}
+
+/// [`Simd::multiply`], a function of its own for each kind of format: two tokens at a time.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn multiply<K: Kind, const N: usize>(
+    panel: &Panel<Avx2>,
+    x: Columns,
+    n_blocks: usize,
+    first: bool,
+    y: [*mut f32; N],
+) {
+    for i in (0..N).step_by(2) {
+        let x = Columns {
+            q: x.q.add(i * x.n_cols),
+            scale: x.scale.add(i * (x.n_cols / Q8_BLOCK)),
+            sum: x.sum.add(i * (x.n_cols / Q8_GROUP)),
+            ..x
+        };
+        match N - i {
+            1 => tokens::<K, 1>(panel, x, n_blocks, first, [y[i]]),
+            _ => tokens::<K, 2>(panel, x, n_blocks, first, [y[i], y[i + 1]]),
+        }
+    }
+}
+
+/// 16 rows for `N` tokens: two registers of accumulators each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tokens<K: Kind, const N: usize>(
+    panel: &Panel<Avx2>,
+    x: Columns,
+    n_blocks: usize,
+    first: bool,
+    y: [*mut f32; N],
+) {
+    let mut acc = [[_mm256_setzero_ps(); 2]; N];
+    if !first {
+        for i in 0..N {
+            acc[i] = Avx2::floats(y[i]);
+        }
+    }
+    let halves = if K::WIDE { 1 } else { 2 };
+    // Four columns at a time; so many of their sums of pairs fit 16 bits.
+    let n_steps = 8 / halves;
+    let n_safe = match K::BITS {
+        ..=4 => 8,
+        5 => 4,
+        6 => 2,
+        _ => 1,
+    };
+    let n_safe = n_safe.min(n_steps);
+    for b in 0..n_blocks {
+        for half in 0..halves {
+            let mut sums = [[_mm256_setzero_si256(); 2]; N];
+            for run in 0..n_steps / n_safe {
+                let mut pairs = [[_mm256_setzero_si256(); 2]; N];
+                for k in 0..n_safe {
+                    let k = half * n_steps + run * n_safe + k;
+                    let w = panel.q[b / 2][8 * (b % 2) + k];
+                    for i in 0..N {
+                        let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
+                        let x = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
+                        for j in 0..2 {
+                            let products = products::<K>(w[j], x);
+                            pairs[i][j] = _mm256_add_epi16(pairs[i][j], products);
+                        }
+                    }
+                }
+                for i in 0..N {
+                    for j in 0..2 {
+                        let wide = _mm256_madd_epi16(pairs[i][j], _mm256_set1_epi16(1));
+                        sums[i][j] = _mm256_add_epi32(sums[i][j], wide);
+                    }
+                }
+            }
+            let (w_scale, w_min) = (panel.scale[2 * b + half], panel.min[2 * b + half]);
+            for i in 0..N {
+                let (scale, sum) = {
+                    let scale = x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
+                    let sum = x.sum.add(i * (x.n_cols / Q8_GROUP) + 2 * b + half);
+                    (_mm256_set1_ps(*scale), _mm256_set1_ps(*sum))
+                };
+                for j in 0..2 {
+                    let scale = _mm256_mul_ps(w_scale[j], scale);
+                    let products = _mm256_cvtepi32_ps(sums[i][j]);
+                    acc[i][j] = _mm256_fmadd_ps(products, scale, acc[i][j]);
+                    if K::HAS_MIN {
+                        acc[i][j] = _mm256_fmadd_ps(w_min[j], sum, acc[i][j]);
+                    }
+                }
+            }
+        }
+    }
+    for i in 0..N {
+        _mm256_storeu_ps(y[i], acc[i][0]);
+        _mm256_storeu_ps(y[i].add(8), acc[i][1]);
+    }
+}
+
+/// Transposes 16 by 16 lanes of 32 bits: four squares of 8 by 8.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn transpose_lanes(m: &mut [[__m256i; 2]; TILE_ROWS]) {
+    let mut squares = [[[_mm256_setzero_si256(); 8]; 2]; 2];
+    for i in 0..TILE_ROWS {
+        for j in 0..2 {
+            squares[j][i / 8][i % 8] = m[i][j];
+        }
+    }
+    for j in 0..2 {
+        for i in 0..2 {
+            let square = transpose_square(squares[j][i]);
+            for r in 0..8 {
+                m[8 * j + r][i] = square[r];
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn transpose_square(m: [__m256i; 8]) -> [__m256i; 8] {
+    let mut a = m;
+    for i in 0..4 {
+        a[2 * i] = _mm256_unpacklo_epi32(m[2 * i], m[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_epi32(m[2 * i], m[2 * i + 1]);
+    }
+    // `b[4 i + j]`: lane j of each 128 bits, rows 4 i to 4 i + 3.
+    let mut b = a;
+    for i in 0..2 {
+        b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+    let mut t = b;
+    for j in 0..4 {
+        t[j] = _mm256_permute2x128_si256::<0x20>(b[j], b[4 + j]);
+        t[4 + j] = _mm256_permute2x128_si256::<0x31>(b[j], b[4 + j]);
+    }
+    t
+}

@@ -1,0 +1,313 @@
+//! AVX-512 with VNNI: 64 bytes or 16 floats in a register.
+//!
+//! VNNI's product wants one unsigned side, so signed weights get 128 added, which is taken off
+//! with the sums of the input that serve the minima.
+
+// Safety: see `Simd`. The intrinsics are unsafe here only for want of the features, which the
+// functions that these are inlined into have; pointers are read as far as the trait says.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
+#![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
+
+use core::arch::x86_64::*;
+
+use super::load::{Kind, Super};
+use super::{Columns, Panel, Simd, TILE_ROWS};
+use crate::{Q8_BLOCK, Q8_GROUP};
+
+pub(super) struct Avx512;
+
+/// What is added to signed integers.
+const OFFSET: f32 = 128.0;
+
+/// Four shift counts of 4.
+const FOURS: i64 = 0x0004_0004_0004_0004;
+
+impl Simd for Avx512 {
+    type Bytes = __m512i;
+    type Floats = __m512;
+    type Sums = [__m512; 3];
+    const WIDE_TILE: bool = true;
+
+    #[inline(always)]
+    unsafe fn load_two(a: *const u8, b: *const u8) -> __m512i {
+        let a = _mm512_castsi256_si512(_mm256_loadu_si256(a.cast()));
+        _mm512_inserti64x4::<1>(a, _mm256_loadu_si256(b.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn load_twice(p: *const u8) -> __m512i {
+        _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(a: *const u8, b: *const u8) -> __m512i {
+        let a = _mm256_broadcastsi128_si256(_mm_loadu_si128(a.cast()));
+        let b = _mm256_broadcastsi128_si256(_mm_loadu_si128(b.cast()));
+        let v = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+        let counts = _mm512_set_epi64(FOURS, FOURS, 0, 0, FOURS, FOURS, 0, 0);
+        Self::and(_mm512_srlv_epi16(v, counts), Self::splat(15))
+    }
+
+    #[inline(always)]
+    unsafe fn splat(byte: u8) -> __m512i {
+        _mm512_set1_epi8(byte as i8)
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_and_si512(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_or_si512(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn shift(v: __m512i, [a, b]: [i8; 2]) -> __m512i {
+        // The counts are known when this is inlined.
+        match (a, b) {
+            (0, 0) => v,
+            _ if a >= 0 && b >= 0 => _mm512_srlv_epi16(v, halves(a, b)),
+            _ if a <= 0 && b <= 0 => _mm512_sllv_epi16(v, halves(-a, -b)),
+            _ => _mm512_sllv_epi16(_mm512_srlv_epi16(v, halves(a, b)), halves(-a, -b)),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> __m512i {
+        _mm512_maskz_set1_epi8(u64::from(a) | u64::from(b) << 32, byte as i8)
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(table: &[i8; 16], indices: __m512i) -> __m512i {
+        let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+        _mm512_shuffle_epi8(table, indices)
+    }
+
+    #[inline(always)]
+    unsafe fn floats(p: *const f32) -> __m512 {
+        _mm512_loadu_ps(p)
+    }
+
+    #[inline(always)]
+    unsafe fn splat_float(x: f32) -> __m512 {
+        _mm512_set1_ps(x)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+
+    #[inline(always)]
+    unsafe fn half(p: *const u8) -> __m512 {
+        // Inserting one f16 into a register would wait for what that held before.
+        _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned()))
+    }
+
+    #[inline(always)]
+    unsafe fn halves(p: *const u8, stride: usize) -> __m512 {
+        let h = |i: usize| p.add(i * stride).cast::<i16>().read_unaligned();
+        let h = _mm_set_epi16(h(7), h(6), h(5), h(4), h(3), h(2), h(1), h(0));
+        let twice = _mm256_set_m128i(_mm_unpackhi_epi16(h, h), _mm_unpacklo_epi16(h, h));
+        _mm512_cvtph_ps(twice)
+    }
+
+    #[inline(always)]
+    unsafe fn from_i8(p: *const i8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn each_twice(bytes: [u8; 8]) -> __m512 {
+        let v = _mm_cvtsi64_si128(i64::from_le_bytes(bytes));
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_unpacklo_epi8(v, v)))
+    }
+
+    #[inline(always)]
+    unsafe fn even(v: __m512) -> __m512 {
+        _mm512_maskz_mov_ps(0x5555, v)
+    }
+
+    #[inline(always)]
+    unsafe fn differences(v: __m512) -> __m512 {
+        _mm512_mask_sub_ps(v, 0xaaaa, v, _mm512_moveldup_ps(v))
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> [__m512; 3] {
+        [_mm512_setzero_ps(); 3]
+    }
+
+    #[inline(always)]
+    unsafe fn dot<K: Kind>(w: Super<Self>, x: Columns, sums: [__m512; 3]) -> [__m512; 3] {
+        let [mut even, mut odd, mut min] = sums;
+        let offset = _mm512_mul_ps(w.scale, _mm512_set1_ps(-OFFSET));
+        let w_min = match (K::BITS, K::WIDE) {
+            (8, true) => Self::even(offset),
+            (8, false) => _mm512_add_ps(w.min, Self::differences(offset)),
+            _ => w.min,
+        };
+        min = _mm512_fmadd_ps(w_min, _mm512_loadu_ps(x.sum), min);
+        // The input's scales of 32, each in two lanes, times the weights' of 16.
+        let twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+        let scale = _mm512_castps256_ps512(_mm256_loadu_ps(x.scale));
+        let scale = _mm512_mul_ps(_mm512_permutexvar_ps(twice, scale), w.scale);
+        for i in 0..4 {
+            let u = match K::BITS {
+                8 => _mm512_xor_si512(w.q[i], Self::splat(0x80)),
+                _ => w.q[i],
+            };
+            let x = _mm512_loadu_si512(x.q.add(64 * i).cast());
+            let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, x);
+            // Four lanes for each 16 elements.
+            let lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+            let lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * i as i32));
+            let scale = _mm512_permutexvar_ps(lanes, scale);
+            let acc = if i % 2 == 0 { &mut even } else { &mut odd };
+            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, *acc);
+        }
+        [even, odd, min]
+    }
+
+    #[inline(always)]
+    unsafe fn total([even, odd, min]: [__m512; 3]) -> f32 {
+        _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(even, odd), min))
+    }
+
+    /// `[columns / 4][rows][4]`: a row in each lane.
+    #[inline(always)]
+    unsafe fn arrange<K: Kind>(q: &mut [__m512i; TILE_ROWS]) {
+        if K::BITS == 8 {
+            for q in q.iter_mut() {
+                *q = _mm512_xor_si512(*q, Self::splat(0x80));
+            }
+        }
+        transpose_lanes(q);
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(m: &mut [__m512; TILE_ROWS]) {
+        let mut lanes = [_mm512_setzero_si512(); TILE_ROWS];
+        for i in 0..TILE_ROWS {
+            lanes[i] = _mm512_castps_si512(m[i]);
+        }
+        transpose_lanes(&mut lanes);
+        for i in 0..TILE_ROWS {
+            m[i] = _mm512_castsi512_ps(lanes[i]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<K: Kind, const N: usize>(
+        panel: &Panel<Self>,
+        x: Columns,
+        n_blocks: usize,
+        first: bool,
+        y: [*mut f32; N],
+    ) {
+        multiply::<K, N>(panel, x, n_blocks, first, y)
+    }
+}
+
+/// Shift counts: `a` in the lower half, `b` in the upper, 0 for negative ones.
+#[inline(always)]
+unsafe fn halves(a: i8, b: i8) -> __m512i {
+    let low = _mm512_castsi256_si512(_mm256_set1_epi16(i16::from(a.max(0))));
+    _mm512_inserti64x4::<1>(low, _mm256_set1_epi16(i16::from(b.max(0))))
+}
+
+/// [`Simd::multiply`], a function of its own for each kind of format.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn multiply<K: Kind, const N: usize>(
+    panel: &Panel<Avx512>,
+    x: Columns,
+    n_blocks: usize,
+    first: bool,
+    y: [*mut f32; N],
+) {
+    let mut acc = [_mm512_setzero_ps(); N];
+    if !first {
+        for i in 0..N {
+            acc[i] = _mm512_loadu_ps(y[i]);
+        }
+    }
+    let halves = if K::WIDE { 1 } else { 2 };
+    for b in 0..n_blocks {
+        for half in 0..halves {
+            let mut products = [_mm512_setzero_si512(); N];
+            for k in half * 8 / halves..(half + 1) * 8 / halves {
+                let w = panel.q[b / 2][8 * (b % 2) + k];
+                for i in 0..N {
+                    let four = {
+                        let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
+                        _mm512_set1_epi32(q.cast::<i32>().read_unaligned())
+                    };
+                    products[i] = _mm512_dpbusd_epi32(products[i], w, four);
+                }
+            }
+            let (w_scale, mut w_min) = (panel.scale[2 * b + half], panel.min[2 * b + half]);
+            if K::BITS == 8 {
+                let offset = _mm512_set1_ps(-OFFSET);
+                w_min = _mm512_fmadd_ps(w_scale, offset, w_min);
+                if half == 1 {
+                    w_min = _mm512_fnmadd_ps(panel.scale[2 * b], offset, w_min);
+                }
+            }
+            for i in 0..N {
+                let (scale, sum) = {
+                    let scale = x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
+                    let sum = x.sum.add(i * (x.n_cols / Q8_GROUP) + 2 * b + half);
+                    (_mm512_set1_ps(*scale), _mm512_set1_ps(*sum))
+                };
+                let scale = _mm512_mul_ps(w_scale, scale);
+                acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i]), scale, acc[i]);
+                acc[i] = _mm512_fmadd_ps(w_min, sum, acc[i]);
+            }
+        }
+    }
+    for i in 0..N {
+        _mm512_storeu_ps(y[i], acc[i]);
+    }
+}
+
+/// Transposes 16 by 16 lanes of 32 bits.
+///
+/// # Safety
+///
+/// The CPU has the level's features.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn transpose_lanes(m: &mut [__m512i; 16]) {
+    let mut a = *m;
+    for i in 0..8 {
+        a[2 * i] = _mm512_unpacklo_epi32(m[2 * i], m[2 * i + 1]);
+        a[2 * i + 1] = _mm512_unpackhi_epi32(m[2 * i], m[2 * i + 1]);
+    }
+    // `b[4 i + j]`: lane j of each 128 bits, rows 4 i to 4 i + 3.
+    let mut b = a;
+    for i in 0..4 {
+        b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+    // Now the four 128-bit parts of four registers are a 4 by 4 matrix to transpose.
+    for j in 0..4 {
+        let (r0, r1, r2, r3) = (b[j], b[4 + j], b[8 + j], b[12 + j]);
+        let low01 = _mm512_shuffle_i32x4::<0x44>(r0, r1);
+        let high01 = _mm512_shuffle_i32x4::<0xee>(r0, r1);
+        let low23 = _mm512_shuffle_i32x4::<0x44>(r2, r3);
+        let high23 = _mm512_shuffle_i32x4::<0xee>(r2, r3);
+        m[j] = _mm512_shuffle_i32x4::<0x88>(low01, low23);
+        m[4 + j] = _mm512_shuffle_i32x4::<0xdd>(low01, low23);
+        m[8 + j] = _mm512_shuffle_i32x4::<0x88>(high01, high23);
+        m[12 + j] = _mm512_shuffle_i32x4::<0xdd>(high01, high23);
+    }
+}

@@ -1,0 +1,446 @@
+//! Int8 matmul for every quantized format on every level with vector instructions: one dot product
+//! for decode and one tile for prefill, both fed by [`load`], which reads 256 weights of any format
+//! into registers.
+//!
+//! A level is an implementation of [`Simd`]; this file holds what all of them share. The path is
+//! [`matmul_q8`], which calls the level's entry point (the function with the target features), into
+//! which everything else is inlined.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod load;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_tile;
+
+use core::mem::MaybeUninit;
+
+use crate::{DType, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8Rows, TileMut};
+use load::{Format, Kind, Super, super_bytes};
+
+/// Weights read at once.
+const SUPER: usize = 256;
+/// How far ahead of the weights in use decode asks for those to come.
+const PREFETCH_BYTES: usize = 2048;
+/// Rows of a prefill tile.
+const TILE_ROWS: usize = 16;
+/// From this many tokens on a tile is faster than a dot product for each.
+const MIN_TILE_TOKENS: usize = 4;
+
+/// A level's vectors: 64 bytes or 16 floats each, in as many registers as that takes.
+///
+/// # Safety
+///
+/// Every function needs a CPU with the level's features, and is inlined into one compiled with
+/// them; those with pointers read as many elements as they say.
+trait Simd: Sized {
+    /// 64 integers of 8 bits.
+    type Bytes: Copy;
+    /// 16 floats.
+    type Floats: Copy;
+    /// Partial sums of one dot product.
+    type Sums: Copy;
+    /// Whether registers suffice for 12 tokens at once in [`Simd::multiply`]; else 4.
+    const WIDE_TILE: bool;
+
+    /// 32 bytes at `a`, then 32 at `b`.
+    unsafe fn load_two(a: *const u8, b: *const u8) -> Self::Bytes;
+    /// 32 bytes at `p`, twice.
+    unsafe fn load_twice(p: *const u8) -> Self::Bytes;
+    /// The half bytes of the 16 bytes at `a`, low ones first, then those at `b`.
+    unsafe fn nibbles(a: *const u8, b: *const u8) -> Self::Bytes;
+    unsafe fn splat(byte: u8) -> Self::Bytes;
+    unsafe fn and(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    unsafe fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// Shifts each 32 bytes right by their count, left where that is negative. What comes into a
+    /// byte from its neighbour is undefined.
+    unsafe fn shift(v: Self::Bytes, counts: [i8; 2]) -> Self::Bytes;
+    /// `byte` in place of each bit that is set, 0 elsewhere; `a` is for the first 32 bytes.
+    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> Self::Bytes;
+    /// `table[i]` for each index, all below 16.
+    unsafe fn look_up(table: &[i8; 16], indices: Self::Bytes) -> Self::Bytes;
+
+    /// 16 floats at `p`.
+    unsafe fn floats(p: *const f32) -> Self::Floats;
+    unsafe fn splat_float(x: f32) -> Self::Floats;
+    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a b + c`.
+    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// The f16 at `p` in all lanes.
+    unsafe fn half(p: *const u8) -> Self::Floats;
+    /// The f16s at `p`, `p + stride`, ..., eight of them, each in two lanes.
+    unsafe fn halves(p: *const u8, stride: usize) -> Self::Floats;
+    /// 16 integers at `p`.
+    unsafe fn from_i8(p: *const i8) -> Self::Floats;
+    /// Eight integers, each in two lanes.
+    unsafe fn each_twice(bytes: [u8; 8]) -> Self::Floats;
+    /// Zero in the odd lanes.
+    unsafe fn even(v: Self::Floats) -> Self::Floats;
+    /// In the odd lanes the difference from the lane before.
+    unsafe fn differences(v: Self::Floats) -> Self::Floats;
+
+    unsafe fn zero() -> Self::Sums;
+    /// Adds the product of 256 weights and 256 inputs.
+    unsafe fn dot<K: Kind>(w: Super<Self>, x: Columns, sums: Self::Sums) -> Self::Sums;
+    unsafe fn total(sums: Self::Sums) -> f32;
+
+    /// Brings 64 columns of 16 rows, a row in each vector, into the order that
+    /// [`Simd::multiply`] wants.
+    unsafe fn arrange<K: Kind>(q: &mut [Self::Bytes; TILE_ROWS]);
+    /// Transposes 16 by 16 floats.
+    unsafe fn transpose(m: &mut [Self::Floats; TILE_ROWS]);
+    /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panel's first `n_blocks` blocks of 32 columns,
+    /// for `N` tokens whose outputs, 16 each, begin at `y`. Where `first` is set `y` is
+    /// overwritten instead.
+    unsafe fn multiply<K: Kind, const N: usize>(
+        panel: &Panel<Self>,
+        x: Columns,
+        n_blocks: usize,
+        first: bool,
+        y: [*mut f32; N],
+    );
+}
+
+/// 256 columns of 16 rows of weights.
+#[repr(C, align(64))]
+struct Panel<S: Simd> {
+    /// The integers of 64 columns each, arranged as the level wants them.
+    q: [[S::Bytes; TILE_ROWS]; SUPER / 64],
+    /// `[16 groups][16 rows]`.
+    scale: [S::Floats; SUPER / Q8_GROUP],
+    /// As `scale`.
+    min: [S::Floats; SUPER / Q8_GROUP],
+}
+
+/// Input from some token and column on; the fields are those of [`Q8Rows`].
+#[derive(Clone, Copy)]
+struct Columns {
+    q: *const i8,
+    scale: *const f32,
+    sum: *const f32,
+    /// Elements from one token to the next.
+    n_cols: usize,
+}
+
+/// `y[t][r] = w[r] . x[t]` for quantized `w` `[n_rows, n_cols]` and int8 `x` `[n_tokens, n_cols]`;
+/// the caller checked the shapes. False, and nothing done, at the scalar level.
+pub(crate) fn matmul_q8(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) -> bool {
+    /// Calls the level's entry point for the format.
+    macro_rules! run {
+        ($simd:ty, $features:literal) => {
+            run!($simd, $features:
+                Q4_0 Q40, Q4_1 Q41, Q5_0 Q50, Q5_1 Q51, Q8_0 Q80, Q8_1 Q81,
+                Q2_K Q2K, Q3_K Q3K, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K, Q8_K Q8K,
+                IQ1_S Iq1S, IQ1_M Iq1M, IQ2_XXS Iq2Xxs, IQ2_XS Iq2Xs, IQ2_S Iq2S,
+                IQ3_XXS Iq3Xxs, IQ3_S Iq3S, IQ4_NL Iq4Nl, IQ4_XS Iq4Xs,
+                TQ1_0 Tq10, TQ2_0 Tq20, MXFP4 Mxfp4)
+        };
+        ($simd:ty, $features:literal: $($dtype:ident $format:ident),*) => {
+            match w.dtype() {
+                $(DType::$dtype => {
+                    #[target_feature(enable = $features)]
+                    fn entry(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
+                        // SAFETY: this function has the level's features.
+                        unsafe { matmul::<$simd, load::$format>(w, x, y) }
+                    }
+                    // SAFETY: the level's token proves that the CPU has the features.
+                    unsafe { entry(w, x, y) }
+                })*
+                other => unreachable!("{other} is not quantized"),
+            }
+        };
+    }
+    match level {
+        Level::Scalar => return false,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(_) => run!(avx2::Avx2, "avx2,fma,f16c"),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(_) => run!(
+            avx512::Avx512,
+            "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
+        ),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon(_) => run!(neon::Neon<{ neon::BASE }>, "neon"),
+        #[cfg(target_arch = "aarch64")]
+        Level::Dotprod(_) => run!(neon::Neon<{ neon::DOTPROD }>, "neon,dotprod"),
+        #[cfg(target_arch = "aarch64")]
+        Level::I8mm(_) => run!(neon::Neon<{ neon::I8MM }>, "neon,dotprod,i8mm"),
+    }
+    true
+}
+
+/// # Safety
+///
+/// The CPU has the level's features, with which the caller is compiled.
+#[inline(always)]
+unsafe fn matmul<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
+    let (n_rows, n_tokens) = (w.n_rows(), y.n_rows());
+    let n_tiled = match n_tokens >= MIN_TILE_TOKENS {
+        true => n_rows / TILE_ROWS * TILE_ROWS,
+        false => 0,
+    };
+    for r in (0..n_tiled).step_by(TILE_ROWS) {
+        // SAFETY: the caller's.
+        unsafe { tile::<S, F>(&w.rows(r..r + TILE_ROWS), x, y, r) };
+    }
+    if n_tiled < n_rows {
+        for t in 0..n_tokens {
+            let rows = n_tiled..n_rows;
+            // SAFETY: the caller's.
+            unsafe { matvec::<S, F>(&w.rows(rows.clone()), x, t, &mut y.row(t)[rows]) };
+        }
+    }
+}
+
+/// One token's last elements, less than 256, filled up with zeros.
+struct Tail {
+    q: [i8; SUPER],
+    scale: [f32; SUPER / Q8_BLOCK],
+    sum: [f32; SUPER / Q8_GROUP],
+}
+
+impl Tail {
+    /// From the slices of a whole token.
+    fn new(q: &[i8], scale: &[f32], sum: &[f32]) -> Tail {
+        let mut tail = Tail {
+            q: [0; SUPER],
+            scale: [0.0; SUPER / Q8_BLOCK],
+            sum: [0.0; SUPER / Q8_GROUP],
+        };
+        let start = q.len() / SUPER * SUPER;
+        let n = q.len() - start;
+        tail.q[..n].copy_from_slice(&q[start..]);
+        tail.scale[..n / Q8_BLOCK].copy_from_slice(&scale[start / Q8_BLOCK..]);
+        tail.sum[..n / Q8_GROUP].copy_from_slice(&sum[start / Q8_GROUP..]);
+        tail
+    }
+}
+
+/// The longest 256 weights of formats whose rows need not be a multiple of them: Q8_1's.
+const MAX_TAIL_BYTES: usize = super_bytes(DType::Q8_1);
+
+/// A row's last weights, filled up with zero bytes, which every format with blocks of 32 reads as
+/// finite weights (and the input is zero there).
+fn weight_tail(row: &[u8], n_whole: usize) -> [u8; MAX_TAIL_BYTES] {
+    let mut tail = [0; MAX_TAIL_BYTES];
+    let rest = &row[n_whole..];
+    tail[..rest.len()].copy_from_slice(rest);
+    tail
+}
+
+/// Decode: `y[r] = w[r] . x[t]`.
+///
+/// # Safety
+///
+/// As [`matmul`].
+#[inline(always)]
+unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y: &mut [f32]) {
+    let n_cols = w.n_cols();
+    let n_bytes = super_bytes(F::DTYPE);
+    let n_super = n_cols / SUPER;
+    let q = &x.q[t * n_cols..][..n_cols];
+    let scale = &x.scale[t * (n_cols / Q8_BLOCK)..][..n_cols / Q8_BLOCK];
+    let sum = &x.sum[t * (n_cols / Q8_GROUP)..][..n_cols / Q8_GROUP];
+    let tail = (!n_cols.is_multiple_of(SUPER)).then(|| Tail::new(q, scale, sum));
+    for (r, y) in y.iter_mut().enumerate() {
+        let row = w.row(r);
+        assert!(row.len() >= n_super * n_bytes);
+        // SAFETY: the caller's.
+        let mut sums = unsafe { S::zero() };
+        for s in 0..n_super {
+            // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion, and the input as
+            // many times 256 elements, by the slices' lengths.
+            unsafe {
+                let here = row.as_ptr().add(s * n_bytes);
+                // A hint, which may point past the weights: the next rows, as a rule.
+                for line in (0..n_bytes).step_by(64) {
+                    prefetch(here.wrapping_add(PREFETCH_BYTES + line));
+                }
+                let x = Columns {
+                    q: q.as_ptr().add(s * SUPER),
+                    scale: scale.as_ptr().add(s * (SUPER / Q8_BLOCK)),
+                    sum: sum.as_ptr().add(s * (SUPER / Q8_GROUP)),
+                    n_cols,
+                };
+                sums = S::dot::<F::Kind>(F::load(here), x, sums);
+            }
+        }
+        if let Some(tail) = &tail {
+            let bytes = weight_tail(row, n_super * n_bytes);
+            let x = Columns {
+                q: tail.q.as_ptr(),
+                scale: tail.scale.as_ptr(),
+                sum: tail.sum.as_ptr(),
+                n_cols,
+            };
+            // SAFETY: the buffers are as long as 256 weights of a format with blocks of 32; the
+            // others have no tail.
+            unsafe { sums = S::dot::<F::Kind>(F::load(bytes.as_ptr()), x, sums) };
+        }
+        // SAFETY: the caller's.
+        *y = unsafe { S::total(sums) };
+    }
+}
+
+/// Asks for the cache line at an address, which need not exist.
+#[inline(always)]
+fn prefetch(p: *const u8) {
+    // SAFETY: x86-64 has the instruction, and it faults nowhere.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    // SAFETY: likewise; it touches no memory, register or flag.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        core::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, preserves_flags, readonly));
+    }
+}
+
+/// Prefill: 16 rows for all tokens, `y[t][first + r] = w[r] . x[t]`. The weights go through a panel
+/// of 256 columns, so that they are unpacked once for all tokens; sums between panels are kept in
+/// `y`.
+///
+/// # Safety
+///
+/// As [`matmul`].
+#[inline(always)]
+unsafe fn tile<S: Simd, F: Format>(
+    w: &Matrix<'_>,
+    x: &Q8Rows<'_>,
+    y: &mut TileMut<'_>,
+    first: usize,
+) {
+    assert_eq!(w.n_rows(), TILE_ROWS);
+    let (n_cols, n_tokens) = (w.n_cols(), y.n_rows());
+    let n_bytes = super_bytes(F::DTYPE);
+    if n_cols == 0 {
+        return (0..n_tokens).for_each(|t| y.row(t)[first..][..TILE_ROWS].fill(0.0));
+    }
+    let mut panel = MaybeUninit::<Panel<S>>::uninit();
+    for c in (0..n_cols).step_by(SUPER) {
+        let tails;
+        let start = c / SUPER * n_bytes;
+        let rows: [*const u8; TILE_ROWS] = match n_cols - c >= SUPER {
+            true => core::array::from_fn(|r| w.row(r)[start..][..n_bytes].as_ptr()),
+            false => {
+                tails = core::array::from_fn::<_, TILE_ROWS, _>(|r| weight_tail(w.row(r), start));
+                core::array::from_fn(|r| tails[r].as_ptr())
+            }
+        };
+        // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up.
+        let panel = unsafe { fill::<S, F>(&mut panel, rows) };
+        let n_blocks = (n_cols - c).min(SUPER) / Q8_BLOCK;
+        let mut t = 0;
+        while t < n_tokens {
+            let part = Part {
+                n_cols,
+                c,
+                n_blocks,
+                t,
+                first,
+            };
+            // SAFETY: the caller's.
+            unsafe {
+                match n_tokens - t {
+                    n if S::WIDE_TILE && n >= 12 => {
+                        multiply::<S, F::Kind, 12>(panel, x, y, part);
+                        t += 12;
+                    }
+                    n if n >= 4 => {
+                        multiply::<S, F::Kind, 4>(panel, x, y, part);
+                        t += 4;
+                    }
+                    _ => {
+                        multiply::<S, F::Kind, 1>(panel, x, y, part);
+                        t += 1;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Unpacks 256 weights of each row into the panel.
+///
+/// # Safety
+///
+/// As [`matmul`], and each pointer is to the bytes of 256 readable weights.
+#[inline(always)]
+unsafe fn fill<S: Simd, F: Format>(
+    panel: &mut MaybeUninit<Panel<S>>,
+    rows: [*const u8; TILE_ROWS],
+) -> &Panel<S> {
+    let p = panel.as_mut_ptr();
+    // SAFETY: the fields are written through pointers into the panel, all of them before it is
+    // taken for whole; the reads are the caller's.
+    unsafe {
+        for (r, row) in rows.into_iter().enumerate() {
+            let w = F::load::<S>(row);
+            for (i, q) in w.q.into_iter().enumerate() {
+                (&raw mut (*p).q[i][r]).write(q);
+            }
+            (&raw mut (*p).scale[r]).write(w.scale);
+            (&raw mut (*p).min[r]).write(w.min);
+        }
+        let panel = panel.assume_init_mut();
+        panel.q.iter_mut().for_each(|q| S::arrange::<F::Kind>(q));
+        S::transpose(&mut panel.scale);
+        S::transpose(&mut panel.min);
+        panel
+    }
+}
+
+/// Which part of a product [`multiply`] computes: `n_blocks` blocks from column `c` of `n_cols`
+/// on, tokens `t` and up, and the outputs from `first` on.
+#[derive(Clone, Copy)]
+struct Part {
+    n_cols: usize,
+    c: usize,
+    n_blocks: usize,
+    t: usize,
+    first: usize,
+}
+
+/// Adds a panel's part to the outputs of `N` tokens.
+///
+/// # Safety
+///
+/// As [`matmul`].
+#[inline(always)]
+unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
+    panel: &Panel<S>,
+    x: &Q8Rows<'_>,
+    y: &mut TileMut<'_>,
+    part: Part,
+) {
+    let Part {
+        n_cols,
+        c,
+        n_blocks,
+        t,
+        first,
+    } = part;
+    assert!(n_blocks * Q8_BLOCK <= SUPER && c + n_blocks * Q8_BLOCK <= n_cols);
+    assert!((t + N) * n_cols <= x.q.len());
+    assert!((t + N) * (n_cols / Q8_BLOCK) <= x.scale.len());
+    assert!((t + N) * (n_cols / Q8_GROUP) <= x.sum.len());
+    let start = t * n_cols + c;
+    let x = Columns {
+        q: x.q[start..].as_ptr(),
+        scale: x.scale[start / Q8_BLOCK..].as_ptr(),
+        sum: x.sum[start / Q8_GROUP..].as_ptr(),
+        n_cols,
+    };
+    let mut outputs = [core::ptr::null_mut(); N];
+    for (i, output) in outputs.iter_mut().enumerate() {
+        *output = y.row(t + i)[first..][..TILE_ROWS].as_mut_ptr();
+    }
+    // SAFETY: the caller's; all of the blocks of `N` tokens are in the input by the assertions, and
+    // each output has 16 elements.
+    unsafe { S::multiply::<K, N>(panel, x, n_blocks, c == 0, outputs) }
+}

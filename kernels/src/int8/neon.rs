@@ -1,0 +1,396 @@
+//! NEON, alone or with int8 dot products or int8 matrix products: 64 bytes or 16 floats in four
+//! registers.
+
+// Safety: see `Simd`. Pointers are read as far as the trait says.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
+#![allow(clippy::needless_range_loop)] // indices name lanes and rows of several arrays at once
+
+use core::arch::aarch64::*;
+use core::arch::asm;
+
+use super::load::{Kind, Super};
+use super::{Columns, Panel, Simd, TILE_ROWS, neon_tile};
+
+/// Armv8.0.
+pub(super) const BASE: u8 = 0;
+/// With `sdot`.
+pub(super) const DOTPROD: u8 = 1;
+/// With `sdot` and `smmla`.
+pub(super) const I8MM: u8 = 2;
+
+/// One of [`BASE`], [`DOTPROD`] and [`I8MM`].
+pub(super) struct Neon<const EXTENSION: u8>;
+
+impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
+    type Bytes = [int8x16_t; 4];
+    type Floats = [float32x4_t; 4];
+    type Sums = [float32x4_t; 4];
+    const WIDE_TILE: bool = false;
+
+    #[inline(always)]
+    unsafe fn load_two(a: *const u8, b: *const u8) -> [int8x16_t; 4] {
+        let (a, b) = (a.cast(), b.cast());
+        [
+            vld1q_s8(a),
+            vld1q_s8(a.add(16)),
+            vld1q_s8(b),
+            vld1q_s8(b.add(16)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn load_twice(p: *const u8) -> [int8x16_t; 4] {
+        Self::load_two(p, p)
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(a: *const u8, b: *const u8) -> [int8x16_t; 4] {
+        let (a, b) = (vld1q_u8(a), vld1q_u8(b));
+        let low = vdupq_n_u8(15);
+        [
+            vreinterpretq_s8_u8(vandq_u8(a, low)),
+            vreinterpretq_s8_u8(vshrq_n_u8::<4>(a)),
+            vreinterpretq_s8_u8(vandq_u8(b, low)),
+            vreinterpretq_s8_u8(vshrq_n_u8::<4>(b)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn splat(byte: u8) -> [int8x16_t; 4] {
+        [vdupq_n_s8(byte as i8); 4]
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 4] {
+        let mut y = a;
+        for i in 0..4 {
+            y[i] = vandq_s8(a[i], b[i]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 4] {
+        let mut y = a;
+        for i in 0..4 {
+            y[i] = vorrq_s8(a[i], b[i]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn shift(v: [int8x16_t; 4], counts: [i8; 2]) -> [int8x16_t; 4] {
+        let mut y = v;
+        for i in 0..4 {
+            y[i] = shift(v[i], counts[i / 2]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> [int8x16_t; 4] {
+        let bit = vcreate_u8(0x8040_2010_0804_0201);
+        let bit = vcombine_u8(bit, bit);
+        let byte = vdupq_n_u8(byte);
+        let mut y = [vdupq_n_s8(0); 4];
+        for i in 0..4 {
+            let bits = if i < 2 { a } else { b } >> (16 * (i % 2));
+            let spread = vcombine_u8(vdup_n_u8(bits as u8), vdup_n_u8((bits >> 8) as u8));
+            y[i] = vreinterpretq_s8_u8(vandq_u8(vtstq_u8(spread, bit), byte));
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(table: &[i8; 16], indices: [int8x16_t; 4]) -> [int8x16_t; 4] {
+        let table = vld1q_s8(table.as_ptr());
+        let mut y = indices;
+        for i in 0..4 {
+            y[i] = vqtbl1q_s8(table, vreinterpretq_u8_s8(indices[i]));
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn floats(p: *const f32) -> [float32x4_t; 4] {
+        [
+            vld1q_f32(p),
+            vld1q_f32(p.add(4)),
+            vld1q_f32(p.add(8)),
+            vld1q_f32(p.add(12)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn splat_float(x: f32) -> [float32x4_t; 4] {
+        [vdupq_n_f32(x); 4]
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        let mut y = a;
+        for i in 0..4 {
+            y[i] = vmulq_f32(a[i], b[i]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(
+        a: [float32x4_t; 4],
+        b: [float32x4_t; 4],
+        c: [float32x4_t; 4],
+    ) -> [float32x4_t; 4] {
+        let mut y = a;
+        for i in 0..4 {
+            y[i] = vfmaq_f32(c[i], a[i], b[i]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn half(p: *const u8) -> [float32x4_t; 4] {
+        [from_halves(vdup_n_u16(p.cast::<u16>().read_unaligned())); 4]
+    }
+
+    #[inline(always)]
+    unsafe fn halves(p: *const u8, stride: usize) -> [float32x4_t; 4] {
+        let h = vdupq_n_u16(0);
+        let h = vld1q_lane_u16::<0>(p.cast(), h);
+        let h = vld1q_lane_u16::<1>(p.add(stride).cast(), h);
+        let h = vld1q_lane_u16::<2>(p.add(2 * stride).cast(), h);
+        let h = vld1q_lane_u16::<3>(p.add(3 * stride).cast(), h);
+        let h = vld1q_lane_u16::<4>(p.add(4 * stride).cast(), h);
+        let h = vld1q_lane_u16::<5>(p.add(5 * stride).cast(), h);
+        let h = vld1q_lane_u16::<6>(p.add(6 * stride).cast(), h);
+        let h = vld1q_lane_u16::<7>(p.add(7 * stride).cast(), h);
+        let (low, high) = (vzip1q_u16(h, h), vzip2q_u16(h, h));
+        [
+            from_halves(vget_low_u16(low)),
+            from_halves(vget_high_u16(low)),
+            from_halves(vget_low_u16(high)),
+            from_halves(vget_high_u16(high)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn from_i8(p: *const i8) -> [float32x4_t; 4] {
+        to_floats(vld1q_s8(p))
+    }
+
+    #[inline(always)]
+    unsafe fn each_twice(bytes: [u8; 8]) -> [float32x4_t; 4] {
+        let v = vcreate_s8(u64::from_le_bytes(bytes));
+        to_floats(vcombine_s8(vzip1_s8(v, v), vzip2_s8(v, v)))
+    }
+
+    #[inline(always)]
+    unsafe fn even(v: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        let mut y = v;
+        for i in 0..4 {
+            y[i] = vtrn1q_f32(v[i], vdupq_n_f32(0.0));
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn differences(v: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        let mut y = v;
+        for i in 0..4 {
+            y[i] = vsubq_f32(v[i], vtrn1q_f32(vdupq_n_f32(0.0), v[i]));
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> [float32x4_t; 4] {
+        [vdupq_n_f32(0.0); 4]
+    }
+
+    #[inline(always)]
+    unsafe fn dot<K: Kind>(
+        w: Super<Self>,
+        x: Columns,
+        mut sums: [float32x4_t; 4],
+    ) -> [float32x4_t; 4] {
+        for i in 0..4 {
+            // The input's scales of 32, each in two lanes, times the weights' of 16.
+            let scale = vld1_f32(x.scale.add(2 * i));
+            let scale = vcombine_f32(vzip1_f32(scale, scale), vzip2_f32(scale, scale));
+            let scale = vmulq_f32(w.scale[i], scale);
+            if K::HAS_MIN {
+                sums[3] = vfmaq_f32(sums[3], w.min[i], vld1q_f32(x.sum.add(4 * i)));
+            }
+            let x = {
+                let q = x.q.add(64 * i);
+                [
+                    vld1q_s8(q),
+                    vld1q_s8(q.add(16)),
+                    vld1q_s8(q.add(32)),
+                    vld1q_s8(q.add(48)),
+                ]
+            };
+            let q = w.q[i];
+            if K::WIDE {
+                let a = vcvtq_f32_s32(Self::dot_32::<K>([q[0], q[1]], [x[0], x[1]]));
+                let b = vcvtq_f32_s32(Self::dot_32::<K>([q[2], q[3]], [x[2], x[3]]));
+                sums[0] = vfmaq_laneq_f32::<0>(sums[0], a, scale);
+                sums[1] = vfmaq_laneq_f32::<2>(sums[1], b, scale);
+            } else {
+                let mut products = [vdupq_n_f32(0.0); 4];
+                for j in 0..4 {
+                    products[j] = vcvtq_f32_s32(Self::dot_16(q[j], x[j]));
+                }
+                sums[0] = vfmaq_laneq_f32::<0>(sums[0], products[0], scale);
+                sums[1] = vfmaq_laneq_f32::<1>(sums[1], products[1], scale);
+                sums[2] = vfmaq_laneq_f32::<2>(sums[2], products[2], scale);
+                sums[0] = vfmaq_laneq_f32::<3>(sums[0], products[3], scale);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn total(sums: [float32x4_t; 4]) -> f32 {
+        let [a, b, c, d] = sums;
+        vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)))
+    }
+
+    #[inline(always)]
+    unsafe fn arrange<K: Kind>(q: &mut [[int8x16_t; 4]; TILE_ROWS]) {
+        match EXTENSION {
+            // As they are: this level's products sum along a row.
+            BASE => {}
+            DOTPROD => neon_tile::transpose_lanes(q),
+            _ => neon_tile::interleave_pairs(q),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(m: &mut [[float32x4_t; 4]; TILE_ROWS]) {
+        let mut lanes = [[vdupq_n_s8(0); 4]; TILE_ROWS];
+        for i in 0..TILE_ROWS {
+            for j in 0..4 {
+                lanes[i][j] = vreinterpretq_s8_f32(m[i][j]);
+            }
+        }
+        neon_tile::transpose_lanes(&mut lanes);
+        for i in 0..TILE_ROWS {
+            for j in 0..4 {
+                m[i][j] = vreinterpretq_f32_s8(lanes[i][j]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<K: Kind, const N: usize>(
+        panel: &Panel<Self>,
+        x: Columns,
+        n_blocks: usize,
+        first: bool,
+        y: [*mut f32; N],
+    ) {
+        // The panels differ in their type only.
+        let p: *const Panel<Self> = panel;
+        match EXTENSION {
+            BASE => neon_tile::multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
+            DOTPROD => neon_tile::multiply_dotprod::<K, N>(&*p.cast(), x, n_blocks, first, y),
+            _ => neon_tile::multiply_i8mm::<K, N>(&*p.cast(), x, n_blocks, first, y),
+        }
+    }
+}
+
+impl<const EXTENSION: u8> Neon<EXTENSION> {
+    /// The product of 16 weights and inputs, in four sums.
+    #[inline(always)]
+    unsafe fn dot_16(w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        match EXTENSION {
+            // At most 2 * 128 * 127 in 16 bits: the input has no -128.
+            BASE => vpaddlq_s16(products(w, x)),
+            _ => sdot(vdupq_n_s32(0), w, x),
+        }
+    }
+
+    /// The product of 32 weights and inputs, in four sums.
+    #[inline(always)]
+    unsafe fn dot_32<K: Kind>(w: [int8x16_t; 2], x: [int8x16_t; 2]) -> int32x4_t {
+        match EXTENSION {
+            BASE => dot_32::<K>(w, x),
+            _ => sdot(sdot(vdupq_n_s32(0), w[0], x[0]), w[1], x[1]),
+        }
+    }
+}
+
+/// Products of bytes, summed in pairs that are eight apart.
+#[inline(always)]
+pub(super) unsafe fn products(w: int8x16_t, x: int8x16_t) -> int16x8_t {
+    let low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+    vmlal_high_s8(low, w, x)
+}
+
+/// The product of 32 weights and inputs, in four sums.
+#[inline(always)]
+pub(super) unsafe fn dot_32<K: Kind>(w: [int8x16_t; 2], x: [int8x16_t; 2]) -> int32x4_t {
+    match K::BITS {
+        8 => vpadalq_s16(vpaddlq_s16(products(w[0], x[0])), products(w[1], x[1])),
+        // At most 4 * 63 * 127.
+        _ => vpaddlq_s16(products_32(w, x)),
+    }
+}
+
+/// Products of 32 weights below 64 with inputs, in eight sums.
+#[inline(always)]
+pub(super) unsafe fn products_32(w: [int8x16_t; 2], x: [int8x16_t; 2]) -> int16x8_t {
+    let sums = vmlal_s8(products(w[0], x[0]), vget_low_s8(w[1]), vget_low_s8(x[1]));
+    vmlal_high_s8(sums, w[1], x[1])
+}
+
+/// `acc[i] += sum_j w[4 i + j] x[4 i + j]`. The standard library's intrinsic is not stable.
+#[inline(always)]
+unsafe fn sdot(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    asm!(
+        "sdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
+        inout(vreg) acc, in(vreg) w, in(vreg) x,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    acc
+}
+
+/// Shifts right by a count that is known when this is inlined, left where it is negative.
+#[inline(always)]
+unsafe fn shift(v: int8x16_t, count: i8) -> int8x16_t {
+    let v = vreinterpretq_u8_s8(v);
+    vreinterpretq_s8_u8(match count {
+        1 => vshrq_n_u8::<1>(v),
+        2 => vshrq_n_u8::<2>(v),
+        3 => vshrq_n_u8::<3>(v),
+        4 => vshrq_n_u8::<4>(v),
+        5 => vshrq_n_u8::<5>(v),
+        6 => vshrq_n_u8::<6>(v),
+        _ => vshlq_u8(v, vdupq_n_s8(-count)),
+    })
+}
+
+/// Four f16 as floats. The standard library's intrinsic is not stable.
+#[inline(always)]
+unsafe fn from_halves(h: uint16x4_t) -> float32x4_t {
+    let y: float32x4_t;
+    // SAFETY: a conversion in registers, which every Armv8 CPU has.
+    asm!(
+        "fcvtl {0:v}.4s, {1:v}.4h",
+        out(vreg) y, in(vreg) h,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    y
+}
+
+#[inline(always)]
+unsafe fn to_floats(v: int8x16_t) -> [float32x4_t; 4] {
+    let (low, high) = (vmovl_s8(vget_low_s8(v)), vmovl_high_s8(v));
+    [
+        vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
+        vcvtq_f32_s32(vmovl_high_s16(low)),
+        vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+        vcvtq_f32_s32(vmovl_high_s16(high)),
+    ]
+}

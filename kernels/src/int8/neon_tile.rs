@@ -1,0 +1,341 @@
+//! The prefill tiles of the three NEON levels.
+
+// Safety: see `Simd::multiply`.
+#![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
+#![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
+
+use core::arch::aarch64::*;
+use core::arch::asm;
+
+use super::load::Kind;
+use super::neon::{BASE, DOTPROD, I8MM, Neon, dot_32, products, products_32};
+use super::{Columns, Panel, TILE_ROWS};
+use crate::{Q8_BLOCK, Q8_GROUP};
+
+impl Columns {
+    /// The scale and the sums of block `b` of token `i`, for its whole or its second half.
+    #[inline(always)]
+    unsafe fn factors(&self, i: usize, b: usize, half: usize) -> (f32, f32) {
+        let scale = self.scale.add(i * (self.n_cols / Q8_BLOCK) + b);
+        let sum = self.sum.add(i * (self.n_cols / Q8_GROUP) + 2 * b + half);
+        (*scale, *sum)
+    }
+
+    /// 16 columns of token `i` from column `c` on.
+    #[inline(always)]
+    unsafe fn sixteen(&self, i: usize, c: usize) -> int8x16_t {
+        vld1q_s8(self.q.add(i * self.n_cols + c))
+    }
+}
+
+/// Four outputs at `y`, or zeros if nothing was written there.
+#[inline(always)]
+unsafe fn start(y: *const f32, first: bool) -> float32x4_t {
+    match first {
+        true => vdupq_n_f32(0.0),
+        false => vld1q_f32(y),
+    }
+}
+
+/// Armv8.0: products along the rows, four rows at a time, whose sums are then brought together.
+pub(super) unsafe fn multiply<K: Kind, const N: usize>(
+    panel: &Panel<Neon<BASE>>,
+    x: Columns,
+    n_blocks: usize,
+    first: bool,
+    y: [*mut f32; N],
+) {
+    let halves = if K::WIDE { 1 } else { 2 };
+    for quad in 0..TILE_ROWS / 4 {
+        let mut acc = [vdupq_n_f32(0.0); N];
+        for i in 0..N {
+            acc[i] = start(y[i].add(4 * quad), first);
+        }
+        for b in 0..n_blocks {
+            let mut w = [[vdupq_n_s8(0); 2]; 4];
+            for r in 0..4 {
+                let row = &panel.q[b / 2][4 * quad + r];
+                w[r] = [row[2 * (b % 2)], row[2 * (b % 2) + 1]];
+            }
+            for i in 0..N {
+                let c = b * Q8_BLOCK;
+                let q = [x.sixteen(i, c), x.sixteen(i, c + 16)];
+                for half in 0..halves {
+                    let sums = if K::WIDE {
+                        quad_32::<K>(w, q)
+                    } else {
+                        let w = [w[0][half], w[1][half], w[2][half], w[3][half]];
+                        quad_16(w, q[half])
+                    };
+                    let (scale, sum) = x.factors(i, b, half);
+                    let scale = vmulq_n_f32(panel.scale[2 * b + half][quad], scale);
+                    acc[i] = vfmaq_f32(acc[i], vcvtq_f32_s32(sums), scale);
+                    if K::HAS_MIN {
+                        acc[i] = vfmaq_n_f32(acc[i], panel.min[2 * b + half][quad], sum);
+                    }
+                }
+            }
+        }
+        for i in 0..N {
+            vst1q_f32(y[i].add(4 * quad), acc[i]);
+        }
+    }
+}
+
+/// The products of 32 weights of four rows with the same inputs, a row in each lane.
+#[inline(always)]
+unsafe fn quad_32<K: Kind>(w: [[int8x16_t; 2]; 4], x: [int8x16_t; 2]) -> int32x4_t {
+    if K::BITS <= 4 {
+        // All 32 products fit 16 bits: 16 * 15 * 127 in each of the last sums.
+        let a = vpaddq_s16(products_32(w[0], x), products_32(w[1], x));
+        let b = vpaddq_s16(products_32(w[2], x), products_32(w[3], x));
+        return vpaddlq_s16(vpaddq_s16(a, b));
+    }
+    let a = vpaddq_s32(dot_32::<K>(w[0], x), dot_32::<K>(w[1], x));
+    let b = vpaddq_s32(dot_32::<K>(w[2], x), dot_32::<K>(w[3], x));
+    vpaddq_s32(a, b)
+}
+
+/// As [`quad_32`] for 16 weights of any size.
+#[inline(always)]
+unsafe fn quad_16(w: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
+    let mut sums = [vdupq_n_s32(0); 4];
+    for r in 0..4 {
+        sums[r] = vpaddlq_s16(products(w[r], x));
+    }
+    let (a, b) = (vpaddq_s32(sums[0], sums[1]), vpaddq_s32(sums[2], sums[3]));
+    vpaddq_s32(a, b)
+}
+
+/// With `sdot`: four columns of four rows in a register, times four columns of a token.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
+    panel: &Panel<Neon<DOTPROD>>,
+    x: Columns,
+    n_blocks: usize,
+    first: bool,
+    y: [*mut f32; N],
+) {
+    let halves = if K::WIDE { 1 } else { 2 };
+    // Eight rows at a time.
+    for octet in 0..TILE_ROWS / 8 {
+        let mut acc = [[vdupq_n_f32(0.0); 2]; N];
+        for i in 0..N {
+            for j in 0..2 {
+                acc[i][j] = start(y[i].add(8 * octet + 4 * j), first);
+            }
+        }
+        for b in 0..n_blocks {
+            for half in 0..halves {
+                let mut sums = [[vdupq_n_s32(0); 2]; N];
+                for part in half * 2 / halves..(half + 1) * 2 / halves {
+                    let mut q = [vdupq_n_s8(0); N];
+                    for i in 0..N {
+                        q[i] = x.sixteen(i, b * Q8_BLOCK + 16 * part);
+                    }
+                    let w = &panel.q[b / 2][8 * (b % 2) + 4 * part..][..4];
+                    for i in 0..N {
+                        for j in 0..2 {
+                            let w = |k: usize| w[k][2 * octet + j];
+                            let sum = sums[i][j];
+                            let sum = sdot_lane::<0>(sum, w(0), q[i]);
+                            let sum = sdot_lane::<1>(sum, w(1), q[i]);
+                            let sum = sdot_lane::<2>(sum, w(2), q[i]);
+                            sums[i][j] = sdot_lane::<3>(sum, w(3), q[i]);
+                        }
+                    }
+                }
+                for i in 0..N {
+                    let (scale, sum) = x.factors(i, b, half);
+                    for j in 0..2 {
+                        let quad = 2 * octet + j;
+                        let scale = vmulq_n_f32(panel.scale[2 * b + half][quad], scale);
+                        acc[i][j] = vfmaq_f32(acc[i][j], vcvtq_f32_s32(sums[i][j]), scale);
+                        if K::HAS_MIN {
+                            let min = panel.min[2 * b + half][quad];
+                            acc[i][j] = vfmaq_n_f32(acc[i][j], min, sum);
+                        }
+                    }
+                }
+            }
+        }
+        for i in 0..N {
+            for j in 0..2 {
+                vst1q_f32(y[i].add(8 * octet + 4 * j), acc[i][j]);
+            }
+        }
+    }
+}
+
+/// With `smmla`: eight columns of two rows in a register, times eight columns of two tokens.
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(super) unsafe fn multiply_i8mm<K: Kind, const N: usize>(
+    panel: &Panel<Neon<I8MM>>,
+    x: Columns,
+    n_blocks: usize,
+    first: bool,
+    y: [*mut f32; N],
+) {
+    for i in (0..N).step_by(4) {
+        let x = Columns {
+            q: x.q.add(i * x.n_cols),
+            scale: x.scale.add(i * (x.n_cols / Q8_BLOCK)),
+            sum: x.sum.add(i * (x.n_cols / Q8_GROUP)),
+            ..x
+        };
+        match N - i {
+            1 => tokens_i8mm::<K, 1>(panel, x, n_blocks, first, &y[i..]),
+            _ => tokens_i8mm::<K, 2>(panel, x, n_blocks, first, &y[i..]),
+        }
+    }
+}
+
+/// Two times `PAIRS` tokens, or a single one.
+#[inline]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
+    panel: &Panel<Neon<I8MM>>,
+    x: Columns,
+    n_blocks: usize,
+    first: bool,
+    y: &[*mut f32],
+) {
+    let halves = if K::WIDE { 1 } else { 2 };
+    // A single token is its own partner.
+    let token = |i: usize| i.min(y.len() - 1);
+    // Eight rows at a time: four pairs of them, with `PAIRS` pairs of tokens.
+    for octet in 0..TILE_ROWS / 8 {
+        let mut acc = [[vdupq_n_f32(0.0); 4]; PAIRS];
+        for t in 0..PAIRS {
+            for quad in 0..2 {
+                let (a, b) = {
+                    let at = 8 * octet + 4 * quad;
+                    (
+                        start(y[token(2 * t)].add(at), first),
+                        start(y[token(2 * t + 1)].add(at), first),
+                    )
+                };
+                acc[t][2 * quad] = vzip1q_f32(a, b);
+                acc[t][2 * quad + 1] = vzip2q_f32(a, b);
+            }
+        }
+        for b in 0..n_blocks {
+            for half in 0..halves {
+                let mut sums = [[vdupq_n_s32(0); 4]; PAIRS];
+                for part in half * 2 / halves..(half + 1) * 2 / halves {
+                    let mut q = [[vdupq_n_s8(0); 2]; PAIRS];
+                    for t in 0..PAIRS {
+                        let c = b * Q8_BLOCK + 16 * part;
+                        let (a, b) = (x.sixteen(token(2 * t), c), x.sixteen(token(2 * t + 1), c));
+                        let (a, b) = (vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b));
+                        q[t] = [
+                            vreinterpretq_s8_s64(vzip1q_s64(a, b)),
+                            vreinterpretq_s8_s64(vzip2q_s64(a, b)),
+                        ];
+                    }
+                    for eight in 0..2 {
+                        let w = &panel.q[b / 2][8 * (b % 2) + 4 * part + 2 * eight + octet];
+                        for t in 0..PAIRS {
+                            for pair in 0..4 {
+                                sums[t][pair] = smmla(sums[t][pair], w[pair], q[t][eight]);
+                            }
+                        }
+                    }
+                }
+                let (w_scale, w_min) = (&panel.scale[2 * b + half], &panel.min[2 * b + half]);
+                for t in 0..PAIRS {
+                    let (a, b) = (
+                        x.factors(token(2 * t), b, half),
+                        x.factors(token(2 * t + 1), b, half),
+                    );
+                    let both = |a: f32, b: f32| {
+                        let v = vset_lane_f32::<1>(b, vdup_n_f32(a));
+                        vcombine_f32(v, v)
+                    };
+                    let (scale, sum) = (both(a.0, b.0), both(a.1, b.1));
+                    for pair in 0..4 {
+                        let twice = |v: float32x4_t| match pair % 2 {
+                            0 => vzip1q_f32(v, v),
+                            _ => vzip2q_f32(v, v),
+                        };
+                        let quad = 2 * octet + pair / 2;
+                        let scale = vmulq_f32(twice(w_scale[quad]), scale);
+                        let products = vcvtq_f32_s32(sums[t][pair]);
+                        acc[t][pair] = vfmaq_f32(acc[t][pair], products, scale);
+                        if K::HAS_MIN {
+                            acc[t][pair] = vfmaq_f32(acc[t][pair], twice(w_min[quad]), sum);
+                        }
+                    }
+                }
+            }
+        }
+        for t in 0..PAIRS {
+            for quad in 0..2 {
+                let (a, b) = (acc[t][2 * quad], acc[t][2 * quad + 1]);
+                let at = 8 * octet + 4 * quad;
+                vst1q_f32(y[token(2 * t)].add(at), vuzp1q_f32(a, b));
+                vst1q_f32(y[token(2 * t + 1)].add(at), vuzp2q_f32(a, b));
+            }
+        }
+    }
+}
+
+/// `acc[i] += sum_j w[4 i + j] x[4 LANE + j]`. The standard library's intrinsic is not stable.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn sdot_lane<const LANE: usize>(
+    mut acc: int32x4_t,
+    w: int8x16_t,
+    x: int8x16_t,
+) -> int32x4_t {
+    asm!(
+        "sdot {0:v}.4s, {1:v}.16b, {2:v}.4b[{lane}]",
+        inout(vreg) acc, in(vreg) w, in(vreg) x, lane = const LANE,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    acc
+}
+
+/// `acc[2 i + j] += sum_k w[8 i + k] x[8 j + k]`. The standard library's intrinsic is not stable.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+unsafe fn smmla(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    asm!(
+        "smmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
+        inout(vreg) acc, in(vreg) w, in(vreg) x,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    acc
+}
+
+/// Transposes 16 by 16 lanes of 32 bits: 16 squares of 4 by 4.
+#[inline(always)]
+pub(super) unsafe fn transpose_lanes(m: &mut [[int8x16_t; 4]; TILE_ROWS]) {
+    let from = *m;
+    for i in 0..4 {
+        for j in 0..4 {
+            let row = |r: usize| vreinterpretq_s32_s8(from[4 * i + r][j]);
+            let wide = vreinterpretq_s64_s32;
+            let (a, b) = (vtrn1q_s32(row(0), row(1)), vtrn2q_s32(row(0), row(1)));
+            let (c, d) = (vtrn1q_s32(row(2), row(3)), vtrn2q_s32(row(2), row(3)));
+            m[4 * j][i] = vreinterpretq_s8_s64(vzip1q_s64(wide(a), wide(c)));
+            m[4 * j + 1][i] = vreinterpretq_s8_s64(vzip1q_s64(wide(b), wide(d)));
+            m[4 * j + 2][i] = vreinterpretq_s8_s64(vzip2q_s64(wide(a), wide(c)));
+            m[4 * j + 3][i] = vreinterpretq_s8_s64(vzip2q_s64(wide(b), wide(d)));
+        }
+    }
+}
+
+/// `[columns / 8][rows / 2][2][8]` of 16 rows of 64 columns.
+#[inline(always)]
+pub(super) unsafe fn interleave_pairs(m: &mut [[int8x16_t; 4]; TILE_ROWS]) {
+    let from = *m;
+    for pair in 0..8 {
+        for part in 0..4 {
+            let row = |r: usize| vreinterpretq_s64_s8(from[2 * pair + r][part]);
+            let (even, odd) = (vzip1q_s64(row(0), row(1)), vzip2q_s64(row(0), row(1)));
+            m[4 * part + pair / 4][pair % 4] = vreinterpretq_s8_s64(even);
+            m[4 * part + 2 + pair / 4][pair % 4] = vreinterpretq_s8_s64(odd);
+        }
+    }
+}
