@@ -13,6 +13,9 @@ tokens! {
     /// Proof that the CPU has AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2;
+    /// Proof that the CPU has AVX-VNNI besides [`Avx2`].
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni;
     /// Proof that the CPU has AVX-512 F, BW, VL, DQ and VNNI besides what [`Avx2`] says.
     #[cfg(target_arch = "x86_64")]
     Avx512;
@@ -38,7 +41,10 @@ pub enum Level {
     /// AVX2, FMA, F16C: Intel since Haswell, AMD since Zen.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
-    /// AVX-512 with VNNI: Intel since Ice Lake, AMD since Zen 4.
+    /// AVX2 with VNNI: Intel since Alder Lake, its N100 included, AMD since Zen 5.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(AvxVnni),
+    /// AVX-512 with VNNI: Intel servers since Ice Lake, AMD since Zen 4.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     /// Armv8.0: Raspberry Pi 3 and 4, Jetson Nano.
@@ -87,8 +93,10 @@ impl Level {
                 && has!("avx512vl")
                 && has!("avx512dq")
                 && has!("avx512vnni");
+            let avx_vnni = avx2 && has!("avxvnni");
             [
                 avx2.then_some(Level::Avx2(Avx2(()))),
+                avx_vnni.then_some(Level::AvxVnni(AvxVnni(()))),
                 avx512.then_some(Level::Avx512(Avx512(()))),
             ]
         };
@@ -130,6 +138,8 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(Avx2(())),
             #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni(AvxVnni(())),
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512(Avx512(())),
             #[cfg(target_arch = "aarch64")]
             Level::Neon(Neon(())),
@@ -147,6 +157,8 @@ impl Level {
             Level::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni(_) => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
             #[cfg(target_arch = "aarch64")]
@@ -186,7 +198,7 @@ macro_rules! multilevel {
             match $level {
                 // SAFETY: the level's token proves that the CPU has the features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Level::Avx2(_) => unsafe { avx2($($arg),*) },
+                $crate::Level::Avx2(_) | $crate::Level::AvxVnni(_) => unsafe { avx2($($arg),*) },
                 // SAFETY: likewise.
                 #[cfg(target_arch = "x86_64")]
                 $crate::Level::Avx512(_) => unsafe { avx512($($arg),*) },

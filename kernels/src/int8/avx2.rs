@@ -1,8 +1,9 @@
-//! AVX2: 64 bytes or 16 floats in two registers.
+//! AVX2, alone or with VNNI: 64 bytes or 16 floats in two registers.
 //!
-//! Products are of unsigned by signed bytes, summed in pairs to 16 bits, which must not saturate:
-//! unsigned weights below 128 are multiplied as they are; of signed ones the magnitude is, with an
-//! input that takes the sign over.
+//! Products are of unsigned by signed bytes. AVX2 sums them in pairs to 16 bits, which must not
+//! saturate: unsigned weights below 128 are multiplied as they are; of signed ones the magnitude is,
+//! with an input that takes the sign over. VNNI sums four of them to 32 bits; signed weights get
+//! 128 added, which is taken off with the sums of the input that serve the minima.
 
 // Safety: see `Simd`. The intrinsics are unsafe here only for want of the features, which the
 // functions that these are inlined into have; pointers are read as far as the trait says.
@@ -15,9 +16,13 @@ use super::load::{Kind, Super};
 use super::{Columns, Panel, Simd, TILE_ROWS};
 use crate::{Q8_BLOCK, Q8_GROUP};
 
-pub(super) struct Avx2;
+/// What is added to signed integers for VNNI.
+const OFFSET: f32 = 128.0;
 
-impl Simd for Avx2 {
+/// AVX2, or AVX2 with VNNI.
+pub(super) struct Avx2<const VNNI: bool>;
+
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
     type Floats = [__m256; 2];
     type Sums = [__m256; 3];
@@ -158,9 +163,20 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn dot<K: Kind>(w: Super<Self>, x: Columns, sums: [__m256; 3]) -> [__m256; 3] {
         let [mut even, mut odd, mut min] = sums;
-        if K::HAS_MIN {
-            min = _mm256_fmadd_ps(w.min[0], _mm256_loadu_ps(x.sum), min);
-            min = _mm256_fmadd_ps(w.min[1], _mm256_loadu_ps(x.sum.add(8)), min);
+        let mut w_min = w.min;
+        if VNNI && K::BITS == 8 {
+            let offset = Self::mul(w.scale, Self::splat_float(-OFFSET));
+            w_min = match K::WIDE {
+                true => Self::even(offset),
+                false => {
+                    let offset = Self::differences(offset);
+                    Self::mul_add(Self::splat_float(1.0), offset, w_min)
+                }
+            };
+        }
+        if VNNI || K::HAS_MIN {
+            min = _mm256_fmadd_ps(w_min[0], _mm256_loadu_ps(x.sum), min);
+            min = _mm256_fmadd_ps(w_min[1], _mm256_loadu_ps(x.sum.add(8)), min);
         }
         // The input's scales of 32, each in two lanes, times the weights' of 16.
         let scale = _mm256_loadu_ps(x.scale);
@@ -169,8 +185,17 @@ impl Simd for Avx2 {
         let scale = Self::mul([low, high], w.scale);
         for b in 0..8 {
             let x = _mm256_loadu_si256(x.q.add(32 * b).cast());
-            let products = products::<K>(w.q[b / 2][b % 2], x);
-            let products = _mm256_madd_epi16(products, _mm256_set1_epi16(1));
+            let q = w.q[b / 2][b % 2];
+            let products = match VNNI {
+                true => {
+                    let u = match K::BITS {
+                        8 => _mm256_xor_si256(q, _mm256_set1_epi8(-128)),
+                        _ => q,
+                    };
+                    _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), u, x)
+                }
+                false => _mm256_madd_epi16(products::<K>(q, x), _mm256_set1_epi16(1)),
+            };
             // Four lanes for each 16 elements.
             let lane = 2 * (b % 4) as i32;
             let lanes = match K::WIDE {
@@ -198,6 +223,13 @@ impl Simd for Avx2 {
     /// `[columns / 4][rows][4]`: a row in each lane.
     #[inline(always)]
     unsafe fn arrange<K: Kind>(q: &mut [[__m256i; 2]; TILE_ROWS]) {
+        if VNNI && K::BITS == 8 {
+            for q in q.iter_mut() {
+                for q in q {
+                    *q = _mm256_xor_si256(*q, _mm256_set1_epi8(-128));
+                }
+            }
+        }
         transpose_lanes(q)
     }
 
@@ -224,7 +256,12 @@ impl Simd for Avx2 {
         first: bool,
         y: [*mut f32; N],
     ) {
-        multiply::<K, N>(panel, x, n_blocks, first, y)
+        // The panels differ in their type only.
+        let p: *const Panel<Self> = panel;
+        match VNNI {
+            true => multiply_vnni::<K, N>(&*p.cast(), x, n_blocks, first, y),
+            false => multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
+        }
     }
 }
 
@@ -271,45 +308,15 @@ unsafe fn products<K: Kind>(w: __m256i, x: __m256i) -> __m256i {
     }
 }
 
-/// [`Simd::multiply`], a function of its own for each kind of format: two tokens at a time.
+/// [`Simd::multiply`], a function of its own for each kind of format: eight rows at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply<K: Kind, const N: usize>(
-    panel: &Panel<Avx2>,
+    panel: &Panel<Avx2<false>>,
     x: Columns,
     n_blocks: usize,
     first: bool,
     y: [*mut f32; N],
 ) {
-    for i in (0..N).step_by(2) {
-        let x = Columns {
-            q: x.q.add(i * x.n_cols),
-            scale: x.scale.add(i * (x.n_cols / Q8_BLOCK)),
-            sum: x.sum.add(i * (x.n_cols / Q8_GROUP)),
-            ..x
-        };
-        match N - i {
-            1 => tokens::<K, 1>(panel, x, n_blocks, first, [y[i]]),
-            _ => tokens::<K, 2>(panel, x, n_blocks, first, [y[i], y[i + 1]]),
-        }
-    }
-}
-
-/// 16 rows for `N` tokens: two registers of accumulators each.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tokens<K: Kind, const N: usize>(
-    panel: &Panel<Avx2>,
-    x: Columns,
-    n_blocks: usize,
-    first: bool,
-    y: [*mut f32; N],
-) {
-    let mut acc = [[_mm256_setzero_ps(); 2]; N];
-    if !first {
-        for i in 0..N {
-            acc[i] = Avx2::floats(y[i]);
-        }
-    }
     let halves = if K::WIDE { 1 } else { 2 };
     // Four columns at a time; so many of their sums of pairs fit 16 bits.
     let n_steps = 8 / halves;
@@ -320,44 +327,98 @@ unsafe fn tokens<K: Kind, const N: usize>(
         _ => 1,
     };
     let n_safe = n_safe.min(n_steps);
-    for b in 0..n_blocks {
-        for half in 0..halves {
-            let mut sums = [[_mm256_setzero_si256(); 2]; N];
-            for run in 0..n_steps / n_safe {
-                let mut pairs = [[_mm256_setzero_si256(); 2]; N];
-                for k in 0..n_safe {
-                    let k = half * n_steps + run * n_safe + k;
-                    let w = panel.q[b / 2][8 * (b % 2) + k];
-                    for i in 0..N {
-                        let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
-                        let x = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
-                        for j in 0..2 {
-                            let products = products::<K>(w[j], x);
-                            pairs[i][j] = _mm256_add_epi16(pairs[i][j], products);
+    let ones = _mm256_set1_epi16(1);
+    for octet in 0..TILE_ROWS / 8 {
+        let mut acc = [_mm256_setzero_ps(); N];
+        if !first {
+            for i in 0..N {
+                acc[i] = _mm256_loadu_ps(y[i].add(8 * octet));
+            }
+        }
+        for b in 0..n_blocks {
+            for half in 0..halves {
+                let mut sums = [_mm256_setzero_si256(); N];
+                for run in 0..n_steps / n_safe {
+                    let mut pairs = [_mm256_setzero_si256(); N];
+                    for k in 0..n_safe {
+                        let k = half * n_steps + run * n_safe + k;
+                        let w = panel.q[b / 2][8 * (b % 2) + k][octet];
+                        for i in 0..N {
+                            let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
+                            let x = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
+                            pairs[i] = _mm256_add_epi16(pairs[i], products::<K>(w, x));
                         }
                     }
+                    for i in 0..N {
+                        let wide = _mm256_madd_epi16(pairs[i], ones);
+                        sums[i] = _mm256_add_epi32(sums[i], wide);
+                    }
                 }
+                let group = 2 * b + half;
+                let (w_scale, w_min) = (panel.scale[group][octet], panel.min[group][octet]);
                 for i in 0..N {
-                    for j in 0..2 {
-                        let wide = _mm256_madd_epi16(pairs[i][j], _mm256_set1_epi16(1));
-                        sums[i][j] = _mm256_add_epi32(sums[i][j], wide);
+                    let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
+                    let scale = _mm256_mul_ps(w_scale, _mm256_set1_ps(scale));
+                    acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i]), scale, acc[i]);
+                    if K::HAS_MIN {
+                        let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + group);
+                        acc[i] = _mm256_fmadd_ps(w_min, _mm256_set1_ps(sum), acc[i]);
                     }
                 }
             }
-            let (w_scale, w_min) = (panel.scale[2 * b + half], panel.min[2 * b + half]);
-            for i in 0..N {
-                let (scale, sum) = {
-                    let scale = x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
-                    let sum = x.sum.add(i * (x.n_cols / Q8_GROUP) + 2 * b + half);
-                    (_mm256_set1_ps(*scale), _mm256_set1_ps(*sum))
-                };
-                for j in 0..2 {
-                    let scale = _mm256_mul_ps(w_scale[j], scale);
+        }
+        for i in 0..N {
+            _mm256_storeu_ps(y[i].add(8 * octet), acc[i]);
+        }
+    }
+}
+
+/// [`multiply`] with VNNI: all 16 rows at a time, as eight sums keep its latency hidden.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn multiply_vnni<K: Kind, const N: usize>(
+    panel: &Panel<Avx2<true>>,
+    x: Columns,
+    n_blocks: usize,
+    first: bool,
+    y: [*mut f32; N],
+) {
+    let mut acc = [[_mm256_setzero_ps(); 2]; N];
+    if !first {
+        for i in 0..N {
+            acc[i] = Avx2::<true>::floats(y[i]);
+        }
+    }
+    let halves = if K::WIDE { 1 } else { 2 };
+    for b in 0..n_blocks {
+        for half in 0..halves {
+            let mut sums = [[_mm256_setzero_si256(); 2]; N];
+            for k in half * 8 / halves..(half + 1) * 8 / halves {
+                let w = panel.q[b / 2][8 * (b % 2) + k];
+                for i in 0..N {
+                    let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
+                    let x = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
+                    for j in 0..2 {
+                        sums[i][j] = _mm256_dpbusd_avx_epi32(sums[i][j], w[j], x);
+                    }
+                }
+            }
+            let group = 2 * b + half;
+            for j in 0..2 {
+                let (w_scale, mut w_min) = (panel.scale[group][j], panel.min[group][j]);
+                if K::BITS == 8 {
+                    let offset = _mm256_set1_ps(-OFFSET);
+                    w_min = _mm256_fmadd_ps(w_scale, offset, w_min);
+                    if half == 1 {
+                        w_min = _mm256_fnmadd_ps(panel.scale[2 * b][j], offset, w_min);
+                    }
+                }
+                for i in 0..N {
+                    let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
+                    let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + group);
+                    let scale = _mm256_mul_ps(w_scale, _mm256_set1_ps(scale));
                     let products = _mm256_cvtepi32_ps(sums[i][j]);
                     acc[i][j] = _mm256_fmadd_ps(products, scale, acc[i][j]);
-                    if K::HAS_MIN {
-                        acc[i][j] = _mm256_fmadd_ps(w_min[j], sum, acc[i][j]);
-                    }
+                    acc[i][j] = _mm256_fmadd_ps(w_min, _mm256_set1_ps(sum), acc[i][j]);
                 }
             }
         }

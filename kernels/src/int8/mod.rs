@@ -156,7 +156,9 @@ pub(crate) fn matmul_q8(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut Ti
     match level {
         Level::Scalar => return false,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2(_) => run!(avx2::Avx2, "avx2,fma,f16c"),
+        Level::Avx2(_) => run!(avx2::Avx2<false>, "avx2,fma,f16c"),
+        #[cfg(target_arch = "x86_64")]
+        Level::AvxVnni(_) => run!(avx2::Avx2<true>, "avx2,fma,f16c,avxvnni"),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512(_) => run!(
             avx512::Avx512,
