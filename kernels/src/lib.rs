@@ -13,7 +13,6 @@ mod activation;
 mod attention;
 mod dtype;
 mod input;
-mod int8;
 mod lanes;
 mod level;
 mod matmul;
@@ -22,6 +21,7 @@ mod norm;
 mod parallel;
 pub mod quant;
 mod rope;
+mod simd;
 mod softmax;
 #[cfg(feature = "std")]
 mod thread_pool;

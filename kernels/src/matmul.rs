@@ -3,10 +3,9 @@
 use core::ops::Range;
 
 use crate::input::{Input, Q8_BLOCK, Q8Rows};
-use crate::int8;
 use crate::lanes::dot;
-use crate::level::multilevel;
 use crate::quant::{self, GROUP_LEN, MAX_BLOCK_LEN, Unpacked};
+use crate::simd::{float, int8};
 use crate::{Level, Matrix, TileMut};
 
 /// The rows `rows` of `w` `[n_rows, n_cols]` times every row of `x` `[n_tokens, n_cols]`:
@@ -26,32 +25,34 @@ pub fn matmul(
     assert_eq!(y.n_cols(), w.n_rows());
     x.check(y.n_rows(), w.n_cols());
     match x {
-        Input::F32(x) => matmul_f32(level, &w, x, y),
+        Input::F32(x) => {
+            if !float::matmul(level, &w, x, y) {
+                matmul_f32(&w, x, y);
+            }
+        }
         Input::Q8(x) => {
-            if !int8::matmul_q8(level, &w, x, y) {
+            if !int8::matmul(level, &w, x, y) {
                 matmul_q8(&w, x, y);
             }
         }
     }
 }
 
-multilevel! {
-    /// Weights of any type decoded to float32, some hundred at a time.
-    fn matmul_f32(level: Level, w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
-        let run_bytes = MAX_BLOCK_LEN / w.dtype().block_len() * w.dtype().block_bytes();
-        let mut decoded = [0.0; MAX_BLOCK_LEN];
-        y.fill(0.0);
-        for r in 0..w.n_rows() {
-            for (b, blocks) in w.row(r).chunks(run_bytes).enumerate() {
-                let c = b * MAX_BLOCK_LEN;
-                let w_run = &mut decoded[..MAX_BLOCK_LEN.min(w.n_cols() - c)];
-                match w.dtype().is_quantized() {
-                    true => quant::dequantize(w.dtype(), blocks, w_run),
-                    false => quant::plain::decode(w.dtype(), blocks, w_run),
-                }
-                for t in 0..y.n_rows() {
-                    y.row(t)[r] += dot(w_run, &x[t * w.n_cols() + c..][..w_run.len()]);
-                }
+/// Weights of any type decoded to float32, some hundred at a time.
+fn matmul_f32(w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
+    let run_bytes = MAX_BLOCK_LEN / w.dtype().block_len() * w.dtype().block_bytes();
+    let mut decoded = [0.0; MAX_BLOCK_LEN];
+    y.fill(0.0);
+    for r in 0..w.n_rows() {
+        for (b, blocks) in w.row(r).chunks(run_bytes).enumerate() {
+            let c = b * MAX_BLOCK_LEN;
+            let w_run = &mut decoded[..MAX_BLOCK_LEN.min(w.n_cols() - c)];
+            match w.dtype().is_quantized() {
+                true => quant::dequantize(w.dtype(), blocks, w_run),
+                false => quant::plain::decode(w.dtype(), blocks, w_run),
+            }
+            for t in 0..y.n_rows() {
+                y.row(t)[r] += dot(w_run, &x[t * w.n_cols() + c..][..w_run.len()]);
             }
         }
     }

@@ -174,6 +174,42 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
+    unsafe fn from_f16(p: *const u8) -> [float32x4_t; 4] {
+        let p = p.cast();
+        let (a, b) = (vld1q_u16(p), vld1q_u16(p.add(8)));
+        [
+            from_halves(vget_low_u16(a)),
+            from_halves(vget_high_u16(a)),
+            from_halves(vget_low_u16(b)),
+            from_halves(vget_high_u16(b)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn from_bf16(p: *const u8) -> [float32x4_t; 4] {
+        let p = p.cast();
+        let (a, b) = (vld1q_u16(p), vld1q_u16(p.add(8)));
+        [
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(a))),
+            vreinterpretq_f32_u32(vshll_high_n_u16::<16>(a)),
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(b))),
+            vreinterpretq_f32_u32(vshll_high_n_u16::<16>(b)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn store(v: [float32x4_t; 4], p: *mut f32) {
+        for i in 0..4 {
+            vst1q_f32(p.add(4 * i), v[i]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum([a, b, c, d]: [float32x4_t; 4]) -> f32 {
+        vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)))
+    }
+
+    #[inline(always)]
     unsafe fn from_i8(p: *const i8) -> [float32x4_t; 4] {
         to_floats(vld1q_s8(p))
     }
@@ -252,8 +288,7 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
 
     #[inline(always)]
     unsafe fn total(sums: [float32x4_t; 4]) -> f32 {
-        let [a, b, c, d] = sums;
-        vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)))
+        Self::sum(sums)
     }
 
     #[inline(always)]

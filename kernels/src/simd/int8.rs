@@ -1,133 +1,19 @@
-//! Int8 matmul for every quantized format on every level with vector instructions: one dot product
-//! for decode and one tile for prefill, both fed by [`load`], which reads 256 weights of any format
-//! into registers.
-//!
-//! A level is an implementation of [`Simd`]; this file holds what all of them share. The path is
-//! [`matmul_q8`], which calls the level's entry point (the function with the target features), into
-//! which everything else is inlined.
-
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-mod load;
-#[cfg(target_arch = "aarch64")]
-mod neon;
-#[cfg(target_arch = "aarch64")]
-mod neon_tile;
+//! Int8 products for every quantized format: a dot product for decode and a tile for prefill.
 
 use core::mem::MaybeUninit;
 
+use super::load::{self, Format, Kind, super_bytes};
+use super::{Columns, Panel, SUPER, Simd, TILE_ROWS, on_level};
 use crate::{DType, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8Rows, TileMut};
-use load::{Format, Kind, Super, super_bytes};
 
-/// Weights read at once.
-const SUPER: usize = 256;
 /// How far ahead of the weights in use decode asks for those to come.
 const PREFETCH_BYTES: usize = 2048;
-/// Rows of a prefill tile.
-const TILE_ROWS: usize = 16;
 /// From this many tokens on a tile is faster than a dot product for each.
 const MIN_TILE_TOKENS: usize = 4;
 
-/// A level's vectors: 64 bytes or 16 floats each, in as many registers as that takes.
-///
-/// # Safety
-///
-/// Every function needs a CPU with the level's features, and is inlined into one compiled with
-/// them; those with pointers read as many elements as they say.
-trait Simd: Sized {
-    /// 64 integers of 8 bits.
-    type Bytes: Copy;
-    /// 16 floats.
-    type Floats: Copy;
-    /// Partial sums of one dot product.
-    type Sums: Copy;
-    /// Whether registers suffice for 12 tokens at once in [`Simd::multiply`]; else 4.
-    const WIDE_TILE: bool;
-
-    /// 32 bytes at `a`, then 32 at `b`.
-    unsafe fn load_two(a: *const u8, b: *const u8) -> Self::Bytes;
-    /// 32 bytes at `p`, twice.
-    unsafe fn load_twice(p: *const u8) -> Self::Bytes;
-    /// The half bytes of the 16 bytes at `a`, low ones first, then those at `b`.
-    unsafe fn nibbles(a: *const u8, b: *const u8) -> Self::Bytes;
-    unsafe fn splat(byte: u8) -> Self::Bytes;
-    unsafe fn and(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
-    unsafe fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
-    /// Shifts each 32 bytes right by their count, left where that is negative. What comes into a
-    /// byte from its neighbour is undefined.
-    unsafe fn shift(v: Self::Bytes, counts: [i8; 2]) -> Self::Bytes;
-    /// `byte` in place of each bit that is set, 0 elsewhere; `a` is for the first 32 bytes.
-    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> Self::Bytes;
-    /// `table[i]` for each index, all below 16.
-    unsafe fn look_up(table: &[i8; 16], indices: Self::Bytes) -> Self::Bytes;
-
-    /// 16 floats at `p`.
-    unsafe fn floats(p: *const f32) -> Self::Floats;
-    unsafe fn splat_float(x: f32) -> Self::Floats;
-    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// `a b + c`.
-    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// The f16 at `p` in all lanes.
-    unsafe fn half(p: *const u8) -> Self::Floats;
-    /// The f16s at `p`, `p + stride`, ..., eight of them, each in two lanes.
-    unsafe fn halves(p: *const u8, stride: usize) -> Self::Floats;
-    /// 16 integers at `p`.
-    unsafe fn from_i8(p: *const i8) -> Self::Floats;
-    /// Eight integers, each in two lanes.
-    unsafe fn each_twice(bytes: [u8; 8]) -> Self::Floats;
-    /// Zero in the odd lanes.
-    unsafe fn even(v: Self::Floats) -> Self::Floats;
-    /// In the odd lanes the difference from the lane before.
-    unsafe fn differences(v: Self::Floats) -> Self::Floats;
-
-    unsafe fn zero() -> Self::Sums;
-    /// Adds the product of 256 weights and 256 inputs.
-    unsafe fn dot<K: Kind>(w: Super<Self>, x: Columns, sums: Self::Sums) -> Self::Sums;
-    unsafe fn total(sums: Self::Sums) -> f32;
-
-    /// Brings 64 columns of 16 rows, a row in each vector, into the order that
-    /// [`Simd::multiply`] wants.
-    unsafe fn arrange<K: Kind>(q: &mut [Self::Bytes; TILE_ROWS]);
-    /// Transposes 16 by 16 floats.
-    unsafe fn transpose(m: &mut [Self::Floats; TILE_ROWS]);
-    /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panel's first `n_blocks` blocks of 32 columns,
-    /// for `N` tokens whose outputs, 16 each, begin at `y`. Where `first` is set `y` is
-    /// overwritten instead.
-    unsafe fn multiply<K: Kind, const N: usize>(
-        panel: &Panel<Self>,
-        x: Columns,
-        n_blocks: usize,
-        first: bool,
-        y: [*mut f32; N],
-    );
-}
-
-/// 256 columns of 16 rows of weights.
-#[repr(C, align(64))]
-struct Panel<S: Simd> {
-    /// The integers of 64 columns each, arranged as the level wants them.
-    q: [[S::Bytes; TILE_ROWS]; SUPER / 64],
-    /// `[16 groups][16 rows]`.
-    scale: [S::Floats; SUPER / Q8_GROUP],
-    /// As `scale`.
-    min: [S::Floats; SUPER / Q8_GROUP],
-}
-
-/// Input from some token and column on; the fields are those of [`Q8Rows`].
-#[derive(Clone, Copy)]
-struct Columns {
-    q: *const i8,
-    scale: *const f32,
-    sum: *const f32,
-    /// Elements from one token to the next.
-    n_cols: usize,
-}
-
 /// `y[t][r] = w[r] . x[t]` for quantized `w` `[n_rows, n_cols]` and int8 `x` `[n_tokens, n_cols]`;
 /// the caller checked the shapes. False, and nothing done, at the scalar level.
-pub(crate) fn matmul_q8(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) -> bool {
+pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) -> bool {
     /// Calls the level's entry point for the format.
     macro_rules! run {
         ($simd:ty, $features:literal) => {
@@ -144,7 +30,7 @@ pub(crate) fn matmul_q8(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut Ti
                     #[target_feature(enable = $features)]
                     fn entry(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
                         // SAFETY: this function has the level's features.
-                        unsafe { matmul::<$simd, load::$format>(w, x, y) }
+                        unsafe { matmul_format::<$simd, load::$format>(w, x, y) }
                     }
                     // SAFETY: the level's token proves that the CPU has the features.
                     unsafe { entry(w, x, y) }
@@ -153,24 +39,7 @@ pub(crate) fn matmul_q8(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut Ti
             }
         };
     }
-    match level {
-        Level::Scalar => return false,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2(_) => run!(avx2::Avx2<false>, "avx2,fma,f16c"),
-        #[cfg(target_arch = "x86_64")]
-        Level::AvxVnni(_) => run!(avx2::Avx2<true>, "avx2,fma,f16c,avxvnni"),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512(_) => run!(
-            avx512::Avx512,
-            "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
-        ),
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon(_) => run!(neon::Neon<{ neon::BASE }>, "neon"),
-        #[cfg(target_arch = "aarch64")]
-        Level::Dotprod(_) => run!(neon::Neon<{ neon::DOTPROD }>, "neon,dotprod"),
-        #[cfg(target_arch = "aarch64")]
-        Level::I8mm(_) => run!(neon::Neon<{ neon::I8MM }>, "neon,dotprod,i8mm"),
-    }
+    on_level!(level, run, return false);
     true
 }
 
@@ -178,7 +47,7 @@ pub(crate) fn matmul_q8(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut Ti
 ///
 /// The CPU has the level's features, with which the caller is compiled.
 #[inline(always)]
-unsafe fn matmul<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
+unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
     let (n_rows, n_tokens) = (w.n_rows(), y.n_rows());
     let n_tiled = match n_tokens >= MIN_TILE_TOKENS {
         true => n_rows / TILE_ROWS * TILE_ROWS,
@@ -237,7 +106,7 @@ fn weight_tail(row: &[u8], n_whole: usize) -> [u8; MAX_TAIL_BYTES] {
 ///
 /// # Safety
 ///
-/// As [`matmul`].
+/// As [`matmul_format`].
 #[inline(always)]
 unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y: &mut [f32]) {
     let n_cols = w.n_cols();
@@ -309,7 +178,7 @@ fn prefetch(p: *const u8) {
 ///
 /// # Safety
 ///
-/// As [`matmul`].
+/// As [`matmul_format`].
 #[inline(always)]
 unsafe fn tile<S: Simd, F: Format>(
     w: &Matrix<'_>,
@@ -371,7 +240,7 @@ unsafe fn tile<S: Simd, F: Format>(
 ///
 /// # Safety
 ///
-/// As [`matmul`], and each pointer is to the bytes of 256 readable weights.
+/// As [`matmul_format`], and each pointer is to the bytes of 256 readable weights.
 #[inline(always)]
 unsafe fn fill<S: Simd, F: Format>(
     panel: &mut MaybeUninit<Panel<S>>,
@@ -412,7 +281,7 @@ struct Part {
 ///
 /// # Safety
 ///
-/// As [`matmul`].
+/// As [`matmul_format`].
 #[inline(always)]
 unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
     panel: &Panel<S>,

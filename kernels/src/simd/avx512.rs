@@ -120,6 +120,27 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn from_f16(p: *const u8) -> __m512 {
+        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn from_bf16(p: *const u8) -> __m512 {
+        let v = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v))
+    }
+
+    #[inline(always)]
+    unsafe fn store(v: __m512, p: *mut f32) {
+        _mm512_storeu_ps(p, v);
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: __m512) -> f32 {
+        _mm512_reduce_add_ps(v)
+    }
+
+    #[inline(always)]
     unsafe fn from_i8(p: *const i8) -> __m512 {
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
     }

@@ -117,6 +117,40 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn from_f16(p: *const u8) -> [__m256; 2] {
+        let p = p.cast();
+        [
+            _mm256_cvtph_ps(_mm_loadu_si128(p)),
+            _mm256_cvtph_ps(_mm_loadu_si128(p.add(1))),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn from_bf16(p: *const u8) -> [__m256; 2] {
+        let p = p.cast();
+        let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
+        let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1)));
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn store(v: [__m256; 2], p: *mut f32) {
+        _mm256_storeu_ps(p, v[0]);
+        _mm256_storeu_ps(p.add(8), v[1]);
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: [__m256; 2]) -> f32 {
+        let v = _mm256_add_ps(v[0], v[1]);
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+
+    #[inline(always)]
     unsafe fn from_i8(p: *const i8) -> [__m256; 2] {
         let v = _mm_loadu_si128(p.cast());
         let low = _mm256_cvtepi8_epi32(v);
@@ -214,10 +248,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     unsafe fn total([even, odd, min]: [__m256; 3]) -> f32 {
-        let v = _mm256_add_ps(_mm256_add_ps(even, odd), min);
-        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        Self::sum([_mm256_add_ps(even, odd), min])
     }
 
     /// `[columns / 4][rows][4]`: a row in each lane.

@@ -1,0 +1,170 @@
+//! Matrix products on every level with vector instructions.
+//!
+//! A level is an implementation of [`Simd`]. The products are written once in terms of it, in
+//! [`int8`] (fed by [`load`], which reads 256 weights of any format into registers) and [`float`];
+//! for each level [`on_level`] makes an entry point, the function with the target features, into
+//! which everything else is inlined.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod float;
+pub(crate) mod int8;
+mod load;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_tile;
+
+use crate::Q8_GROUP;
+use load::{Kind, Super};
+
+/// Weights read at once.
+const SUPER: usize = 256;
+/// Rows of a prefill tile.
+const TILE_ROWS: usize = 16;
+
+/// A level's vectors: 64 bytes or 16 floats each, in as many registers as that takes.
+///
+/// # Safety
+///
+/// Every function needs a CPU with the level's features, and is inlined into one compiled with
+/// them; those with pointers read as many elements as they say.
+trait Simd: Sized {
+    /// 64 integers of 8 bits.
+    type Bytes: Copy;
+    /// 16 floats.
+    type Floats: Copy;
+    /// Partial sums of one dot product.
+    type Sums: Copy;
+    /// Whether registers suffice for 12 tokens at once in [`Simd::multiply`]; else 4.
+    const WIDE_TILE: bool;
+
+    /// 32 bytes at `a`, then 32 at `b`.
+    unsafe fn load_two(a: *const u8, b: *const u8) -> Self::Bytes;
+    /// 32 bytes at `p`, twice.
+    unsafe fn load_twice(p: *const u8) -> Self::Bytes;
+    /// The half bytes of the 16 bytes at `a`, low ones first, then those at `b`.
+    unsafe fn nibbles(a: *const u8, b: *const u8) -> Self::Bytes;
+    unsafe fn splat(byte: u8) -> Self::Bytes;
+    unsafe fn and(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    unsafe fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// Shifts each 32 bytes right by their count, left where that is negative. What comes into a
+    /// byte from its neighbour is undefined.
+    unsafe fn shift(v: Self::Bytes, counts: [i8; 2]) -> Self::Bytes;
+    /// `byte` in place of each bit that is set, 0 elsewhere; `a` is for the first 32 bytes.
+    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> Self::Bytes;
+    /// `table[i]` for each index, all below 16.
+    unsafe fn look_up(table: &[i8; 16], indices: Self::Bytes) -> Self::Bytes;
+
+    /// 16 floats at `p`.
+    unsafe fn floats(p: *const f32) -> Self::Floats;
+    unsafe fn splat_float(x: f32) -> Self::Floats;
+    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a b + c`.
+    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// The f16 at `p` in all lanes.
+    unsafe fn half(p: *const u8) -> Self::Floats;
+    /// The f16s at `p`, `p + stride`, ..., eight of them, each in two lanes.
+    unsafe fn halves(p: *const u8, stride: usize) -> Self::Floats;
+    /// 16 f16s at `p`.
+    unsafe fn from_f16(p: *const u8) -> Self::Floats;
+    /// 16 bfloat16s at `p`.
+    unsafe fn from_bf16(p: *const u8) -> Self::Floats;
+    unsafe fn store(v: Self::Floats, p: *mut f32);
+    /// The sum of the lanes.
+    unsafe fn sum(v: Self::Floats) -> f32;
+    /// 16 integers at `p`.
+    unsafe fn from_i8(p: *const i8) -> Self::Floats;
+    /// Eight integers, each in two lanes.
+    unsafe fn each_twice(bytes: [u8; 8]) -> Self::Floats;
+    /// Zero in the odd lanes.
+    unsafe fn even(v: Self::Floats) -> Self::Floats;
+    /// In the odd lanes the difference from the lane before.
+    unsafe fn differences(v: Self::Floats) -> Self::Floats;
+
+    unsafe fn zero() -> Self::Sums;
+    /// Adds the product of 256 weights and 256 inputs.
+    unsafe fn dot<K: Kind>(w: Super<Self>, x: Columns, sums: Self::Sums) -> Self::Sums;
+    unsafe fn total(sums: Self::Sums) -> f32;
+
+    /// Brings 64 columns of 16 rows, a row in each vector, into the order that
+    /// [`Simd::multiply`] wants.
+    unsafe fn arrange<K: Kind>(q: &mut [Self::Bytes; TILE_ROWS]);
+    /// Transposes 16 by 16 floats.
+    unsafe fn transpose(m: &mut [Self::Floats; TILE_ROWS]);
+    /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panel's first `n_blocks` blocks of 32 columns,
+    /// for `N` tokens whose outputs, 16 each, begin at `y`. Where `first` is set `y` is
+    /// overwritten instead.
+    unsafe fn multiply<K: Kind, const N: usize>(
+        panel: &Panel<Self>,
+        x: Columns,
+        n_blocks: usize,
+        first: bool,
+        y: [*mut f32; N],
+    );
+}
+
+/// 256 columns of 16 rows of weights.
+#[repr(C, align(64))]
+struct Panel<S: Simd> {
+    /// The integers of 64 columns each, arranged as the level wants them.
+    q: [[S::Bytes; TILE_ROWS]; SUPER / 64],
+    /// `[16 groups][16 rows]`.
+    scale: [S::Floats; SUPER / Q8_GROUP],
+    /// As `scale`.
+    min: [S::Floats; SUPER / Q8_GROUP],
+}
+
+/// Input from some token and column on; the fields are those of [`Q8Rows`].
+#[derive(Clone, Copy)]
+struct Columns {
+    q: *const i8,
+    scale: *const f32,
+    sum: *const f32,
+    /// Elements from one token to the next.
+    n_cols: usize,
+}
+
+/// Calls `$run!` with the level's [`Simd`] and its target features, or evaluates to `$scalar`.
+macro_rules! on_level {
+    ($level:expr, $run:ident, $scalar:expr) => {
+        match $level {
+            $crate::Level::Scalar => $scalar,
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx2(_) => $run!($crate::simd::avx2::Avx2<false>, "avx2,fma,f16c"),
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::AvxVnni(_) => {
+                $run!($crate::simd::avx2::Avx2<true>, "avx2,fma,f16c,avxvnni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx512(_) => $run!(
+                $crate::simd::avx512::Avx512,
+                "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
+            ),
+            #[cfg(target_arch = "aarch64")]
+            $crate::Level::Neon(_) => {
+                $run!(
+                    $crate::simd::neon::Neon<{ $crate::simd::neon::BASE }>,
+                    "neon"
+                )
+            }
+            #[cfg(target_arch = "aarch64")]
+            $crate::Level::Dotprod(_) => {
+                $run!(
+                    $crate::simd::neon::Neon<{ $crate::simd::neon::DOTPROD }>,
+                    "neon,dotprod"
+                )
+            }
+            #[cfg(target_arch = "aarch64")]
+            $crate::Level::I8mm(_) => {
+                $run!(
+                    $crate::simd::neon::Neon<{ $crate::simd::neon::I8MM }>,
+                    "neon,dotprod,i8mm"
+                )
+            }
+        }
+    };
+}
+use on_level;
