@@ -2,22 +2,23 @@
 
 use alloc::vec::Vec;
 
-use tandem_kernels::{DType, KvHead, Pool, SharedMatrix, quant};
+use tandem_kernels::{DType, KEY_GROUP, KvHead, Pool, SharedMatrix, quant, store_key};
 
 use crate::scratch::zeroed;
 use crate::{Config, SessionError};
 
-/// The KV cache: for each layer and KV head the keys, and the values, of all positions, one after
-/// the other, so that attention reads each head's in one stream.
+/// The KV cache: for each layer and KV head the keys, and the values, of all positions together, so
+/// that attention reads each head's in one stream. Keys lie as [`store_key`] puts them.
 #[derive(Debug)]
 pub struct KvCache {
     dtype: DType,
-    n_ctx: usize,
+    /// Positions, in whole groups of keys.
+    n_positions: usize,
     head_dim: usize,
     n_head_kv: usize,
     /// Bytes of one head's keys at one position.
     row_bytes: usize,
-    /// `[n_layer, n_head_kv, n_ctx, row_bytes]`.
+    /// `[n_layer, n_head_kv, n_positions, row_bytes]`.
     k: Vec<u8>,
     /// As `k`.
     v: Vec<u8>,
@@ -32,7 +33,7 @@ impl KvCache {
         let row_bytes = dtype.row_bytes(config.head_dim)?;
         row_bytes
             .checked_mul(config.n_head_kv)?
-            .checked_mul(n_ctx)?
+            .checked_mul(n_ctx.checked_next_multiple_of(KEY_GROUP)?)?
             .checked_mul(config.n_layer)?
             .checked_mul(2)
     }
@@ -48,7 +49,7 @@ impl KvCache {
         })?;
         Ok(KvCache {
             dtype,
-            n_ctx,
+            n_positions: n_ctx.next_multiple_of(KEY_GROUP),
             head_dim: config.head_dim,
             n_head_kv: config.n_head_kv,
             row_bytes: dtype.row_bytes(config.head_dim).unwrap_or(0),
@@ -58,7 +59,7 @@ impl KvCache {
     }
 
     fn head_bytes(&self) -> usize {
-        self.n_ctx * self.row_bytes
+        self.n_positions * self.row_bytes
     }
 
     fn layer_bytes(&self) -> usize {
@@ -78,17 +79,19 @@ impl KvCache {
         let n_cols = self.n_head_kv * self.head_dim;
         let (head_dim, row_bytes, head_bytes) = (self.head_dim, self.row_bytes, self.head_bytes());
         let (dtype, layer_bytes) = (self.dtype, self.layer_bytes());
-        for (x, cache) in [(k, &mut self.k), (v, &mut self.v)] {
-            let cache = &mut cache[layer * layer_bytes..][..layer_bytes];
-            let heads = SharedMatrix::new(cache, head_bytes, 1, head_bytes);
-            pool.run(self.n_head_kv, &|h| {
-                let mut head = heads.tile(h, 0);
-                let rows = head.row(0)[first * row_bytes..].chunks_exact_mut(row_bytes);
-                for (x, row) in x.chunks_exact(n_cols).zip(rows) {
-                    quant::quantize(dtype, &x[h * head_dim..][..head_dim], row);
-                }
-            });
-        }
+        let heads = |cache| SharedMatrix::new(cache, head_bytes, 1, head_bytes);
+        let layer = layer * layer_bytes..(layer + 1) * layer_bytes;
+        let (keys, values) = (heads(&mut self.k[layer.clone()]), heads(&mut self.v[layer]));
+        pool.run(self.n_head_kv, &|h| {
+            let (mut keys, mut values) = (keys.tile(h, 0), values.tile(h, 0));
+            let rows = k.chunks_exact(n_cols).zip(v.chunks_exact(n_cols));
+            for (i, (k, v)) in rows.enumerate() {
+                let head = h * head_dim..(h + 1) * head_dim;
+                store_key(dtype, &k[head.clone()], first + i, keys.row(0));
+                let value = &mut values.row(0)[(first + i) * row_bytes..][..row_bytes];
+                quant::quantize(dtype, &v[head], value);
+            }
+        });
     }
 
     /// One head of a layer, as queries at positions `first` and up see it.

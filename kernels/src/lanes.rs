@@ -24,14 +24,20 @@ pub(crate) fn reduce(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
         sums[i] += f(*a, *b);
     }
+    across(sums, |a, b| a + b)
+}
+
+/// All lanes brought together by `f`, halves with halves.
+#[inline(always)]
+pub(crate) fn across(mut v: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut n = LANES;
     while n > 1 {
         n /= 2;
         for i in 0..n {
-            sums[i] += sums[i + n];
+            v[i] = f(v[i], v[i + n]);
         }
     }
-    sums[0]
+    v[0]
 }
 
 /// `e^x` to about two units in the last place: 0 below -87.3, infinite above 88.3.

@@ -27,7 +27,7 @@ mod softmax;
 mod thread_pool;
 
 pub use activation::{Activation, gate};
-pub use attention::{KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention};
+pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention, store_key};
 pub use dtype::DType;
 pub use input::{Input, Q8_BLOCK, Q8_GROUP, Q8Rows, quantize_q8};
 pub use level::Level;

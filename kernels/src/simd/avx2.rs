@@ -13,20 +13,94 @@
 use core::arch::x86_64::*;
 
 use super::load::{Kind, Super};
-use super::{Columns, Panel, Simd, TILE_ROWS};
+use super::{Columns, Lanes, Panel, Simd, TILE_ROWS};
 use crate::{Q8_BLOCK, Q8_GROUP};
 
 /// What is added to signed integers for VNNI.
 const OFFSET: f32 = 128.0;
 
 /// AVX2, or AVX2 with VNNI.
-pub(super) struct Avx2<const VNNI: bool>;
+pub(crate) struct Avx2<const VNNI: bool>;
+
+impl<const VNNI: bool> Lanes for Avx2<VNNI> {
+    type Floats = [__m256; 2];
+    const WIDE_TILE: bool = false;
+
+    #[inline(always)]
+    unsafe fn floats(p: *const f32) -> [__m256; 2] {
+        [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))]
+    }
+
+    #[inline(always)]
+    unsafe fn splat_float(x: f32) -> [__m256; 2] {
+        [_mm256_set1_ps(x); 2]
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        [
+            _mm256_fmadd_ps(a[0], b[0], c[0]),
+            _mm256_fmadd_ps(a[1], b[1], c[1]),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn half(p: *const u8) -> [__m256; 2] {
+        // Inserting one f16 into a register would wait for what that held before.
+        [_mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned())); 2]
+    }
+
+    #[inline(always)]
+    unsafe fn from_f16(p: *const u8) -> [__m256; 2] {
+        let p = p.cast();
+        [
+            _mm256_cvtph_ps(_mm_loadu_si128(p)),
+            _mm256_cvtph_ps(_mm_loadu_si128(p.add(1))),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn from_bf16(p: *const u8) -> [__m256; 2] {
+        let p = p.cast();
+        let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
+        let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1)));
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn store(v: [__m256; 2], p: *mut f32) {
+        _mm256_storeu_ps(p, v[0]);
+        _mm256_storeu_ps(p.add(8), v[1]);
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: [__m256; 2]) -> f32 {
+        let v = _mm256_add_ps(v[0], v[1]);
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+
+    #[inline(always)]
+    unsafe fn from_i8(p: *const i8) -> [__m256; 2] {
+        let v = _mm_loadu_si128(p.cast());
+        let low = _mm256_cvtepi8_epi32(v);
+        let high = _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(v));
+        [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+    }
+}
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
-    type Floats = [__m256; 2];
     type Sums = [__m256; 3];
-    const WIDE_TILE: bool = false;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> [__m256i; 2] {
@@ -78,35 +152,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn floats(p: *const f32) -> [__m256; 2] {
-        [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))]
-    }
-
-    #[inline(always)]
-    unsafe fn splat_float(x: f32) -> [__m256; 2] {
-        [_mm256_set1_ps(x); 2]
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
-        [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
-        [
-            _mm256_fmadd_ps(a[0], b[0], c[0]),
-            _mm256_fmadd_ps(a[1], b[1], c[1]),
-        ]
-    }
-
-    #[inline(always)]
-    unsafe fn half(p: *const u8) -> [__m256; 2] {
-        // Inserting one f16 into a register would wait for what that held before.
-        [_mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned())); 2]
-    }
-
-    #[inline(always)]
     unsafe fn halves(p: *const u8, stride: usize) -> [__m256; 2] {
         let h = |i: usize| p.add(i * stride).cast::<i16>().read_unaligned();
         let h = _mm_set_epi16(h(7), h(6), h(5), h(4), h(3), h(2), h(1), h(0));
@@ -114,48 +159,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             _mm256_cvtph_ps(_mm_unpacklo_epi16(h, h)),
             _mm256_cvtph_ps(_mm_unpackhi_epi16(h, h)),
         ]
-    }
-
-    #[inline(always)]
-    unsafe fn from_f16(p: *const u8) -> [__m256; 2] {
-        let p = p.cast();
-        [
-            _mm256_cvtph_ps(_mm_loadu_si128(p)),
-            _mm256_cvtph_ps(_mm_loadu_si128(p.add(1))),
-        ]
-    }
-
-    #[inline(always)]
-    unsafe fn from_bf16(p: *const u8) -> [__m256; 2] {
-        let p = p.cast();
-        let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
-        let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1)));
-        [
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-        ]
-    }
-
-    #[inline(always)]
-    unsafe fn store(v: [__m256; 2], p: *mut f32) {
-        _mm256_storeu_ps(p, v[0]);
-        _mm256_storeu_ps(p.add(8), v[1]);
-    }
-
-    #[inline(always)]
-    unsafe fn sum(v: [__m256; 2]) -> f32 {
-        let v = _mm256_add_ps(v[0], v[1]);
-        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
-    }
-
-    #[inline(always)]
-    unsafe fn from_i8(p: *const i8) -> [__m256; 2] {
-        let v = _mm_loadu_si128(p.cast());
-        let low = _mm256_cvtepi8_epi32(v);
-        let high = _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(v));
-        [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
     }
 
     #[inline(always)]

@@ -11,10 +11,10 @@
 use core::arch::x86_64::*;
 
 use super::load::{Kind, Super};
-use super::{Columns, Panel, Simd, TILE_ROWS};
+use super::{Columns, Lanes, Panel, Simd, TILE_ROWS};
 use crate::{Q8_BLOCK, Q8_GROUP};
 
-pub(super) struct Avx512;
+pub(crate) struct Avx512;
 
 /// What is added to signed integers.
 const OFFSET: f32 = 128.0;
@@ -22,11 +22,66 @@ const OFFSET: f32 = 128.0;
 /// Four shift counts of 4.
 const FOURS: i64 = 0x0004_0004_0004_0004;
 
+impl Lanes for Avx512 {
+    type Floats = __m512;
+    const WIDE_TILE: bool = true;
+
+    #[inline(always)]
+    unsafe fn floats(p: *const f32) -> __m512 {
+        _mm512_loadu_ps(p)
+    }
+
+    #[inline(always)]
+    unsafe fn splat_float(x: f32) -> __m512 {
+        _mm512_set1_ps(x)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+
+    #[inline(always)]
+    unsafe fn half(p: *const u8) -> __m512 {
+        // Inserting one f16 into a register would wait for what that held before.
+        _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned()))
+    }
+
+    #[inline(always)]
+    unsafe fn from_f16(p: *const u8) -> __m512 {
+        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn from_bf16(p: *const u8) -> __m512 {
+        let v = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v))
+    }
+
+    #[inline(always)]
+    unsafe fn store(v: __m512, p: *mut f32) {
+        _mm512_storeu_ps(p, v);
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: __m512) -> f32 {
+        _mm512_reduce_add_ps(v)
+    }
+
+    #[inline(always)]
+    unsafe fn from_i8(p: *const i8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
+    }
+}
+
 impl Simd for Avx512 {
     type Bytes = __m512i;
-    type Floats = __m512;
     type Sums = [__m512; 3];
-    const WIDE_TILE: bool = true;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> __m512i {
@@ -86,63 +141,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn floats(p: *const f32) -> __m512 {
-        _mm512_loadu_ps(p)
-    }
-
-    #[inline(always)]
-    unsafe fn splat_float(x: f32) -> __m512 {
-        _mm512_set1_ps(x)
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        _mm512_mul_ps(a, b)
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-        _mm512_fmadd_ps(a, b, c)
-    }
-
-    #[inline(always)]
-    unsafe fn half(p: *const u8) -> __m512 {
-        // Inserting one f16 into a register would wait for what that held before.
-        _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned()))
-    }
-
-    #[inline(always)]
     unsafe fn halves(p: *const u8, stride: usize) -> __m512 {
         let h = |i: usize| p.add(i * stride).cast::<i16>().read_unaligned();
         let h = _mm_set_epi16(h(7), h(6), h(5), h(4), h(3), h(2), h(1), h(0));
         let twice = _mm256_set_m128i(_mm_unpackhi_epi16(h, h), _mm_unpacklo_epi16(h, h));
         _mm512_cvtph_ps(twice)
-    }
-
-    #[inline(always)]
-    unsafe fn from_f16(p: *const u8) -> __m512 {
-        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
-    }
-
-    #[inline(always)]
-    unsafe fn from_bf16(p: *const u8) -> __m512 {
-        let v = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v))
-    }
-
-    #[inline(always)]
-    unsafe fn store(v: __m512, p: *mut f32) {
-        _mm512_storeu_ps(p, v);
-    }
-
-    #[inline(always)]
-    unsafe fn sum(v: __m512) -> f32 {
-        _mm512_reduce_add_ps(v)
-    }
-
-    #[inline(always)]
-    unsafe fn from_i8(p: *const i8) -> __m512 {
-        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Float products: weights of any type, decoded to float32 in runs, with float32 input.
 
-use super::{Simd, on_level};
+use super::{Lanes, on_level};
 use crate::quant::{self, plain};
 use crate::{DType, Level, Matrix, TileMut};
 
@@ -31,7 +31,7 @@ pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_
 ///
 /// The CPU has the level's features, with which the caller is compiled.
 #[inline(always)]
-unsafe fn matmul_runs<S: Simd>(w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
+unsafe fn matmul_runs<S: Lanes>(w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
     let (n_cols, n_tokens) = (w.n_cols(), y.n_rows());
     let run_bytes = RUN / w.dtype().block_len() * w.dtype().block_bytes();
     let mut decoded = [[0.0; RUN]; ROWS];
@@ -81,7 +81,20 @@ unsafe fn matmul_runs<S: Simd>(w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
 ///
 /// As [`matmul_runs`].
 #[inline(always)]
-unsafe fn decode<S: Simd>(dtype: DType, bytes: &[u8], floats: &mut [f32]) {
+pub(crate) unsafe fn decode<S: Lanes>(dtype: DType, bytes: &[u8], floats: &mut [f32]) {
+    if dtype == DType::Q8_0 {
+        let blocks = bytes.as_chunks::<{ DType::Q8_0.block_bytes() }>().0;
+        for (block, floats) in blocks.iter().zip(floats.as_chunks_mut::<32>().0) {
+            let (p, floats) = (block.as_ptr(), floats.as_mut_ptr());
+            // SAFETY: the caller's; a block is a scale and 32 integers.
+            unsafe {
+                let scale = S::half(p);
+                S::store(S::mul(scale, S::from_i8(p.add(2).cast())), floats);
+                S::store(S::mul(scale, S::from_i8(p.add(18).cast())), floats.add(16));
+            }
+        }
+        return;
+    }
     if !matches!(dtype, DType::F16 | DType::BF16) {
         return match dtype.is_quantized() {
             true => quant::dequantize(dtype, bytes, floats),
@@ -111,7 +124,7 @@ unsafe fn decode<S: Simd>(dtype: DType, bytes: &[u8], floats: &mut [f32]) {
 ///
 /// As [`matmul_runs`].
 #[inline(always)]
-unsafe fn multiply<S: Simd, const R: usize, const T: usize>(
+unsafe fn multiply<S: Lanes, const R: usize, const T: usize>(
     w: &[[f32; RUN]],
     x: &[f32],
     (n, n_cols): (usize, usize),

@@ -6,16 +6,19 @@
 //! which everything else is inlined.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(crate) mod avx512;
 pub(crate) mod float;
 pub(crate) mod int8;
 mod load;
 #[cfg(target_arch = "aarch64")]
-mod neon;
+pub(crate) mod neon;
 #[cfg(target_arch = "aarch64")]
 mod neon_tile;
+mod plain;
+
+pub(crate) use plain::Plain;
 
 use crate::Q8_GROUP;
 use load::{Kind, Super};
@@ -25,21 +28,48 @@ const SUPER: usize = 256;
 /// Rows of a prefill tile.
 const TILE_ROWS: usize = 16;
 
-/// A level's vectors: 64 bytes or 16 floats each, in as many registers as that takes.
+/// 16 floats, in as many registers as that takes.
 ///
 /// # Safety
 ///
 /// Every function needs a CPU with the level's features, and is inlined into one compiled with
-/// them; those with pointers read as many elements as they say.
-trait Simd: Sized {
-    /// 64 integers of 8 bits.
-    type Bytes: Copy;
+/// them; those with pointers read or write as many elements as they say.
+pub(crate) trait Lanes: Sized {
     /// 16 floats.
     type Floats: Copy;
+    /// Whether 16 of them and some more fit the registers, else 4.
+    const WIDE_TILE: bool;
+
+    /// 16 floats at `p`.
+    unsafe fn floats(p: *const f32) -> Self::Floats;
+    unsafe fn store(v: Self::Floats, p: *mut f32);
+    unsafe fn splat_float(x: f32) -> Self::Floats;
+    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a b + c`.
+    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// The sum of the lanes.
+    unsafe fn sum(v: Self::Floats) -> f32;
+    /// The f16 at `p` in all lanes.
+    unsafe fn half(p: *const u8) -> Self::Floats;
+    /// 16 f16s at `p`.
+    unsafe fn from_f16(p: *const u8) -> Self::Floats;
+    /// 16 bfloat16s at `p`.
+    unsafe fn from_bf16(p: *const u8) -> Self::Floats;
+    /// 16 integers at `p`.
+    unsafe fn from_i8(p: *const i8) -> Self::Floats;
+}
+
+/// A level's vectors for integers: 64 bytes, in as many registers as that takes, besides its
+/// [`Lanes`].
+///
+/// # Safety
+///
+/// As [`Lanes`].
+trait Simd: Lanes {
+    /// 64 integers of 8 bits.
+    type Bytes: Copy;
     /// Partial sums of one dot product.
     type Sums: Copy;
-    /// Whether registers suffice for 12 tokens at once in [`Simd::multiply`]; else 4.
-    const WIDE_TILE: bool;
 
     /// 32 bytes at `a`, then 32 at `b`.
     unsafe fn load_two(a: *const u8, b: *const u8) -> Self::Bytes;
@@ -58,25 +88,8 @@ trait Simd: Sized {
     /// `table[i]` for each index, all below 16.
     unsafe fn look_up(table: &[i8; 16], indices: Self::Bytes) -> Self::Bytes;
 
-    /// 16 floats at `p`.
-    unsafe fn floats(p: *const f32) -> Self::Floats;
-    unsafe fn splat_float(x: f32) -> Self::Floats;
-    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// `a b + c`.
-    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// The f16 at `p` in all lanes.
-    unsafe fn half(p: *const u8) -> Self::Floats;
     /// The f16s at `p`, `p + stride`, ..., eight of them, each in two lanes.
     unsafe fn halves(p: *const u8, stride: usize) -> Self::Floats;
-    /// 16 f16s at `p`.
-    unsafe fn from_f16(p: *const u8) -> Self::Floats;
-    /// 16 bfloat16s at `p`.
-    unsafe fn from_bf16(p: *const u8) -> Self::Floats;
-    unsafe fn store(v: Self::Floats, p: *mut f32);
-    /// The sum of the lanes.
-    unsafe fn sum(v: Self::Floats) -> f32;
-    /// 16 integers at `p`.
-    unsafe fn from_i8(p: *const i8) -> Self::Floats;
     /// Eight integers, each in two lanes.
     unsafe fn each_twice(bytes: [u8; 8]) -> Self::Floats;
     /// Zero in the odd lanes.
@@ -96,7 +109,7 @@ trait Simd: Sized {
     unsafe fn transpose(m: &mut [Self::Floats; TILE_ROWS]);
     /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panel's first `n_blocks` blocks of 32 columns,
     /// for `N` tokens whose outputs, 16 each, begin at `y`. Where `first` is set `y` is
-    /// overwritten instead.
+    /// overwritten instead. `N` is 1, 4 or, with [`Lanes::WIDE_TILE`], 12.
     unsafe fn multiply<K: Kind, const N: usize>(
         panel: &Panel<Self>,
         x: Columns,
@@ -167,4 +180,4 @@ macro_rules! on_level {
         }
     };
 }
-use on_level;
+pub(crate) use on_level;

@@ -9,23 +9,109 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 
 use super::load::{Kind, Super};
-use super::{Columns, Panel, Simd, TILE_ROWS, neon_tile};
+use super::{Columns, Lanes, Panel, Simd, TILE_ROWS, neon_tile};
 
 /// Armv8.0.
-pub(super) const BASE: u8 = 0;
+pub(crate) const BASE: u8 = 0;
 /// With `sdot`.
-pub(super) const DOTPROD: u8 = 1;
+pub(crate) const DOTPROD: u8 = 1;
 /// With `sdot` and `smmla`.
-pub(super) const I8MM: u8 = 2;
+pub(crate) const I8MM: u8 = 2;
 
 /// One of [`BASE`], [`DOTPROD`] and [`I8MM`].
-pub(super) struct Neon<const EXTENSION: u8>;
+pub(crate) struct Neon<const EXTENSION: u8>;
+
+impl<const EXTENSION: u8> Lanes for Neon<EXTENSION> {
+    type Floats = [float32x4_t; 4];
+    const WIDE_TILE: bool = false;
+
+    #[inline(always)]
+    unsafe fn floats(p: *const f32) -> [float32x4_t; 4] {
+        [
+            vld1q_f32(p),
+            vld1q_f32(p.add(4)),
+            vld1q_f32(p.add(8)),
+            vld1q_f32(p.add(12)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn splat_float(x: f32) -> [float32x4_t; 4] {
+        [vdupq_n_f32(x); 4]
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        let mut y = a;
+        for i in 0..4 {
+            y[i] = vmulq_f32(a[i], b[i]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(
+        a: [float32x4_t; 4],
+        b: [float32x4_t; 4],
+        c: [float32x4_t; 4],
+    ) -> [float32x4_t; 4] {
+        let mut y = a;
+        for i in 0..4 {
+            y[i] = vfmaq_f32(c[i], a[i], b[i]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn half(p: *const u8) -> [float32x4_t; 4] {
+        [from_halves(vdup_n_u16(p.cast::<u16>().read_unaligned())); 4]
+    }
+
+    #[inline(always)]
+    unsafe fn from_f16(p: *const u8) -> [float32x4_t; 4] {
+        let p = p.cast();
+        let (a, b) = (vld1q_u16(p), vld1q_u16(p.add(8)));
+        [
+            from_halves(vget_low_u16(a)),
+            from_halves(vget_high_u16(a)),
+            from_halves(vget_low_u16(b)),
+            from_halves(vget_high_u16(b)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn from_bf16(p: *const u8) -> [float32x4_t; 4] {
+        let p = p.cast();
+        let (a, b) = (vld1q_u16(p), vld1q_u16(p.add(8)));
+        [
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(a))),
+            vreinterpretq_f32_u32(vshll_high_n_u16::<16>(a)),
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(b))),
+            vreinterpretq_f32_u32(vshll_high_n_u16::<16>(b)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn store(v: [float32x4_t; 4], p: *mut f32) {
+        for i in 0..4 {
+            vst1q_f32(p.add(4 * i), v[i]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum([a, b, c, d]: [float32x4_t; 4]) -> f32 {
+        vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)))
+    }
+
+    #[inline(always)]
+    unsafe fn from_i8(p: *const i8) -> [float32x4_t; 4] {
+        to_floats(vld1q_s8(p))
+    }
+}
 
 impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     type Bytes = [int8x16_t; 4];
-    type Floats = [float32x4_t; 4];
     type Sums = [float32x4_t; 4];
-    const WIDE_TILE: bool = false;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> [int8x16_t; 4] {
@@ -112,48 +198,6 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
-    unsafe fn floats(p: *const f32) -> [float32x4_t; 4] {
-        [
-            vld1q_f32(p),
-            vld1q_f32(p.add(4)),
-            vld1q_f32(p.add(8)),
-            vld1q_f32(p.add(12)),
-        ]
-    }
-
-    #[inline(always)]
-    unsafe fn splat_float(x: f32) -> [float32x4_t; 4] {
-        [vdupq_n_f32(x); 4]
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        let mut y = a;
-        for i in 0..4 {
-            y[i] = vmulq_f32(a[i], b[i]);
-        }
-        y
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(
-        a: [float32x4_t; 4],
-        b: [float32x4_t; 4],
-        c: [float32x4_t; 4],
-    ) -> [float32x4_t; 4] {
-        let mut y = a;
-        for i in 0..4 {
-            y[i] = vfmaq_f32(c[i], a[i], b[i]);
-        }
-        y
-    }
-
-    #[inline(always)]
-    unsafe fn half(p: *const u8) -> [float32x4_t; 4] {
-        [from_halves(vdup_n_u16(p.cast::<u16>().read_unaligned())); 4]
-    }
-
-    #[inline(always)]
     unsafe fn halves(p: *const u8, stride: usize) -> [float32x4_t; 4] {
         let h = vdupq_n_u16(0);
         let h = vld1q_lane_u16::<0>(p.cast(), h);
@@ -171,47 +215,6 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
             from_halves(vget_low_u16(high)),
             from_halves(vget_high_u16(high)),
         ]
-    }
-
-    #[inline(always)]
-    unsafe fn from_f16(p: *const u8) -> [float32x4_t; 4] {
-        let p = p.cast();
-        let (a, b) = (vld1q_u16(p), vld1q_u16(p.add(8)));
-        [
-            from_halves(vget_low_u16(a)),
-            from_halves(vget_high_u16(a)),
-            from_halves(vget_low_u16(b)),
-            from_halves(vget_high_u16(b)),
-        ]
-    }
-
-    #[inline(always)]
-    unsafe fn from_bf16(p: *const u8) -> [float32x4_t; 4] {
-        let p = p.cast();
-        let (a, b) = (vld1q_u16(p), vld1q_u16(p.add(8)));
-        [
-            vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(a))),
-            vreinterpretq_f32_u32(vshll_high_n_u16::<16>(a)),
-            vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(b))),
-            vreinterpretq_f32_u32(vshll_high_n_u16::<16>(b)),
-        ]
-    }
-
-    #[inline(always)]
-    unsafe fn store(v: [float32x4_t; 4], p: *mut f32) {
-        for i in 0..4 {
-            vst1q_f32(p.add(4 * i), v[i]);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn sum([a, b, c, d]: [float32x4_t; 4]) -> f32 {
-        vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)))
-    }
-
-    #[inline(always)]
-    unsafe fn from_i8(p: *const i8) -> [float32x4_t; 4] {
-        to_floats(vld1q_s8(p))
     }
 
     #[inline(always)]
