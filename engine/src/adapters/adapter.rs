@@ -88,7 +88,7 @@ impl Adapter {
 /// Checks that the base has a tensor `name` of the factors' shape.
 fn check(base: &Config, name: &str, lora: &Lora) -> Result<(), CompositionError> {
     let n_out = lora.b.n_rows;
-    let (_, n_in) = linears(base, name, n_out)?;
+    let n_in = linears(base, name, n_out)?.n_in;
     match n_in == lora.a.n_cols {
         true => Ok(()),
         false => Err(CompositionError::Shape {

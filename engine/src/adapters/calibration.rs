@@ -21,7 +21,7 @@ use alloc::vec::Vec;
 use tandem_formats::adapter::calibration::{Module, Parts};
 use tandem_formats::adapter::{Floats, Lora};
 
-use super::linear_id::{linears, short_name, to_file_order};
+use super::linear_id::{TensorParts, linears, short_name, to_file_order};
 use super::packed::Panel;
 use super::{Adapter, AdapterType, CompositionError, LinearId, PackedAdapter};
 use crate::Config;
@@ -111,7 +111,7 @@ pub fn pack(
             }
         };
         // The shape is the same in all layers, and is checked before rows are moved by it.
-        let (linears, n_in) = linears(base, &name, b.n_rows)?;
+        let TensorParts { linears, n_in } = linears(base, &name, b.n_rows)?;
         if a.as_ref().is_some_and(|a| a.n_cols != n_in) {
             return Err(wrong("has a P1 for another number of inputs"));
         }

@@ -149,13 +149,20 @@ pub(super) fn short_name(module: &str) -> Option<&'static str> {
     found.map(|(_, name)| *name)
 }
 
-/// The linears that a tensor of the base (named without `.weight`) with `n_out` rows consists of,
-/// each with its rows; and the tensor's columns.
+/// A tensor of the base, which may hold several linears.
+pub(super) struct TensorParts {
+    /// The linears, each with its rows.
+    pub linears: Vec<(LinearId, Range<usize>)>,
+    /// The tensor's columns.
+    pub n_in: usize,
+}
+
+/// What the tensor of the base with this name (without `.weight`) and `n_out` rows consists of.
 pub(super) fn linears(
     config: &Config,
     name: &str,
     n_out: usize,
-) -> Result<(Vec<(LinearId, Range<usize>)>, usize), CompositionError> {
+) -> Result<TensorParts, CompositionError> {
     let parts = parts(config, name, n_out).ok_or_else(|| CompositionError::UnknownModule {
         name: name.to_string(),
     })?;
@@ -167,7 +174,7 @@ pub(super) fn linears(
         (end, n_in) = (end + n_rows, n_cols);
     }
     match end == n_out {
-        true => Ok((linears, n_in)),
+        true => Ok(TensorParts { linears, n_in }),
         false => Err(CompositionError::Shape {
             name: name.to_string(),
             wanted: (end, n_in),

@@ -148,7 +148,7 @@ fn merge_module(
     let (a, b) = match options.method {
         MergeMethod::Cat => return Ok(cat(name, parts, true)),
         MergeMethod::Svd => {
-            svd::cut_product(&cat(name, &scaled_twice(parts), true), rank).ok_or_else(no_svd)?
+            svd::cut_product(&cat(name, parts, true), rank).ok_or_else(no_svd)?
         }
         _ if options.dense => {
             let products: Vec<Floats> = parts.iter().map(|(lora, _)| product(lora)).collect();
@@ -248,20 +248,71 @@ fn combine(
 }
 
 /// Sets all but the largest magnitudes to zero, `density` of the values being kept, rounded down.
-/// Of equal ones the first are kept.
 fn keep_largest(values: &mut [f32], density: f64) {
     let n_kept = (density * values.len() as f64) as usize;
     if n_kept >= values.len() {
         return;
     }
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.select_nth_unstable_by(n_kept, |a, b| {
-        let magnitude = |i: &usize| values[*i].abs();
-        magnitude(b).total_cmp(&magnitude(a)).then(a.cmp(b))
-    });
-    for i in &order[n_kept..] {
+    let mut order: Vec<(f32, usize)> = values.iter().map(|x| x.abs()).zip(0..).collect();
+    select_largest(&mut order, n_kept);
+    for (_, i) in &order[n_kept..] {
         values[*i] = 0.0;
     }
+}
+
+/// Brings the `n` largest before the others.
+///
+/// Adapters trained in 16 bits have many equal magnitudes, and which of them are kept changes the
+/// result. PyTorch leaves that to C++'s `nth_element`; so this goes step by step as the one of
+/// libstdc++ does, for results that are PEFT's.
+fn select_largest(x: &mut [(f32, usize)], n: usize) {
+    if n == 0 {
+        return;
+    }
+    let comes_first = |a: &(f32, usize), b: &(f32, usize)| a.0 > b.0;
+    let (mut first, mut last) = (0, x.len());
+    let mut turns_left = 2 * x.len().ilog2();
+    while last - first > 3 {
+        if turns_left == 0 {
+            // Where the pivots are bad the time would be too long; equal values are rare enough.
+            x[first..last].select_nth_unstable_by(n - 1 - first, |a, b| b.0.total_cmp(&a.0));
+            return;
+        }
+        turns_left -= 1;
+        // The median of three becomes the pivot, at the front.
+        let (a, b, c) = (first + 1, first + (last - first) / 2, last - 1);
+        let median = match (
+            comes_first(&x[a], &x[b]),
+            comes_first(&x[b], &x[c]),
+            comes_first(&x[a], &x[c]),
+        ) {
+            (true, true, _) | (false, false, false) => b,
+            (true, false, true) | (false, true, false) => c,
+            (true, false, false) | (false, _, true) => a,
+        };
+        x.swap(first, median);
+        let pivot = x[first];
+        let (mut low, mut high) = (first + 1, last);
+        loop {
+            while comes_first(&x[low], &pivot) {
+                low += 1;
+            }
+            high -= 1;
+            while comes_first(&pivot, &x[high]) {
+                high -= 1;
+            }
+            if low >= high {
+                break;
+            }
+            x.swap(low, high);
+            low += 1;
+        }
+        match low < n {
+            true => first = low,
+            false => last = low,
+        }
+    }
+    x[first..last].sort_by(|a, b| b.0.total_cmp(&a.0));
 }
 
 /// Keeps each value with the probability `density`, divided by that, and sets the others to zero.
@@ -277,13 +328,4 @@ fn keep_random(values: &mut [f32], density: f64, random: &mut Xoshiro256PlusPlus
             false => 0.0,
         };
     }
-}
-
-/// Weights as PEFT's methods on products have them: each scale counts twice there, once in the
-/// product and once in the weight.
-fn scaled_twice<'l>(parts: &[(&'l Lora, f32)]) -> Vec<(&'l Lora, f32)> {
-    parts
-        .iter()
-        .map(|(lora, weight)| (*lora, weight * lora.scale))
-        .collect()
 }

@@ -257,7 +257,7 @@ impl<'a> PackedAdapter<'a> {
         let (mut panels, mut users) = (Vec::new(), Vec::new());
         for (name, lora) in adapter.modules() {
             let Lora { a, b, scale, .. } = lora;
-            for (id, rows) in linears(base, name, b.n_rows)?.0 {
+            for (id, rows) in linears(base, name, b.n_rows)?.linears {
                 let b = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
                 let panel = Panel::pack(&a.values, b, a.n_rows, *scale, adapter_type);
                 users.push((id, panels.len()));

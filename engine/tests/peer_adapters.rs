@@ -1,0 +1,167 @@
+//! Adapters, merges and calibrations against what PEFT computes.
+
+#[expect(dead_code, reason = "of the shared helpers this needs some")]
+mod common;
+
+use std::fs::File;
+use std::path::Path;
+
+use common::{divergence, relative_error, shared, tokens};
+use tandem_engine::adapters::calibration::{self, Kind};
+use tandem_engine::adapters::{MergeMethod, MergeOptions, merge};
+use tandem_engine::{
+    Adapter, AdapterType, Composition, Config, DType, Model, PackedAdapter, Session,
+    SessionOptions, ThreadPool,
+};
+use tandem_formats::GgufFiles;
+
+const N_VOCAB: usize = 512;
+
+fn read_adapter(base: &Config, folder: &Path) -> Adapter {
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    Adapter::from_peft(
+        base,
+        &read("adapter_config.json"),
+        &read("adapter_model.safetensors"),
+    )
+    .unwrap()
+}
+
+/// What a key of the goldens asks for.
+#[derive(Clone)]
+struct Recipe {
+    adapters: Vec<String>,
+    weights: Vec<f32>,
+    merge: Option<MergeOptions>,
+    calibration: Option<Kind>,
+}
+
+impl Recipe {
+    /// `summarize`, `ties_0.5_0.5_d0.5`, `svd_1_1_r8`, `cat_0.5_0.5+lc_low_rank`.
+    fn parse(key: &str) -> Recipe {
+        let (key, calibration) = match key.split_once("+lc_") {
+            Some((key, kind)) => (key, Some(Kind::from_name(kind).unwrap())),
+            None => (key, None),
+        };
+        let method = MergeMethod::ALL
+            .into_iter()
+            .find(|m| key.starts_with(&format!("{}_", m.name())));
+        let Some(method) = method else {
+            return Recipe {
+                adapters: vec![key.to_string()],
+                weights: vec![1.0],
+                merge: None,
+                calibration,
+            };
+        };
+        let mut options = MergeOptions {
+            method,
+            dense: false,
+            density: 1.0,
+            rank: None,
+            seed: 0,
+        };
+        let mut weights = Vec::new();
+        for part in key[method.name().len() + 1..].split('_') {
+            if let Some(density) = part.strip_prefix('d') {
+                options.density = density.parse().unwrap();
+            } else if let Some(rank) = part.strip_prefix('r') {
+                options.rank = Some(rank.parse().unwrap());
+            } else {
+                weights.push(part.parse().unwrap());
+            }
+        }
+        Recipe {
+            adapters: vec!["summarize".to_string(), "translate".to_string()],
+            weights,
+            merge: (method != MergeMethod::Cat).then_some(options),
+            calibration,
+        }
+    }
+}
+
+/// The logits of every position under a recipe.
+fn run(
+    model: &Model<'_>,
+    folder: &Path,
+    tokens: &[u32],
+    recipe: &Recipe,
+    adapter_type: AdapterType,
+    change: impl FnOnce(&mut SessionOptions),
+) -> Vec<f32> {
+    let base = &model.config;
+    let adapters: Vec<Adapter> = recipe
+        .adapters
+        .iter()
+        .map(|name| read_adapter(base, &folder.join(name)))
+        .collect();
+    let mut parts: Vec<(PackedAdapter, f32)> = match &recipe.merge {
+        Some(options) => {
+            let adapters: Vec<&Adapter> = adapters.iter().collect();
+            let merged = merge(base, &adapters, &recipe.weights, options).unwrap();
+            vec![(
+                PackedAdapter::pack(base, &merged, adapter_type).unwrap(),
+                1.0,
+            )]
+        }
+        None => adapters
+            .iter()
+            .zip(&recipe.weights)
+            .map(|(a, w)| (PackedAdapter::pack(base, a, adapter_type).unwrap(), *w))
+            .collect(),
+    };
+    if let Some(kind) = recipe.calibration {
+        let bytes = std::fs::read(folder.join("calibration.safetensors")).unwrap();
+        let file = tandem_formats::adapter::calibration::read(&bytes).unwrap();
+        let packed = calibration::pack(base, &file, kind, adapter_type).unwrap();
+        parts.push((packed, 1.0));
+    }
+    let parts: Vec<(&PackedAdapter, f32)> = parts.iter().map(|(p, w)| (p, *w)).collect();
+    let composition = Composition::new(base, &parts).unwrap();
+    let pool = ThreadPool::new(2);
+    let mut options = SessionOptions::for_model(base);
+    change(&mut options);
+    let mut session = Session::new(model, &pool, options).unwrap();
+    session.set_composition(Some(&composition)).unwrap();
+    let mut all = Vec::new();
+    session
+        .eval_all(tokens, |_, row| all.extend_from_slice(row))
+        .unwrap();
+    all
+}
+
+#[test]
+fn every_recipe_agrees_with_peft() {
+    if shared("peer/logits").is_none() {
+        return;
+    }
+    for name in ["llama", "qwen2", "stablelm"] {
+        let files =
+            GgufFiles::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
+        let gguf = files.parse().unwrap();
+        let model = Model::load(&gguf).unwrap();
+        let folder = shared(&format!("peer/logits/{name}-lora")).unwrap();
+        let goldens = File::open(folder.join("peft-logits.npz")).unwrap();
+        let mut goldens = npyz::npz::NpzArchive::new(goldens).unwrap();
+        let keys: Vec<String> = goldens.array_names().map(String::from).collect();
+        assert_eq!(keys.len(), 13);
+        for key in keys {
+            let expected: Vec<f32> = goldens.by_name(&key).unwrap().unwrap().into_vec().unwrap();
+            let recipe = Recipe::parse(&key);
+            let logits = run(
+                &model,
+                &folder,
+                &tokens(name),
+                &recipe,
+                AdapterType::F32,
+                |o| {
+                    o.exact = true;
+                    o.kv_type = DType::F32;
+                },
+            );
+            let error = relative_error(&logits, &expected);
+            println!("{name} {key}: {error:.1e}");
+            assert!(error <= 1e-5, "{name} {key}: {error}");
+        }
+    }
+}
