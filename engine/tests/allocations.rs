@@ -4,8 +4,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tandem_engine::{Model, Session, SessionOptions, ThreadPool};
+use tandem_engine::{
+    AdapterType, Composition, Model, PackedAdapter, Session, SessionOptions, ThreadPool,
+};
 use tandem_formats::GgufFiles;
+
+#[expect(dead_code, reason = "of the helpers this needs one")]
+#[path = "common/adapters.rs"]
+mod made_up;
 
 struct Counting;
 
@@ -37,10 +43,21 @@ fn a_step_allocates_nothing() {
     let options = SessionOptions::for_model(&model.config);
     let mut session = Session::new(&model, &pool, options).unwrap();
     session.step(1).unwrap();
+    // With a composition, too: of adapters of different ranks.
+    let base = &model.config;
+    let packed = [4, 9].map(|rank| {
+        let adapter = made_up::adapter(base, rank, 1);
+        PackedAdapter::pack(base, &adapter, AdapterType::Q8).unwrap()
+    });
+    let composition = Composition::new(base, &[(&packed[0], 1.0), (&packed[1], 0.5)]).unwrap();
+    let mut composed = Session::new(&model, &pool, options).unwrap();
+    composed.set_composition(Some(&composition)).unwrap();
     let before = N_ALLOCATIONS.load(Ordering::Relaxed);
-    for token in 2..40 {
-        session.step(token).unwrap();
+    for session in [&mut session, &mut composed] {
+        for token in 2..40 {
+            session.step(token).unwrap();
+        }
+        session.eval(&[5, 6, 7, 8, 9, 10, 11, 12, 13]).unwrap();
     }
-    session.eval(&[5, 6, 7, 8, 9, 10, 11, 12, 13]).unwrap();
     assert_eq!(N_ALLOCATIONS.load(Ordering::Relaxed), before);
 }

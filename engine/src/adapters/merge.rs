@@ -2,8 +2,9 @@
 //!
 //! With `v_i` the weight of adapter `i` times its scale, the methods that work on the factors
 //! combine the `A_i` and the `B_i` apart, each times the root of `|v_i|`, and A besides times the
-//! sign of `v_i`. The result depends on the factors' basis, which is arbitrary; the `dense` forms
-//! combine the products `B_i A_i`, which do not, and cut the result to a rank.
+//! sign of `v_i`. The result depends on the factors' basis, which is arbitrary. The `dense` forms
+//! combine the products, scale times `B_i A_i`, which do not, with the weights as they are, and cut
+//! the result to a rank.
 
 use alloc::collections::BTreeSet;
 use alloc::string::ToString;
@@ -147,13 +148,11 @@ fn merge_module(
     };
     let (a, b) = match options.method {
         MergeMethod::Cat => return Ok(cat(name, parts, true)),
-        MergeMethod::Svd => {
-            svd::cut_product(&cat(name, parts, true), rank).ok_or_else(no_svd)?
-        }
+        MergeMethod::Svd => svd::cut_product(&cat(name, parts, true), rank).ok_or_else(no_svd)?,
         _ if options.dense => {
             let products: Vec<Floats> = parts.iter().map(|(lora, _)| product(lora)).collect();
             let products: Vec<&Floats> = products.iter().collect();
-            let weights: Vec<f32> = parts.iter().map(|(lora, w)| w * lora.scale).collect();
+            let weights: Vec<f32> = parts.iter().map(|(_, weight)| *weight).collect();
             svd::cut_dense(&combine(&products, &weights, options, random), rank)
                 .ok_or_else(no_svd)?
         }
