@@ -41,6 +41,11 @@ impl Ranks {
             scale: zeroed(n_batch * n_segments)?,
         })
     }
+
+    /// Bytes of the same.
+    pub(crate) fn n_bytes(n_batch: usize, (n_segments, n_values): (usize, usize)) -> usize {
+        n_batch * (5 * n_values + 4 * n_segments)
+    }
 }
 
 /// The number of segments, and the values that each has room for: the largest rank, filled up so

@@ -198,9 +198,19 @@ impl<'a> LowRank<'a> {
     pub fn dequantize(&self, out: &mut [f32]) {
         assert_eq!(out.len(), self.n_out * self.rank);
         for (o, row) in out.chunks_exact_mut(self.rank).enumerate() {
-            for (k, x) in row.iter_mut().enumerate() {
-                *x = self.value(o, k);
-            }
+            self.row(o, row);
+        }
+    }
+
+    /// The values of output `o`, `[rank]`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such output, or `row` is longer than the rank.
+    pub fn row(&self, o: usize, row: &mut [f32]) {
+        assert!(o < self.n_out && row.len() <= self.rank);
+        for (k, x) in row.iter_mut().enumerate() {
+            *x = self.value(o, k);
         }
     }
 

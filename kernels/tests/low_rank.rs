@@ -140,7 +140,7 @@ fn every_type_and_level_agrees_with_naive_sums() {
 fn extreme_values_neither_overflow_nor_lose_their_sign() {
     for sign in [1.0, -1.0] {
         check(&vec![sign * 127.0; 20 * 100], 100, &vec![127.0; 3 * 100], 0);
-        check(&vec![sign * 1e4; 20 * 7], 7, &vec![-1e20; 3 * 7], 0);
+        check(&vec![sign * 1e4; 20 * 7], 7, &[-1e20; 3 * 7], 0);
     }
     // Integers that no packer writes but a file may hold.
     let one = 0x3c00_u16.to_le_bytes().repeat(16);

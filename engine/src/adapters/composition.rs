@@ -1,12 +1,15 @@
 //! A weighted list of adapters and calibrations, ready to run.
 
 use alloc::string::ToString;
+use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
-use tandem_kernels::{LowRank, Matrix};
+use tandem_kernels::{LowRank, Matrix, quant};
 
 use super::{CompositionError, ContentId, LinearId, Module, PackedAdapter};
 use crate::Config;
+use crate::rank_pass::{Ranks, n_ranks};
 
 /// The most adapters and calibrations in one composition.
 const MAX_PARTS: usize = 64;
@@ -121,6 +124,62 @@ impl<'a> Composition<'a> {
         self.id
     }
 
+    /// Whether the weights of a linear would have to change for the same result without low-rank
+    /// terms; its bias may have to besides, see [`Composition::bias`].
+    pub fn changes_weights(&self, id: LinearId) -> bool {
+        !self.terms(id).segments.is_empty()
+    }
+
+    /// Adds the low-rank terms to rows of a linear's weights, `w` `[rows.len(), n_in]`: what makes
+    /// a model with the composition baked in.
+    ///
+    /// # Panics
+    ///
+    /// If the shapes do not fit.
+    pub fn add_to_weights(&self, id: LinearId, rows: Range<usize>, w: &mut [f32]) {
+        let n_in = id.shape(&self.config).1;
+        assert_eq!(w.len(), rows.len() * n_in);
+        for Segment { a, b, scale } in &self.terms(id).segments {
+            let mut decoded = vec![0.0; a.n_rows() * n_in];
+            for (r, row) in decoded.chunks_exact_mut(n_in).enumerate() {
+                quant::dequantize(a.dtype(), a.row(r), row);
+            }
+            let mut b_row = vec![0.0; b.rank()];
+            for (o, w) in rows.clone().zip(w.chunks_exact_mut(n_in)) {
+                b.row(o, &mut b_row);
+                for (b, a) in b_row.iter().zip(decoded.chunks_exact(n_in)) {
+                    let b = scale * b;
+                    w.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
+                }
+            }
+        }
+    }
+
+    /// What is added to a linear's output, `[n_out]`.
+    pub fn bias(&self, id: LinearId) -> Option<Vec<f32>> {
+        let biases = &self.terms(id).biases;
+        let mut sum = vec![0.0; biases.first()?.0.len()];
+        for (bias, weight) in biases {
+            let sum = sum.iter_mut().zip(*bias);
+            sum.for_each(|(sum, b)| *sum += weight * b);
+        }
+        Some(sum)
+    }
+
+    /// Bytes of factors and vectors that are read for one token in decode.
+    pub fn bytes_per_token(&self) -> usize {
+        let segments = self.terms.iter().flat_map(|t| &t.segments);
+        let biases = self.terms.iter().flat_map(|t| &t.biases);
+        let n_segments: usize = segments.map(|s| s.a.n_bytes() + s.b.data().len()).sum();
+        n_segments + biases.map(|(bias, _)| 4 * bias.len()).sum::<usize>()
+    }
+
+    /// Bytes that a session allocates for it, see
+    /// [`Session::set_composition`](crate::Session::set_composition).
+    pub fn scratch_bytes(&self, n_batch: usize) -> usize {
+        Ranks::n_bytes(n_batch, self.max_ranks())
+    }
+
     /// The hyperparameters of the model it is for.
     pub(crate) fn config(&self) -> &Config {
         &self.config
@@ -136,10 +195,10 @@ impl<'a> Composition<'a> {
         let groups = (0..self.config.n_layer).flat_map(|i| {
             GROUPS.map(|group| {
                 let ids = group.iter().map(|module| LinearId::Layer(i, *module));
-                crate::rank_pass::n_ranks(ids.map(|id| self.terms(id)))
+                n_ranks(ids.map(|id| self.terms(id)))
             })
         });
-        let output = crate::rank_pass::n_ranks([self.terms(LinearId::Output)].into_iter());
+        let output = n_ranks([self.terms(LinearId::Output)].into_iter());
         groups
             .chain([output])
             .fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.0 * b.1)))

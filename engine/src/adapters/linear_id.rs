@@ -84,6 +84,16 @@ impl LinearId {
         }
     }
 
+    /// The linears that the tensor of the base with this name (without `.weight`) and `n_out` rows
+    /// consists of, each with its rows; `None` where adapters cannot change it.
+    pub fn of_tensor(
+        config: &Config,
+        name: &str,
+        n_out: usize,
+    ) -> Option<Vec<(LinearId, Range<usize>)>> {
+        linears(config, name, n_out).ok().map(|parts| parts.linears)
+    }
+
     /// Whether a model has as many layers.
     pub(crate) fn is_in(self, config: &Config) -> bool {
         match self {

@@ -27,6 +27,29 @@ pub enum AdapterType {
 }
 
 impl AdapterType {
+    /// All types.
+    pub const ALL: [AdapterType; 4] = [
+        AdapterType::F32,
+        AdapterType::F16,
+        AdapterType::Q8,
+        AdapterType::Q4,
+    ];
+
+    /// The type's name, as `--lora-type` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            AdapterType::F32 => "f32",
+            AdapterType::F16 => "f16",
+            AdapterType::Q8 => "q8",
+            AdapterType::Q4 => "q4",
+        }
+    }
+
+    /// The type of this name.
+    pub fn from_name(name: &str) -> Option<AdapterType> {
+        AdapterType::ALL.into_iter().find(|t| t.name() == name)
+    }
+
     /// The type that suits a model: int8 for quantized weights, whose input is int8 too, float32
     /// for others and where activations are to stay `exact`.
     pub fn for_model(model: &Model<'_>, exact: bool) -> AdapterType {
