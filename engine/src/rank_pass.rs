@@ -35,16 +35,19 @@ impl Ranks {
         n_batch: usize,
         (n_segments, n_values): (usize, usize),
     ) -> Result<Ranks, SessionError> {
+        // Where a product saturates there is no memory for it either.
+        let n = |n: usize| n_batch.saturating_mul(n);
         Ok(Ranks {
-            h: zeroed(n_batch * n_values)?,
-            q: zeroed(n_batch * n_values)?,
-            scale: zeroed(n_batch * n_segments)?,
+            h: zeroed(n(n_values))?,
+            q: zeroed(n(n_values))?,
+            scale: zeroed(n(n_segments))?,
         })
     }
 
     /// Bytes of the same.
     pub(crate) fn n_bytes(n_batch: usize, (n_segments, n_values): (usize, usize)) -> usize {
-        n_batch * (5 * n_values + 4 * n_segments)
+        let n_bytes = n_values.saturating_mul(5).saturating_add(4 * n_segments);
+        n_batch.saturating_mul(n_bytes)
     }
 }
 

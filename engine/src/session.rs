@@ -117,10 +117,10 @@ impl<'m, 'a> Session<'m, 'a> {
     /// only, told apart by [`Composition::id`], which hashes the content: another content forgets
     /// all tokens ([`Session::tokens`] is empty then), the same keeps them, also in another object.
     ///
-    /// Factors are added as they are stored: where the base's weights are quantized, and the
+    /// Factors are used as they are stored: where the base's weights are quantized, and the
     /// session is not `exact`, integer factors work on int8 activations as the base does; all
-    /// others, on all bases, work in float32. [`AdapterType::for_model`](crate::AdapterType::for_model) picks the type to go with
-    /// a model.
+    /// others, on all bases, work in float32.
+    /// [`AdapterType::for_model`](crate::AdapterType::for_model) picks the type to go with a model.
     ///
     /// # Errors
     ///

@@ -44,12 +44,17 @@ impl Parts {
             let name = || format!("cannot use the calibration {}", path.display());
             let bytes = std::fs::read(path).with_context(name)?;
             let file = tandem_formats::adapter::calibration::read(&bytes).with_context(name)?;
+            // It is small: there is nothing to be saved by fewer bits.
+            let kept_type = match adapter_type {
+                AdapterType::Q4 => AdapterType::Q8,
+                other => other,
+            };
             let packed = if is_projection {
                 let adapters: Vec<&Adapter> = adapters.iter().collect();
                 let projected = calibration::project(base, &file, &adapters, &weights);
                 PackedAdapter::pack(base, &projected.with_context(name)?, adapter_type)?
             } else {
-                calibration::pack(base, &file, kind, adapter_type).with_context(name)?
+                calibration::pack(base, &file, kind, kept_type).with_context(name)?
             };
             parts.push((packed, 1.0));
         }

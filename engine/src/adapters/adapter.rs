@@ -1,11 +1,13 @@
 //! An adapter in the terms of a base model.
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use tandem_formats::Gguf;
-use tandem_formats::adapter::{Lora, lora_gguf, peft};
+use tandem_formats::adapter::{Floats, Lora, lora_gguf, peft};
+use tandem_formats::{AdapterError, Gguf};
+use tandem_kernels::MAX_RANK;
 
 use super::CompositionError;
 use super::linear_id::{linears, tensor_name, to_file_order};
@@ -66,14 +68,15 @@ impl Adapter {
     ///
     /// # Errors
     ///
-    /// A tensor that the base lacks or has in another shape, or that is there twice.
+    /// A tensor that the base lacks or has in another shape, or that is there twice; factors that
+    /// do not fit each other, or of a rank of 0 or above 65536.
     pub fn new(base: &Config, loras: Vec<Lora>) -> Result<Adapter, CompositionError> {
         let mut modules = BTreeMap::new();
         for lora in loras {
             check(base, &lora.module, &lora)?;
             let name = lora.module.clone();
             if modules.insert(name.clone(), lora).is_some() {
-                return Err(tandem_formats::AdapterError::Duplicate { name }.into());
+                return Err(AdapterError::Duplicate { name }.into());
             }
         }
         Ok(Adapter { modules })
@@ -85,16 +88,25 @@ impl Adapter {
     }
 }
 
-/// Checks that the base has a tensor `name` of the factors' shape.
+/// Checks that the factors fit each other, and a tensor `name` of the base.
 fn check(base: &Config, name: &str, lora: &Lora) -> Result<(), CompositionError> {
-    let n_out = lora.b.n_rows;
-    let n_in = linears(base, name, n_out)?.n_in;
-    match n_in == lora.a.n_cols {
+    let (Lora { a, b, .. }, rank) = (lora, lora.a.n_rows);
+    let is_whole = |x: &Floats| x.n_rows.checked_mul(x.n_cols) == Some(x.values.len());
+    if rank == 0 || rank > MAX_RANK || b.n_cols != rank || !is_whole(a) || !is_whole(b) {
+        return Err(AdapterError::Ranks {
+            a: format!("{name}.lora_a"),
+            b: format!("{name}.lora_b"),
+            found: ((rank, a.n_cols), (b.n_rows, b.n_cols)),
+        }
+        .into());
+    }
+    let n_in = linears(base, name, b.n_rows)?.n_in;
+    match n_in == a.n_cols {
         true => Ok(()),
         false => Err(CompositionError::Shape {
             name: name.to_string(),
-            wanted: (n_out, n_in),
-            found: (n_out, lora.a.n_cols),
+            wanted: (b.n_rows, n_in),
+            found: (b.n_rows, a.n_cols),
         }),
     }
 }

@@ -91,19 +91,17 @@ impl<'a> Composition<'a> {
                     return Err(misfit());
                 }
                 let terms = &mut terms[id.index(base)];
-                if let Some(panel) = panel {
-                    let segment =
-                        panel
-                            .segment(*weight)
-                            .ok_or_else(|| CompositionError::NotFinite {
-                                name: id.to_string(),
-                            })?;
+                if let Some(panel) = panel.and_then(|i| part.panels().get(i)) {
+                    let segment = panel.segment(*weight);
+                    let segment = segment.ok_or_else(|| CompositionError::NotFinite {
+                        name: id.to_string(),
+                    })?;
                     if (segment.b.n_out(), segment.a.n_cols()) != id.shape(base) {
                         return Err(misfit());
                     }
                     terms.segments.push(segment);
                 }
-                if let Some(bias) = bias {
+                if let Some(bias) = bias.and_then(|i| part.biases().get(i)) {
                     if bias.len() != id.shape(base).0 {
                         return Err(misfit());
                     }
@@ -199,8 +197,8 @@ impl<'a> Composition<'a> {
             })
         });
         let output = n_ranks([self.terms(LinearId::Output)].into_iter());
-        groups
-            .chain([output])
-            .fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.0 * b.1)))
+        groups.chain([output]).fold((0, 0), |a, b| {
+            (a.0.max(b.0), a.1.max(b.0.saturating_mul(b.1)))
+        })
     }
 }

@@ -31,3 +31,4 @@ pub use linear_id::{LinearId, Module};
 #[cfg(feature = "merge")]
 pub use merge::{MergeMethod, MergeOptions, merge};
 pub use packed::{AdapterType, ContentId, PackedAdapter, Panel};
+pub use tandem_kernels::LowRankType;

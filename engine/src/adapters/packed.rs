@@ -116,7 +116,28 @@ impl<'a> Panel<'a> {
         })
     }
 
-    /// Packs `a` `[rank, n_in]` and `b` `[n_out, rank]`.
+    /// The type and bytes of A.
+    pub fn a(&self) -> (DType, &[u8]) {
+        (self.a_type, &self.a)
+    }
+
+    /// The type and bytes of B.
+    pub fn b(&self) -> (LowRankType, &[u8]) {
+        (self.b_type, &self.b)
+    }
+
+    /// Outputs, rank and inputs.
+    pub fn shape(&self) -> (usize, usize, usize) {
+        (self.n_out, self.rank, self.n_in)
+    }
+
+    /// What `b (a x)` is multiplied with.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// Packs `a` `[rank, n_in]` and `b` `[n_out, rank]`; `None` where the scale leaves the range of
+    /// float32 or the rank is above [`MAX_RANK`](tandem_kernels::MAX_RANK).
     pub(super) fn pack(
         a: &[f32],
         b: &[f32],
@@ -303,13 +324,20 @@ impl<'a> PackedAdapter<'a> {
         panels.chain(biases).sum()
     }
 
-    /// Each linear's panel and output vector.
-    pub(super) fn linears(
-        &self,
-    ) -> impl Iterator<Item = (LinearId, Option<&Panel<'a>>, Option<&[f32]>)> {
-        self.linears.iter().map(|(id, terms)| {
-            let bias = terms.bias.map(|i| &self.biases[i][..]);
-            (*id, terms.panel.map(|i| &self.panels[i]), bias)
-        })
+    /// The panels.
+    pub fn panels(&self) -> &[Panel<'a>] {
+        &self.panels
+    }
+
+    /// The output vectors, `[n_out]` each.
+    pub fn biases(&self) -> &[Vec<f32>] {
+        &self.biases
+    }
+
+    /// Each linear with the places of its panel and its output vector in these lists.
+    pub fn linears(&self) -> impl Iterator<Item = (LinearId, Option<usize>, Option<usize>)> {
+        self.linears
+            .iter()
+            .map(|(id, terms)| (*id, terms.panel, terms.bias))
     }
 }
