@@ -572,6 +572,26 @@ fn what_does_not_fit_the_base_is_named() {
         let error = Adapter::new(base, vec![lora(name, shape, 2, 1)]).unwrap_err();
         assert!(error.to_string().contains(name), "{name}: {error}");
     }
+    // Hugging Face's names, of a module that only another architecture has.
+    let weights = |module: &str| {
+        let names = ["A", "B"]
+            .map(|part| format!("base_model.model.model.layers.0.{module}.lora_{part}.weight"));
+        safetensors(&[
+            (&names[0], &[1, base.n_embd], &vec![0.5; base.n_embd]),
+            (&names[1], &[base.n_embd, 1], &vec![0.5; base.n_embd]),
+        ])
+    };
+    let config = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1}"#;
+    assert!(Adapter::from_peft(base, config, &weights("self_attn.q_proj")).is_ok());
+    for module in [
+        "self_attn.qkv_proj",
+        "mlp.gate_up_proj",
+        "input_layernorm",
+        "mlp.experts",
+    ] {
+        let error = Adapter::from_peft(base, config, &weights(module)).unwrap_err();
+        assert!(error.to_string().contains(module), "{error}");
+    }
     let twice = vec![lora("output", LinearId::Output.shape(base), 2, 1); 2];
     assert!(
         Adapter::new(base, twice)

@@ -36,7 +36,7 @@ impl Adapter {
         let mut modules = Vec::new();
         for mut lora in peft::read(config, weights)? {
             let name =
-                tensor_name(&lora.module).ok_or_else(|| CompositionError::UnknownModule {
+                tensor_name(base, &lora.module).ok_or_else(|| CompositionError::UnknownModule {
                     name: lora.module.clone(),
                 })?;
             // Checked before rows are moved by it.

@@ -280,6 +280,6 @@ fn tensor_in(base: &Config, layer: usize, module: &str) -> Result<String, Compos
             name: format!("layers.{layer}.{module}"),
         });
     }
-    let tensor = short_name(module).ok_or_else(unknown)?;
+    let tensor = short_name(base, module).ok_or_else(unknown)?;
     Ok(format!("blk.{layer}.{tensor}"))
 }

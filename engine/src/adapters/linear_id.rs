@@ -127,9 +127,8 @@ impl fmt::Display for LinearId {
     }
 }
 
-/// Hugging Face's names of a layer's linears and those of GGUF tensors; the last two are Phi 3's,
-/// which has several linears in one.
-const NAMES: [(&str, &str); 9] = [
+/// Hugging Face's names of a layer's linears and those of GGUF tensors.
+const NAMES: [(&str, &str); 7] = [
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
@@ -137,25 +136,37 @@ const NAMES: [(&str, &str); 9] = [
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
-    ("self_attn.qkv_proj", "attn_qkv"),
-    ("mlp.gate_up_proj", "ffn_up"),
 ];
 
+/// The same for Phi 3, which has several linears in one.
+const PHI3_NAMES: [(&str, &str); 4] = [
+    ("self_attn.qkv_proj", "attn_qkv"),
+    ("self_attn.o_proj", "attn_output"),
+    ("mlp.gate_up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+fn names(config: &Config) -> &'static [(&'static str, &'static str)] {
+    match config.arch {
+        Arch::Phi3 => &PHI3_NAMES,
+        _ => &NAMES,
+    }
+}
+
 /// The base's tensor (without `.weight`) that a module of Hugging Face's model became.
-pub(super) fn tensor_name(module: &str) -> Option<String> {
+pub(super) fn tensor_name(config: &Config, module: &str) -> Option<String> {
     if module == "lm_head" {
         return Some("output".to_string());
     }
     let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
-    let (_, name) = NAMES.iter().find(|(hf, _)| *hf == module)?;
+    let (_, name) = names(config).iter().find(|(hf, _)| *hf == module)?;
     Some(format!("blk.{layer}.{name}"))
 }
 
 /// The base's tensor in a layer for a module's last name, such as `q_proj`.
-pub(super) fn short_name(module: &str) -> Option<&'static str> {
-    let found = NAMES
-        .iter()
-        .find(|(hf, _)| hf.split_once('.').is_some_and(|(_, last)| last == module));
+pub(super) fn short_name(config: &Config, module: &str) -> Option<&'static str> {
+    let is_last = |hf: &str| hf.split_once('.').is_some_and(|(_, last)| last == module);
+    let found = names(config).iter().find(|(hf, _)| is_last(hf));
     found.map(|(_, name)| *name)
 }
 

@@ -328,3 +328,52 @@ fn keep_random(values: &mut [f32], density: f64, random: &mut Xoshiro256PlusPlus
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_are_selected_among_many_equal_ones() {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
+        for n in [1, 2, 3, 4, 5, 10, 100, 1000] {
+            for n_values in [1, 2, 7, 1_000_000] {
+                let values: Vec<f32> = (0..n)
+                    .map(|_| (random.next_u32() % n_values) as f32)
+                    .collect();
+                for n_kept in [1, n / 3, n / 2, n - 1] {
+                    let mut order: Vec<(f32, usize)> = values.iter().copied().zip(0..).collect();
+                    select_largest(&mut order, n_kept);
+                    let least = order[..n_kept].iter().map(|x| x.0).fold(f32::MAX, f32::min);
+                    assert!(order[n_kept..].iter().all(|x| x.0 <= least));
+                    let mut places: Vec<usize> = order.iter().map(|x| x.1).collect();
+                    places.sort();
+                    assert!(places.into_iter().eq(0..n));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn dropped_values_leave_the_mean_as_it_is() {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
+        let mut values = vec![1.0_f32; 20_000];
+        keep_random(&mut values, 0.3, &mut random);
+        let n_kept = values.iter().filter(|x| **x != 0.0).count();
+        assert!(n_kept.abs_diff(6000) < 300, "{n_kept}");
+        assert!(
+            values
+                .iter()
+                .all(|x| *x == 0.0 || (x * 0.3 - 1.0).abs() < 1e-6)
+        );
+    }
+
+    #[test]
+    fn pruning_keeps_the_largest_magnitudes() {
+        let mut values = [0.5, -3.0, 2.0, -0.1, 1.0];
+        keep_largest(&mut values, 0.5);
+        assert_eq!(values, [0.0, -3.0, 2.0, 0.0, 0.0]);
+        keep_largest(&mut values, 1.0);
+        assert_eq!(values, [0.0, -3.0, 2.0, 0.0, 0.0]);
+    }
+}
