@@ -91,6 +91,11 @@ pub(crate) fn parse_target(name: &str) -> Result<Target, String> {
 }
 
 impl Target {
+    /// The type of most matrices.
+    pub(crate) fn dtype(self) -> DType {
+        self.dtype
+    }
+
     /// The number in `general.file_type`.
     pub(crate) fn file_type(self) -> Option<u32> {
         let found = TARGETS

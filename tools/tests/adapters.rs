@@ -303,3 +303,38 @@ fn calibrations_are_applied_and_merged() {
         assert!(error < 1e-5, "{kind}: {error}");
     }
 }
+
+#[test]
+fn random_adapters_fit_random_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.gguf");
+    let lora = folder.path().join("lora.gguf");
+    let shape = "smollm2-135m";
+    tandem!("synth", "--shape", shape, "--type", "Q4_0", model).ok();
+    tandem!(
+        "synth",
+        "--shape",
+        shape,
+        "--type",
+        "Q8_0",
+        "--lora-rank",
+        "32",
+        lora
+    )
+    .ok();
+    let table = tandem!(
+        "bench", "-p", "1", "-n", "0", "--repeat", "1", "--model", model, "--lora", lora
+    );
+    assert!(table.ok().text().contains("model + 1 LoRA"));
+    let partial = tandem!(
+        "synth",
+        "--shape",
+        shape,
+        "--type",
+        "Q8_0",
+        "--lora-rank",
+        "8",
+        lora
+    );
+    partial.fails(1, "lora_b");
+}
