@@ -2,6 +2,7 @@
 
 use tandem_kernels::{RopeScaling, quant, rope_angles, rope_frequencies};
 
+use crate::adapters::LinearId;
 use crate::layer::{layer, normalize};
 use crate::linear::Exec;
 use crate::scratch::{RopeTable, Scratch};
@@ -40,7 +41,8 @@ pub(crate) fn logits(
     let x = &s.x[tokens.start * config.n_embd..tokens.end * config.n_embd];
     normalize(exec, config, &model.output_norm, x, &mut s.h.f32);
     let h = s.h.input(exec, n, &[&model.output]);
-    exec.linears(h, [(&model.output, &mut *logits)]);
+    let output = exec.adapted(LinearId::Output, &model.output);
+    exec.linears(h, [(output, &mut *logits)], &mut s.ranks);
     if let Some(cap) = config.logit_softcap {
         for logit in logits {
             *logit = cap * libm::tanhf(*logit / cap);

@@ -2,6 +2,7 @@
 
 use tandem_kernels::{SharedMatrix, attention, layer_norm, rms_norm, rms_norm_in_place, rope};
 
+use crate::adapters::{LinearId, Module};
 use crate::linear::Exec;
 use crate::scratch::{RopeTable, Scratch, TOKENS_PER_TASK};
 use crate::weights::{LayerWeights, Norm};
@@ -30,23 +31,37 @@ pub(crate) fn layer(
         &s.rope
     };
 
+    let [w_q, w_k, w_v, w_o, w_gate, w_up, w_down] = [
+        (Module::Q, &w.q),
+        (Module::K, &w.k),
+        (Module::V, &w.v),
+        (Module::O, &w.o),
+        (Module::Gate, &w.gate),
+        (Module::Up, &w.up),
+        (Module::Down, &w.down),
+    ]
+    .map(|(module, linear)| exec.adapted(LinearId::Layer(i, module), linear));
+    let ranks = &mut s.ranks;
+
     // x += o attention(rope(q h), rope(k h), v h) with h = norm(x)
     normalize(exec, config, &w.attn_norm, x, &mut s.h.f32);
     let h = s.h.input(exec, n, &[&w.q, &w.k, &w.v]);
-    exec.linears(h, [(&w.q, &mut *q), (&w.k, &mut *k), (&w.v, &mut *v)]);
+    exec.linears(h, [(w_q, &mut *q), (w_k, &mut *k), (w_v, &mut *v)], ranks);
     rotate(exec, config, &w.q_norm, angles, q, config.n_q());
     rotate(exec, config, &w.k_norm, angles, k, config.n_kv());
     kv.store(exec.light_pool(n), i, first, k, v);
     attend(exec, config, kv, (i, first, window), q, &mut s.attn.f32);
-    exec.linears(s.attn.input(exec, n, &[&w.o]), [(&w.o, &mut *delta)]);
+    let h = s.attn.input(exec, n, &[&w.o]);
+    exec.linears(h, [(w_o, &mut *delta)], ranks);
     add(exec, config, w.post_attn_norm.as_ref(), x, delta);
 
     // x += down (activation(gate h) * (up h)) with h = norm(x)
     normalize(exec, config, &w.ffn_norm, x, &mut s.h.f32);
     let h = s.h.input(exec, n, &[&w.gate, &w.up]);
     let gated = &mut s.gated.f32[..n * config.n_ff];
-    exec.gated(h, config.activation, (&w.gate, gated), (&w.up, up));
-    exec.linears(s.gated.input(exec, n, &[&w.down]), [(&w.down, &mut *delta)]);
+    exec.gated(h, config.activation, (w_gate, gated), (w_up, up), ranks);
+    let h = s.gated.input(exec, n, &[&w.down]);
+    exec.linears(h, [(w_down, &mut *delta)], ranks);
     add(exec, config, w.post_ffn_norm.as_ref(), x, delta);
 }
 

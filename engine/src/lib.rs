@@ -13,6 +13,7 @@
 
 extern crate alloc;
 
+pub mod adapters;
 #[cfg(feature = "std")]
 pub mod chat_template;
 mod config;
@@ -22,12 +23,14 @@ mod generate;
 mod kv_cache;
 mod layer;
 mod linear;
+mod rank_pass;
 mod sampler;
 mod scratch;
 mod session;
 pub mod tokenizer;
 pub mod weights;
 
+pub use adapters::{Adapter, AdapterType, Composition, CompositionError, ContentId, PackedAdapter};
 pub use config::{Arch, Config, LocalAttention, NormKind};
 pub use error::{ModelError, SessionError};
 pub use generate::{StopReason, generate};

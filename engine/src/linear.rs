@@ -2,6 +2,8 @@
 
 use tandem_kernels::{Activation, Input, Level, Pool, SharedMatrix, TileMut, gate, matmul};
 
+use crate::adapters::{Composition, LinearId, LinearTerms};
+use crate::rank_pass::{RankPass, Ranks};
 use crate::weights::Linear;
 
 /// What the network runs on.
@@ -11,6 +13,15 @@ pub(crate) struct Exec<'a> {
     pub pool: &'a dyn Pool,
     /// Keep activations in float32 whatever the weights' type.
     pub exact: bool,
+    /// What is added to the linears.
+    pub composition: Option<&'a Composition<'a>>,
+}
+
+/// A linear, and what the composition adds to it.
+#[derive(Clone, Copy)]
+pub(crate) struct Adapted<'a> {
+    pub linear: &'a Linear<'a>,
+    pub terms: &'a LinearTerms<'a>,
 }
 
 /// The input of linears: as floats, and as int8 where some of them want that.
@@ -25,7 +36,17 @@ const TASKS_PER_THREAD: usize = 8;
 /// The fewest rows of a task: a multiple of every kernel's rows at once.
 const MIN_ROWS: usize = 16;
 
-impl Exec<'_> {
+impl<'a> Exec<'a> {
+    /// The linear with what the composition adds to it.
+    pub(crate) fn adapted<'b>(&self, id: LinearId, linear: &'b Linear<'b>) -> Adapted<'b>
+    where
+        'a: 'b,
+    {
+        const NONE: &LinearTerms<'static> = &LinearTerms::NONE;
+        let terms = self.composition.map_or(NONE, |c| c.terms(id));
+        Adapted { linear, terms }
+    }
+
     /// Whether these weights want int8 input.
     pub(crate) fn wants_q8(&self, linear: &Linear<'_>) -> bool {
         linear.w.dtype().is_quantized() && !self.exact
@@ -48,75 +69,110 @@ impl Exec<'_> {
             .next_multiple_of(MIN_ROWS)
     }
 
-    /// `y_i = x w_i^T + bias_i` for several linears of the same input, `y_i` `[n_tokens, n_out_i]`.
+    /// `y_i = x w_i^T + bias_i`, and the composition's terms, for several linears of the same
+    /// input; `y_i` `[n_tokens, n_out_i]`.
     pub(crate) fn linears<const N: usize>(
         &self,
         x: LinearInput<'_>,
-        jobs: [(&Linear<'_>, &mut [f32]); N],
+        jobs: [(Adapted<'_>, &mut [f32]); N],
+        ranks: &mut Ranks,
     ) {
-        let n_rows = |linear: &Linear<'_>| linear.w.n_rows();
+        let n_rows = |job: &Adapted<'_>| job.linear.w.n_rows();
         let total = jobs.iter().map(|(l, _)| n_rows(l)).sum();
         let max = jobs.iter().map(|(l, _)| n_rows(l)).max().unwrap_or(1);
         let task_rows = self.rows_per_task(total, max);
-        let jobs = jobs.map(|(linear, y)| {
-            let n_tokens = y.len() / n_rows(linear);
-            (
-                linear,
-                SharedMatrix::new(y, n_rows(linear), n_tokens, task_rows),
-            )
-        });
-        let n_tasks = jobs
-            .iter()
-            .map(|(l, _)| n_rows(l).div_ceil(task_rows))
-            .sum();
-        self.pool.run(n_tasks, &|task| {
-            let mut i = task;
-            for (linear, y) in &jobs {
-                let n = n_rows(linear).div_ceil(task_rows);
-                if i < n {
-                    return self.rows(linear, x, i * task_rows, &mut y.tile(0, i));
+        let linears = jobs.each_ref().map(|(linear, _)| *linear);
+        let n_tokens = jobs.first().map_or(0, |(l, y)| y.len() / n_rows(l));
+        let y = jobs.map(|(linear, y)| SharedMatrix::new(y, n_rows(&linear), n_tokens, task_rows));
+        let ranks = RankPass::new(self, x, linears, n_tokens, ranks);
+        let n_tasks = |linear: &Adapted<'_>| n_rows(linear).div_ceil(task_rows);
+        self.run(ranks.as_ref(), linears.iter().map(n_tasks).sum(), &|task| {
+            let mut tile = task;
+            for (i, linear) in linears.iter().enumerate() {
+                if tile < n_tasks(linear) {
+                    let y = &mut y[i].tile(0, tile);
+                    return self.rows((i, linear), x, tile * task_rows, ranks.as_ref(), y);
                 }
-                i -= n;
+                tile -= n_tasks(linear);
             }
         });
     }
 
-    /// `y = activation(x gate^T) * (x up^T)`; both buffers `[n_tokens, n_ff]`, the result in
-    /// `y`, the other one spoiled.
+    /// `y = activation(x gate^T) * (x up^T)`, with the composition's terms; both buffers
+    /// `[n_tokens, n_ff]`, the result in `y`, the other one spoiled.
     pub(crate) fn gated(
         &self,
         x: LinearInput<'_>,
         activation: Activation,
-        (gate_w, y): (&Linear<'_>, &mut [f32]),
-        (up_w, up): (&Linear<'_>, &mut [f32]),
+        (gate_w, y): (Adapted<'_>, &mut [f32]),
+        (up_w, up): (Adapted<'_>, &mut [f32]),
+        ranks: &mut Ranks,
     ) {
-        let n_ff = gate_w.w.n_rows();
+        let n_ff = gate_w.linear.w.n_rows();
         let n_tokens = y.len() / n_ff;
         let task_rows = self.rows_per_task(n_ff, n_ff);
         let y = SharedMatrix::new(y, n_ff, n_tokens, task_rows);
         let up = SharedMatrix::new(up, n_ff, n_tokens, task_rows);
-        self.pool.run(n_ff.div_ceil(task_rows), &|i| {
+        let ranks = RankPass::new(self, x, [gate_w, up_w], n_tokens, ranks);
+        self.run(ranks.as_ref(), n_ff.div_ceil(task_rows), &|i| {
             let (mut y, mut up) = (y.tile(0, i), up.tile(0, i));
-            self.rows(gate_w, x, i * task_rows, &mut y);
-            self.rows(up_w, x, i * task_rows, &mut up);
+            self.rows((0, &gate_w), x, i * task_rows, ranks.as_ref(), &mut y);
+            self.rows((1, &up_w), x, i * task_rows, ranks.as_ref(), &mut up);
             for t in 0..n_tokens {
                 gate(self.level, activation, y.row(t), up.row(t));
             }
         });
     }
 
-    /// The outputs `start..start + y.n_cols()` of one linear.
-    fn rows(&self, linear: &Linear<'_>, x: LinearInput<'_>, start: usize, y: &mut TileMut<'_>) {
+    /// Runs the ranks' tasks, if any, and then `n_tasks` that may wait for them.
+    fn run<const N: usize>(
+        &self,
+        ranks: Option<&RankPass<'_, N>>,
+        n_tasks: usize,
+        task: &(dyn Fn(usize) + Sync),
+    ) {
+        match ranks {
+            None => self.pool.run(n_tasks, task),
+            Some(ranks) => {
+                let n_first = ranks.n_tasks();
+                self.pool
+                    .run(n_first + n_tasks, &|i| match i.checked_sub(n_first) {
+                        None => ranks.compute(i),
+                        Some(i) => task(i),
+                    });
+            }
+        }
+    }
+
+    /// The outputs `start..start + y.n_cols()` of the linear number `i` of a run.
+    fn rows<const N: usize>(
+        &self,
+        (i, Adapted { linear, terms }): (usize, &Adapted<'_>),
+        x: LinearInput<'_>,
+        start: usize,
+        ranks: Option<&RankPass<'_, N>>,
+        y: &mut TileMut<'_>,
+    ) {
         let x = match x.q8 {
             Some(q8) if self.wants_q8(linear) => q8,
             _ => x.f32,
         };
         let rows = start..start + y.n_cols();
         matmul(self.level, &linear.w, rows.clone(), &x, y);
-        if let Some(bias) = linear.bias.get(rows) {
+        let add = |y: &mut TileMut<'_>, bias: &[f32], weight: f32| {
             for t in 0..y.n_rows() {
-                y.row(t).iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                let y = y.row(t).iter_mut();
+                y.zip(bias).for_each(|(y, b)| *y += weight * b);
             }
+        };
+        if let Some(bias) = linear.bias.get(rows.clone()) {
+            add(y, bias, 1.0);
+        }
+        for (bias, weight) in &terms.biases {
+            add(y, &bias[rows.clone()], *weight);
+        }
+        if let Some(ranks) = ranks {
+            ranks.add(i, start, y);
         }
     }
 }

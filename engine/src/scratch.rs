@@ -1,10 +1,11 @@
-//! Every buffer that a step uses, allocated when the session starts.
+//! Every buffer that a step uses, allocated when the session starts or its composition is set.
 
 use alloc::vec::Vec;
 
 use tandem_kernels::{Input, Q8_BLOCK, Q8_GROUP, Q8Rows, SharedMatrix, quantize_q8};
 
 use crate::linear::{Exec, LinearInput};
+use crate::rank_pass::Ranks;
 use crate::weights::Linear;
 use crate::{Config, SessionError};
 
@@ -38,6 +39,8 @@ pub(crate) struct Scratch {
     pub rope_local: RopeTable,
     /// Logits of one token, `[n_vocab]`.
     pub logits: Vec<f32>,
+    /// The ranks of the composition's low-rank terms; made when that is set.
+    pub ranks: Ranks,
 }
 
 /// The input of linears: rows of floats and, for quantized weights, the same rounded to int8.
@@ -149,6 +152,7 @@ impl Scratch {
             rope: RopeTable::new(config.n_rot / 2, n_batch)?,
             rope_local: RopeTable::new(config.n_rot / 2, n_batch)?,
             logits: zeroed(config.n_vocab)?,
+            ranks: Ranks::default(),
         })
     }
 

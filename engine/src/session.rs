@@ -6,8 +6,9 @@ use tandem_kernels::{DType, Level, Pool};
 
 use crate::forward::{forward, logits, set_frequencies};
 use crate::linear::Exec;
+use crate::rank_pass::Ranks;
 use crate::scratch::{Scratch, zeroed};
-use crate::{Config, KvCache, Model, SessionError};
+use crate::{Composition, Config, KvCache, Model, SessionError};
 
 /// How a session runs.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +50,8 @@ pub struct Memory {
 /// Logits evaluated at once when those of all tokens are asked for.
 const LOGIT_ROWS: usize = 8;
 
-/// A model at work on one sequence. Everything it needs is allocated when it is made;
-/// [`Session::step`] allocates nothing.
+/// A model at work on one sequence. Everything it needs is allocated when it is made or its
+/// composition is set; [`Session::step`] allocates nothing.
 pub struct Session<'m, 'a> {
     model: &'m Model<'a>,
     exec: Exec<'m>,
@@ -90,6 +91,7 @@ impl<'m, 'a> Session<'m, 'a> {
                 level: options.level,
                 pool,
                 exact: options.exact,
+                composition: None,
             },
             kv: KvCache::new(&model.config, options.kv_type, n_ctx)?,
             scratch,
@@ -107,6 +109,38 @@ impl<'m, 'a> Session<'m, 'a> {
             scratch: Scratch::n_bytes(config, n_batch)
                 .checked_add(options.n_ctx.checked_mul(4)?)?,
         })
+    }
+
+    /// Runs `composition`, or the model alone, from the next token on.
+    ///
+    /// Keys and values depend on what computed them. The cache holds those of one composition
+    /// only, told apart by [`Composition::id`], which hashes the content: another content forgets
+    /// all tokens ([`Session::tokens`] is empty then), the same keeps them, also in another object.
+    ///
+    /// Factors are used as they are stored: where the base's weights are quantized, and the
+    /// session is not `exact`, integer factors work on int8 activations as the base does; all
+    /// others, on all bases, work in float32.
+    /// [`AdapterType::for_model`](crate::AdapterType::for_model) picks the type to go with a model.
+    ///
+    /// # Errors
+    ///
+    /// A composition for another model, or too little memory; then the session stays as it was.
+    pub fn set_composition(
+        &mut self,
+        composition: Option<&'m Composition<'m>>,
+    ) -> Result<(), SessionError> {
+        if composition.is_some_and(|c| *c.config() != self.model.config) {
+            return Err(SessionError::Options {
+                reason: "the composition was made for another model",
+            });
+        }
+        let max_ranks = composition.map_or((0, 0), Composition::max_ranks);
+        self.scratch.ranks = Ranks::new(self.n_batch, max_ranks)?;
+        if composition.map(Composition::id) != self.exec.composition.map(Composition::id) {
+            self.tokens.clear();
+        }
+        self.exec.composition = composition;
+        Ok(())
     }
 
     /// The model.

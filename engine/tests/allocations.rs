@@ -5,8 +5,14 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tandem_engine::{Model, Pool, Session, SessionOptions, ThreadPool};
+use tandem_engine::{
+    AdapterType, Composition, Model, PackedAdapter, Pool, Session, SessionOptions, ThreadPool,
+};
 use tandem_formats::GgufFiles;
+
+#[expect(dead_code, reason = "of the helpers this needs one")]
+#[path = "common/adapters.rs"]
+mod made_up;
 
 struct Counting;
 
@@ -40,11 +46,24 @@ fn a_step_allocates_nothing() {
     session.step(1).unwrap();
     // A thread that starts late allocates when it does: both have run something after this.
     let both = Barrier::new(2);
-    pool.run(2, &|_| drop(both.wait()));
+    pool.run(2, &|_| {
+        both.wait();
+    });
+    // With a composition, too: of adapters of different ranks.
+    let base = &model.config;
+    let packed = [4, 9].map(|rank| {
+        let adapter = made_up::adapter(base, rank, 1);
+        PackedAdapter::pack(base, &adapter, AdapterType::Q8).unwrap()
+    });
+    let composition = Composition::new(base, &[(&packed[0], 1.0), (&packed[1], 0.5)]).unwrap();
+    let mut composed = Session::new(&model, &pool, options).unwrap();
+    composed.set_composition(Some(&composition)).unwrap();
     let before = N_ALLOCATIONS.load(Ordering::Relaxed);
-    for token in 2..40 {
-        session.step(token).unwrap();
+    for session in [&mut session, &mut composed] {
+        for token in 2..40 {
+            session.step(token).unwrap();
+        }
+        session.eval(&[5, 6, 7, 8, 9, 10, 11, 12, 13]).unwrap();
     }
-    session.eval(&[5, 6, 7, 8, 9, 10, 11, 12, 13]).unwrap();
     assert_eq!(N_ALLOCATIONS.load(Ordering::Relaxed), before);
 }

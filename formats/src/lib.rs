@@ -1,4 +1,5 @@
-//! File formats of the Tandem inference engine: [GGUF](gguf), the container of models.
+//! File formats of the Tandem inference engine: [GGUF](gguf), the container of models, and
+//! [LoRA adapters](adapter).
 //!
 //! [`Gguf::parse`] reads a file from a byte slice, [`Writer`] writes one. With the feature `std`,
 //! `file` maps files into memory, joins the parts of split models and replaces files atomically;
@@ -12,12 +13,14 @@
 
 extern crate alloc;
 
+pub mod adapter;
 #[cfg(feature = "std")]
 pub mod file;
 pub mod gguf;
 #[cfg(feature = "std")]
 mod mmap;
 
+pub use adapter::AdapterError;
 #[cfg(feature = "std")]
 pub use file::{FileError, GgufFiles, write_atomically};
 #[cfg(feature = "std")]

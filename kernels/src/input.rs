@@ -34,6 +34,23 @@ pub struct Q8Rows<'a> {
 }
 
 impl<'a> Input<'a> {
+    /// The rows of the tokens `tokens` alone.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows.
+    pub fn tokens(&self, tokens: core::ops::Range<usize>, n_cols: usize) -> Input<'a> {
+        let rows = |n: usize| tokens.start * n..tokens.end * n;
+        match self {
+            Input::F32(x) => Input::F32(&x[rows(n_cols)]),
+            Input::Q8(x) => Input::Q8(Q8Rows {
+                q: &x.q[rows(n_cols)],
+                scale: &x.scale[rows(n_cols / Q8_BLOCK)],
+                sum: &x.sum[rows(n_cols / Q8_GROUP)],
+            }),
+        }
+    }
+
     /// Checks that the buffers hold `[n_tokens, n_cols]`.
     ///
     /// # Panics
@@ -69,19 +86,27 @@ multilevel! {
         let (q, sum) = (q.as_chunks_mut::<Q8_BLOCK>().0, sum.as_chunks_mut::<2>().0);
         assert!(q.len() == x.len() && scale.len() == x.len() && sum.len() == x.len());
         for (((x, q), scale), sum) in x.iter().zip(q).zip(scale).zip(sum) {
-            // Magnitudes order as their bits do, with NaN above infinity, so that none is lost.
-            let amax = x.iter().fold(0, |amax, x| amax.max(x.abs().to_bits() as i32));
-            let amax = f32::from_bits(amax as u32);
-            *scale = amax / 127.0;
-            let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
-            /// Adding it rounds to an integer, which then stands in the low bits.
-            const ROUND: f32 = 12_582_912.0;
-            for (q, x) in q.iter_mut().zip(x) {
-                *q = (x * inverse + ROUND).to_bits() as i8;
-            }
+            quantize_block(x, q, scale);
             let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
             *sum = [*scale * total(q), *scale * total(&q[Q8_GROUP..])];
         }
+    }
+}
+
+/// Rounds numbers to int8 with one scale, the largest magnitude over 127.
+#[inline(always)]
+pub(crate) fn quantize_block(x: &[f32], q: &mut [i8], scale: &mut f32) {
+    // Magnitudes order as their bits do, with NaN above infinity, so that none is lost.
+    let amax = x
+        .iter()
+        .fold(0, |amax, x| amax.max(x.abs().to_bits() as i32));
+    let amax = f32::from_bits(amax as u32);
+    *scale = amax / 127.0;
+    let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+    /// Adding it rounds to an integer, which then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    for (q, x) in q.iter_mut().zip(x) {
+        *q = (x * inverse + ROUND).to_bits() as i8;
     }
 }
 

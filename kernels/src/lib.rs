@@ -15,6 +15,7 @@ mod dtype;
 mod input;
 mod lanes;
 mod level;
+mod low_rank;
 mod matmul;
 mod matrix;
 mod norm;
@@ -31,10 +32,13 @@ pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention,
 pub use dtype::DType;
 pub use input::{Input, Q8_BLOCK, Q8_GROUP, Q8Rows, quantize_q8};
 pub use level::Level;
+pub use low_rank::{
+    LOW_RANK_TILE, LowRank, LowRankInput, LowRankType, MAX_RANK, add_low_rank, quantize_h,
+};
 pub use matmul::matmul;
 pub use matrix::Matrix;
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
-pub use parallel::{Pool, Serial, SharedMatrix, TileMut};
+pub use parallel::{Handover, Pool, Serial, SharedMatrix, TileMut};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
 pub use softmax::softmax;
 #[cfg(feature = "std")]

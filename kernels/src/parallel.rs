@@ -2,7 +2,7 @@
 //! threads fill.
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// The most tiles of a [`SharedMatrix`].
 const MAX_TILES: usize = 1024;
@@ -12,9 +12,20 @@ pub trait Pool: Sync {
     /// Threads that may run tasks, the caller's included.
     fn n_threads(&self) -> usize;
 
-    /// Calls `task(i)` once for every `i` in `0..n_tasks`, in any order and on any thread, and
-    /// returns when all have returned.
+    /// Calls `task(i)` once for every `i` in `0..n_tasks`, on any thread, and returns when all have
+    /// returned.
+    ///
+    /// Tasks are started in ascending order: when `task(i)` is called, every lower task has been
+    /// given to a thread that runs nothing else before it. So a task may wait, by
+    /// [`Pool::wait_while`], for lower ones that do not wait themselves.
     fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync));
+
+    /// Waits inside a task while `condition` holds.
+    fn wait_while(&self, condition: &dyn Fn() -> bool) {
+        while condition() {
+            core::hint::spin_loop();
+        }
+    }
 }
 
 /// A pool that runs every task on the caller's thread.
@@ -157,6 +168,20 @@ impl<'a, T> TileMut<'a, T> {
         unsafe { core::slice::from_raw_parts_mut(self.data.add(i * self.stride), self.n_cols) }
     }
 
+    /// The first `n` columns alone.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer.
+    pub fn first_cols(&mut self, n: usize) -> TileMut<'_, T> {
+        assert!(n <= self.n_cols);
+        TileMut {
+            n_cols: n,
+            lifetime: PhantomData,
+            ..*self
+        }
+    }
+
     /// Sets every element.
     pub fn fill(&mut self, value: T)
     where
@@ -164,6 +189,84 @@ impl<'a, T> TileMut<'a, T> {
     {
         for i in 0..self.n_rows {
             self.row(i).fill(value);
+        }
+    }
+}
+
+/// A matrix that the first tasks of a run fill, tile by tile, and later tasks of the same run read.
+#[derive(Debug)]
+pub struct Handover<'a, T = f32> {
+    matrix: SharedMatrix<'a, T>,
+    n_tiles: usize,
+    /// Tiles filled.
+    n_done: AtomicUsize,
+    /// Whether a task panicked while it filled one.
+    panicked: AtomicBool,
+}
+
+impl<'a, T> Handover<'a, T> {
+    /// Shares `data` as [`SharedMatrix::new`] does.
+    ///
+    /// # Panics
+    ///
+    /// As [`SharedMatrix::new`].
+    pub fn new(data: &'a mut [T], n_cols: usize, tile_rows: usize, tile_cols: usize) -> Self {
+        let matrix = SharedMatrix::new(data, n_cols, tile_rows, tile_cols);
+        Handover {
+            n_tiles: matrix.n_rows.div_ceil(tile_rows) * n_cols.div_ceil(tile_cols),
+            matrix,
+            n_done: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+        }
+    }
+
+    /// Lets `fill` fill the tile in grid row `i` and grid column `j`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such tile or it was filled before, and if `fill` panics; then whoever waits
+    /// for the matrix panics, too.
+    pub fn fill(&self, i: usize, j: usize, fill: impl FnOnce(&mut TileMut<'_, T>)) {
+        /// Counts the tile also when `fill` unwinds, lest others wait forever.
+        struct Done<'a> {
+            n_done: &'a AtomicUsize,
+            panicked: &'a AtomicBool,
+            is_filled: bool,
+        }
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                if !self.is_filled {
+                    self.panicked.store(true, Ordering::Relaxed);
+                }
+                self.n_done.fetch_add(1, Ordering::Release);
+            }
+        }
+        let mut tile = self.matrix.tile(i, j);
+        let mut done = Done {
+            n_done: &self.n_done,
+            panicked: &self.panicked,
+            is_filled: false,
+        };
+        fill(&mut tile);
+        done.is_filled = true;
+    }
+
+    /// Waits until every tile is filled, and reads them.
+    ///
+    /// # Panics
+    ///
+    /// If filling one panicked.
+    pub fn wait(&self, pool: &dyn Pool) -> &[T] {
+        pool.wait_while(&|| self.n_done.load(Ordering::Acquire) < self.n_tiles);
+        assert!(
+            !self.panicked.load(Ordering::Relaxed),
+            "another task panicked"
+        );
+        // SAFETY: every tile was taken, and `fill` counts one only after its last write, which the
+        // acquiring load above makes visible; a tile is taken once, so nothing writes any more.
+        // The matrix is `n_rows` rows of `n_cols`, by `SharedMatrix::new`.
+        unsafe {
+            core::slice::from_raw_parts(self.matrix.data, self.matrix.n_rows * self.matrix.n_cols)
         }
     }
 }
@@ -194,5 +297,19 @@ mod tests {
         let shared = SharedMatrix::new(&mut data, 2, 1, 2);
         let _first = shared.tile(1, 0);
         let _second = shared.tile(1, 0);
+    }
+
+    #[test]
+    fn what_early_tasks_fill_late_tasks_read() {
+        let mut data = [0.0; 6 * 4];
+        let handover = Handover::new(&mut data, 4, 2, 3);
+        Serial.run(8, &|i| match i {
+            0..6 => handover.fill(i / 2, i % 2, |tile| tile.fill(i as f32)),
+            _ => {
+                let all = handover.wait(&Serial);
+                assert_eq!(all[..8], [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
+                assert_eq!(all[20..], [4.0, 4.0, 4.0, 5.0]);
+            }
+        });
     }
 }

@@ -177,6 +177,9 @@ impl Pool for ThreadPool {
     ///
     /// If a task panics (after all others have run), or there are 2^24 tasks. A task must not run
     /// another job on the same pool: it would wait for itself.
+    ///
+    /// Tasks start in ascending order, as a ticket is one higher than the last one handed out and
+    /// whoever draws it runs its task at once.
     fn run(&self, n_tasks: usize, task: &Task<'_>) {
         assert!(n_tasks < Ticket::MAX_TASKS - self.n_threads());
         if self.workers.is_empty() || n_tasks <= 1 {
@@ -206,6 +209,11 @@ impl Pool for ThreadPool {
         if shared.panicked.swap(false, Ordering::Relaxed) {
             panic!("a task of the thread pool panicked");
         }
+    }
+
+    /// Offers the core to others after a while: the thread that is waited for may need it.
+    fn wait_while(&self, condition: &dyn Fn() -> bool) {
+        spin_while(condition, None);
     }
 }
 
@@ -263,5 +271,27 @@ mod tests {
             sum.fetch_add(i, Ordering::Relaxed);
         });
         assert_eq!(sum.into_inner(), 6);
+    }
+
+    #[test]
+    fn late_tasks_wait_for_early_ones_and_see_their_panics() {
+        let pool = ThreadPool::new(2);
+        for round in 0..200 {
+            let mut data = [0; 8];
+            let handover = crate::Handover::new(&mut data, 1, 1, 1);
+            pool.run(24, &|i| match i {
+                0..8 => handover.fill(i, 0, |tile| tile.fill(round + i)),
+                _ => assert_eq!(handover.wait(&pool)[i % 8], round + i % 8),
+            });
+        }
+        let mut data = [0; 8];
+        let handover = crate::Handover::new(&mut data, 1, 1, 1);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(24, &|i| match i {
+                0..8 => handover.fill(i, 0, |_| assert_ne!(i, 3)),
+                _ => drop(handover.wait(&pool).len()),
+            });
+        }));
+        assert!(result.is_err());
     }
 }

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow, ensure};
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
+use tandem_engine::adapters::calibration::Kind;
 use tandem_engine::{
-    DType, Level, MAX_PENALTY_WINDOW, Model, Pool, SamplerOptions, Session, SessionOptions,
-    ThreadPool,
+    AdapterType, Composition, DType, Level, MAX_PENALTY_WINDOW, Model, Pool, SamplerOptions,
+    Session, SessionOptions, ThreadPool,
 };
 
 /// Which model, and how it runs.
@@ -18,7 +19,52 @@ pub(crate) struct ModelArgs {
     #[arg(long, short, value_name = "FILE")]
     pub model: PathBuf,
     #[command(flatten)]
+    pub adapters: AdapterArgs,
+    #[command(flatten)]
     pub session: SessionArgs,
+}
+
+/// What is added to the model.
+#[derive(clap::Args)]
+pub(crate) struct AdapterArgs {
+    /// Add a LoRA adapter: a PEFT directory or a llama.cpp LoRA file, times SCALE (1 by default).
+    /// Several are added up
+    #[arg(long, value_name = "PATH[=SCALE]", value_parser = lora)]
+    pub lora: Vec<Lora>,
+    /// Add a calibration, learned for these adapters at these scales: a safetensors file
+    #[arg(long, value_name = "FILE", requires = "kind")]
+    pub calibration: Option<PathBuf>,
+    /// What the calibration is: a vector p added to the outputs, or to every column of the weights;
+    /// a low-rank term P2 P1; a projection M between the adapters' factors
+    #[arg(long, value_name = "KIND", value_parser = kinds(), requires = "calibration")]
+    pub kind: Option<Kind>,
+}
+
+/// One `--lora`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Lora {
+    pub path: PathBuf,
+    pub scale: f32,
+}
+
+fn lora(text: &str) -> std::result::Result<Lora, String> {
+    // A path may have an equals sign in it, too.
+    let (path, scale) = match text.rsplit_once('=') {
+        Some((path, scale)) if scale.parse::<f32>().is_ok() => (path, finite(scale)?),
+        _ => (text, 1.0),
+    };
+    match path.is_empty() {
+        true => Err("a path is wanted before the scale".to_string()),
+        false => Ok(Lora {
+            path: path.into(),
+            scale,
+        }),
+    }
+}
+
+fn kinds() -> impl clap::builder::TypedValueParser<Value = Kind> {
+    PossibleValuesParser::new(Kind::ALL.map(Kind::name))
+        .map(|name| Kind::from_name(&name).unwrap_or(Kind::OutputBias))
 }
 
 /// How a model runs.
@@ -39,6 +85,10 @@ pub(crate) struct SessionArgs {
     /// Use the instructions of a lower CPU level [default: the best that the CPU has]
     #[arg(long, value_name = "LEVEL", env = "TANDEM_CPU", value_parser = level)]
     pub cpu: Option<Level>,
+    /// Store the adapters' factors as f32, f16, q8 or q4 [default: q8 for models with quantized
+    /// weights, f32 for others and with --exact]
+    #[arg(long, value_name = "TYPE", value_parser = adapter_types())]
+    pub lora_type: Option<AdapterType>,
     /// Keep activations in float32, where quantized weights would have them rounded to int8
     #[arg(long)]
     pub exact: bool,
@@ -47,6 +97,11 @@ pub(crate) struct SessionArgs {
 fn kv_types() -> impl clap::builder::TypedValueParser<Value = DType> {
     PossibleValuesParser::new(["f32", "f16", "q8_0"])
         .map(|name| DType::from_name(&name).unwrap_or(DType::F16))
+}
+
+fn adapter_types() -> impl clap::builder::TypedValueParser<Value = AdapterType> {
+    PossibleValuesParser::new(AdapterType::ALL.map(AdapterType::name))
+        .map(|name| AdapterType::from_name(&name).unwrap_or(AdapterType::F32))
 }
 
 fn level(name: &str) -> std::result::Result<Level, String> {
@@ -67,13 +122,18 @@ impl SessionArgs {
         &self,
         model: &'m Model<'a>,
         pool: &'m dyn Pool,
+        composition: Option<&'m Composition<'m>>,
         n_ctx: Option<usize>,
     ) -> Result<Session<'m, 'a>> {
         let options = self.options(model, n_ctx);
         let memory = Session::memory(&model.config, &options)
             .ok_or_else(|| anyhow!("this KV cache does not fit the model or the machine"))?;
         // Asked before it is taken, as a system that overcommits would give it and kill us later.
-        let needed = memory.kv_cache.saturating_add(memory.scratch);
+        let n_ranks = composition.map_or(0, |c| c.scratch_bytes(options.n_batch));
+        let needed = memory
+            .kv_cache
+            .saturating_add(memory.scratch)
+            .saturating_add(n_ranks);
         if let Some(free) = free_memory() {
             ensure!(
                 needed < free,
@@ -84,7 +144,9 @@ impl SessionArgs {
                 free / 1_000_000
             );
         }
-        Ok(Session::new(model, pool, options)?)
+        let mut session = Session::new(model, pool, options)?;
+        session.set_composition(composition)?;
+        Ok(session)
     }
 
     pub(crate) fn options(&self, model: &Model<'_>, n_ctx: Option<usize>) -> SessionOptions {
@@ -205,4 +267,24 @@ fn positive(text: &str) -> std::result::Result<f32, String> {
 
 fn probability(text: &str) -> std::result::Result<f32, String> {
     number(text, |x| (0.0..=1.0).contains(&x), "between 0 and 1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loras_have_scales() {
+        let parsed = |text: &str, path: &str, scale: f32| {
+            let path = path.into();
+            assert_eq!(lora(text), Ok(Lora { path, scale }));
+        };
+        parsed("a/b", "a/b", 1.0);
+        parsed("a/b=0.5", "a/b", 0.5);
+        parsed("a=b=-2", "a=b", -2.0);
+        parsed("a=b", "a=b", 1.0);
+        for text in ["=0.5", "a=inf", "a=NaN", ""] {
+            assert!(lora(text).is_err(), "{text}");
+        }
+    }
 }

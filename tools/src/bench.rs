@@ -8,9 +8,10 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
-use tandem_engine::{Model, Pool};
+use tandem_engine::{Composition, Model, Pool};
 
-use crate::args::SessionArgs;
+use crate::adapters::Parts;
+use crate::args::{AdapterArgs, SessionArgs};
 use crate::open;
 
 /// Measure how fast a model runs
@@ -38,6 +39,8 @@ pub(crate) struct Args {
     #[arg(long, short, value_enum, default_value_t = Output::Md)]
     output: Output,
     #[command(flatten)]
+    adapters: AdapterArgs,
+    #[command(flatten)]
     session: SessionArgs,
 }
 
@@ -62,7 +65,7 @@ struct Row {
     median: f64,
     /// Read bandwidth measured between the runs, GB/s.
     bandwidth: f64,
-    /// Decode: the share of that bandwidth at which weights were read.
+    /// Decode: the share of that bandwidth at which weights and factors were read.
     bandwidth_share: Option<f64>,
 }
 
@@ -77,12 +80,17 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
         let files = open::files(path)?;
         let gguf = files.parse()?;
         let model = open::model(path, &gguf)?;
-        let name = path
+        let mut name = path
             .file_stem()
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        measure(args, &model, &pool, |row| {
+        if !args.adapters.lora.is_empty() {
+            name += &format!(" + {} LoRA", args.adapters.lora.len());
+        }
+        let parts = Parts::load(&args.adapters, &args.session, &model)?;
+        let composition = parts.composition(&model.config)?;
+        measure(args, &model, composition.as_ref(), &pool, |row| {
             rows.push(Row {
                 model: name.clone(),
                 size_bytes: files.n_bytes(),
@@ -96,6 +104,7 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
 fn measure(
     args: &Args,
     model: &Model<'_>,
+    composition: Option<&Composition<'_>>,
     pool: &dyn Pool,
     mut add: impl FnMut(Row),
 ) -> Result<()> {
@@ -103,7 +112,11 @@ fn measure(
         .depth
         .saturating_add(args.prompt_tokens.max(args.gen_tokens));
     let level = args.session.options(model, None).level;
-    let mut session = args.session.session(model, pool, Some(n_ctx))?;
+    let mut session = args
+        .session
+        .session(model, pool, composition, Some(n_ctx))?;
+    let bytes_per_token =
+        model.bytes_per_token() + composition.map_or(0, Composition::bytes_per_token);
     // Any ids do; they are spread over the vocabulary so that different embeddings are read.
     let n_vocab = model.config.n_vocab;
     let ids: Vec<u32> = (0..n_ctx).map(|i| (i * 7919 % n_vocab) as u32).collect();
@@ -150,8 +163,7 @@ fn measure(
             deviation,
             median,
             bandwidth: bandwidth / 1e9,
-            bandwidth_share: (kind == "tg")
-                .then(|| median * model.bytes_per_token() as f64 / bandwidth),
+            bandwidth_share: (kind == "tg").then(|| median * bytes_per_token as f64 / bandwidth),
         });
     }
     Ok(())

@@ -12,6 +12,7 @@ use tandem_engine::chat_template::Message;
 use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
 use tandem_engine::{Sampler, Session, SessionError, StopReason, generate};
 
+use crate::adapters::Parts;
 use crate::args::{ModelArgs, SamplerArgs};
 use crate::open;
 use crate::progress::prefill;
@@ -43,7 +44,13 @@ pub(crate) fn chat(args: &Args) -> Result<()> {
     let chat = Chat::from_gguf(&gguf, tokenizer.vocab())?;
     let chat = chat.context("the file has no chat template: use `tandem run` instead")?;
     let pool = args.model.session.pool();
-    let mut session = args.model.session.session(&model, &pool, None)?;
+    let parts = Parts::load(&args.model.adapters, &args.model.session, &model)?;
+    let composition = parts.composition(&model.config)?;
+    let composition = composition.as_ref();
+    let mut session = args
+        .model
+        .session
+        .session(&model, &pool, composition, None)?;
     let mut sampler = Sampler::new(args.sampler.options(), model.config.n_vocab);
     let stop = Arc::new(AtomicBool::new(false));
     // While a line is edited the terminal is in raw mode and Ctrl-C comes as a key.

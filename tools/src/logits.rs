@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use npyz::WriterBuilder as _;
 use tandem_formats::write_atomically;
 
+use crate::adapters::Parts;
 use crate::args::ModelArgs;
 use crate::open;
 use crate::progress::Progress;
@@ -33,11 +34,13 @@ pub(crate) fn logits(args: &Args) -> Result<()> {
     let tokens = open::token_ids(&args.tokens)?;
     ensure!(!tokens.is_empty(), "there are no tokens to evaluate");
     let pool = args.model.session.pool();
+    let parts = Parts::load(&args.model.adapters, &args.model.session, &model)?;
+    let composition = parts.composition(&model.config)?;
     // As long as the sequence, where no context is asked for.
-    let mut session = args
-        .model
-        .session
-        .session(&model, &pool, Some(tokens.len()))?;
+    let mut session =
+        args.model
+            .session
+            .session(&model, &pool, composition.as_ref(), Some(tokens.len()))?;
     let progress = Progress::new(tokens.len() as u64, "evaluating");
     let shape = [tokens.len() as u64, model.config.n_vocab as u64];
     write_atomically(&args.out, |file| -> Result<()> {

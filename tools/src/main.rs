@@ -8,12 +8,14 @@ macro_rules! tell {
     }};
 }
 
+mod adapters;
 mod args;
 mod bench;
 mod chat;
 mod demo;
 mod inspect;
 mod logits;
+mod merge;
 mod open;
 mod perplexity;
 mod progress;
@@ -46,6 +48,7 @@ enum Command {
     Detokenize(tokenize::DetokenizeArgs),
     Inspect(inspect::Args),
     Quantize(quantize::Args),
+    Merge(merge::Args),
     Synth(synth::Args),
     Bench(bench::Args),
     Perplexity(perplexity::Args),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Detokenize(args) => tokenize::detokenize(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Quantize(args) => quantize::quantize(&args),
+        Command::Merge(args) => merge::merge(&args),
         Command::Synth(args) => synth::synth(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),

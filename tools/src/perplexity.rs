@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use tandem_engine::tokenizer::EncodeOptions;
 
+use crate::adapters::Parts;
 use crate::args::ModelArgs;
 use crate::open;
 use crate::progress::Progress;
@@ -54,7 +55,13 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
         ids.len()
     );
     let pool = args.model.session.pool();
-    let mut session = args.model.session.session(&model, &pool, Some(n_ctx))?;
+    let parts = Parts::load(&args.model.adapters, &args.model.session, &model)?;
+    let composition = parts.composition(&model.config)?;
+    let composition = composition.as_ref();
+    let mut session = args
+        .model
+        .session
+        .session(&model, &pool, composition, Some(n_ctx))?;
     let n_chunks = (ids.len() / n_ctx).min(args.chunks.map_or(usize::MAX, |n| n.get()));
     let progress = Progress::new((n_chunks * n_ctx) as u64, "evaluating");
     let mut losses = Vec::new();

@@ -1,11 +1,11 @@
 //! `tandem quantize`: a model's weights in another type.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use rayon::prelude::*;
 use tandem_engine::DType;
-use tandem_formats::{Gguf, Tensor, Value, Writer, write_atomically};
+use tandem_formats::{Gguf, GgufFiles, Tensor, Value, Writer, write_atomically};
 use tandem_kernels::quant;
 
 use crate::open;
@@ -91,6 +91,11 @@ pub(crate) fn parse_target(name: &str) -> Result<Target, String> {
 }
 
 impl Target {
+    /// The type of most matrices.
+    pub(crate) fn dtype(self) -> DType {
+        self.dtype
+    }
+
     /// The number in `general.file_type`.
     pub(crate) fn file_type(self) -> Option<u32> {
         let found = TARGETS
@@ -111,52 +116,20 @@ pub(crate) fn quantize(args: &Args) -> Result<()> {
         "{} has no weights",
         args.input.display()
     );
-    let same = |path: &std::path::Path| match (path.canonicalize(), args.output.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
-    if files.paths().any(same) {
-        bail!("{} is the input", args.output.display());
-    }
-
-    let mut writer = Writer::new();
-    for (key, value) in gguf.metadata() {
-        if !key.starts_with("split.")
-            && !["general.file_type", "general.quantization_version"].contains(&key)
-        {
-            writer.add(key, *value)?;
-        }
-    }
-    if let Some(n) = args.target.file_type() {
-        writer.add("general.file_type", Value::U32(n))?;
-    }
-    // The version of ggml's quantization formats, which has been 2 since May 2023.
-    writer.add("general.quantization_version", Value::U32(2))?;
-    let plan = Plan::new(args, &gguf)?;
+    refuse_input(&files, &args.output)?;
+    let plan = Plan::new(args.target, args.pure, &gguf)?;
     let mut tensors = Vec::new();
     for t in gguf.tensors() {
-        let dtype = plan.dtype(t)?;
-        writer.add_tensor(t.name, t.shape(), dtype)?;
-        tensors.push((t, dtype));
+        tensors.push((t.name.to_string(), t.shape().to_vec(), plan.dtype(t)?));
     }
-
+    let n_written = rewrite(
+        &args.output,
+        &gguf,
+        Some(args.target),
+        &tensors,
+        |i, write| convert(&gguf.tensors()[i], tensors[i].2, write),
+    )?;
     let n_elements: usize = gguf.tensors().iter().map(Tensor::n_elements).sum();
-    let progress = Progress::new(n_elements as u64, "quantizing");
-    let n_written = write_atomically(&args.output, |file| -> Result<usize> {
-        let mut data = writer.start(file)?;
-        let mut n_written = 0;
-        for (t, dtype) in &tensors {
-            convert(t, *dtype, |bytes| {
-                n_written += bytes.len();
-                Ok(data.write(t.name, bytes)?)
-            })?;
-            progress.add(t.n_elements() as u64);
-        }
-        data.finish()?;
-        Ok(n_written)
-    })
-    .with_context(|| format!("cannot write {}", args.output.display()))?;
-    drop(progress);
     let n_read: usize = gguf.tensors().iter().map(|t| t.data.len()).sum();
     tell!(
         "{:.1} MB of weights, {:.2} bits each (were {:.1} MB)",
@@ -167,8 +140,73 @@ pub(crate) fn quantize(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Gives the tensor's bytes in another type to `write`, piece by piece.
-fn convert(t: &Tensor<'_>, dtype: DType, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+/// An output that is one of the files being read would destroy them.
+pub(crate) fn refuse_input(files: &GgufFiles, output: &Path) -> Result<()> {
+    let same = |path: &Path| match (path.canonicalize(), output.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if files.paths().any(same) {
+        bail!("{} is the input", output.display());
+    }
+    Ok(())
+}
+
+/// A tensor to be written: name, shape, type.
+pub(crate) type NewTensor = (String, Vec<usize>, DType);
+
+/// Takes bytes, piece by piece.
+pub(crate) type Write<'w> = dyn FnMut(&[u8]) -> Result<()> + 'w;
+
+/// Writes a model with the metadata of `gguf` and other tensors; `data` gives the bytes of the
+/// tensor number `i`. `target` is told by the metadata, where it is another than the file's.
+/// Returns the bytes of all tensors.
+pub(crate) fn rewrite(
+    output: &Path,
+    gguf: &Gguf<'_>,
+    target: Option<Target>,
+    tensors: &[NewTensor],
+    mut data: impl FnMut(usize, &mut Write<'_>) -> Result<()>,
+) -> Result<usize> {
+    let mut writer = Writer::new();
+    for (key, value) in gguf.metadata() {
+        let is_about_types = ["general.file_type", "general.quantization_version"].contains(&key);
+        let is_replaced = is_about_types && target.is_some();
+        if !key.starts_with("split.") && !is_replaced {
+            writer.add(key, *value)?;
+        }
+    }
+    if let Some(target) = target {
+        if let Some(n) = target.file_type() {
+            writer.add("general.file_type", Value::U32(n))?;
+        }
+        // The version of ggml's quantization formats, which has been 2 since May 2023.
+        writer.add("general.quantization_version", Value::U32(2))?;
+    }
+    let mut n_elements = 0;
+    for (name, shape, dtype) in tensors {
+        writer.add_tensor(name, shape, *dtype)?;
+        n_elements += shape.iter().product::<usize>();
+    }
+    let progress = Progress::new(n_elements as u64, "writing");
+    write_atomically(output, |file| -> Result<usize> {
+        let mut out = writer.start(file)?;
+        let mut n_written = 0;
+        for (i, (name, shape, _)) in tensors.iter().enumerate() {
+            data(i, &mut |bytes| {
+                n_written += bytes.len();
+                Ok(out.write(name, bytes)?)
+            })?;
+            progress.add(shape.iter().product::<usize>() as u64);
+        }
+        out.finish()?;
+        Ok(n_written)
+    })
+    .with_context(|| format!("cannot write {}", output.display()))
+}
+
+/// Gives the tensor's bytes in another type to `write`.
+pub(crate) fn convert(t: &Tensor<'_>, dtype: DType, write: &mut Write<'_>) -> Result<()> {
     if t.dtype == dtype {
         return write(t.data);
     }
@@ -215,22 +253,22 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn new(args: &Args, gguf: &Gguf<'_>) -> Result<Plan> {
+    pub(crate) fn new(target: Target, pure: bool, gguf: &Gguf<'_>) -> Result<Plan> {
         let arch = gguf.get_str("general.architecture")?.unwrap_or("");
         let count =
             |key: &str| -> Result<u32> { Ok(gguf.get_u32(&format!("{arch}.{key}"))?.unwrap_or(0)) };
         let n_head = count("attention.head_count")?;
         let n_head_kv = count("attention.head_count_kv")?;
         Ok(Plan {
-            target: args.target,
-            pure: args.pure,
+            target,
+            pure,
             n_layer: count("block_count")? as usize,
             tied: gguf.tensor("output.weight").is_none(),
             few_kv_heads: n_head_kv > 0 && n_head / n_head_kv >= 4,
         })
     }
 
-    fn dtype(&self, t: &Tensor<'_>) -> Result<DType> {
+    pub(crate) fn dtype(&self, t: &Tensor<'_>) -> Result<DType> {
         let is_matrix =
             t.shape().len() == 2 && t.name.ends_with(".weight") && !t.name.contains("_norm");
         let is_weight =

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tandem_engine::tokenizer::ControlTokens;
 use tandem_engine::{Sampler, generate};
 
+use crate::adapters::Parts;
 use crate::args::{ModelArgs, SamplerArgs};
 use crate::progress::prefill;
 use crate::{open, prompt};
@@ -82,7 +83,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let prompt = prompt::encode(&gguf, &tokenizer, &text, args.raw)?;
     ensure!(!prompt.is_empty(), "the prompt is empty");
     let pool = args.model.session.pool();
-    let mut session = args.model.session.session(&model, &pool, None)?;
+    let parts = Parts::load(&args.model.adapters, &args.model.session, &model)?;
+    let composition = parts.composition(&model.config)?;
+    let composition = composition.as_ref();
+    let mut session = args
+        .model
+        .session
+        .session(&model, &pool, composition, None)?;
     let options = args.sampler.options();
     let mut sampler = Sampler::new(options, model.config.n_vocab);
 

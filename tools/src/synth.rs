@@ -1,5 +1,6 @@
 //! `tandem synth`: models of random weights at real models' shapes, for timing.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -32,6 +33,10 @@ pub(crate) struct Args {
     /// Seed of the random numbers
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
+    /// Write a LoRA adapter of this rank for such a model instead, on all linears; types F32, F16,
+    /// BF16, Q8_0
+    #[arg(long, value_name = "R")]
+    lora_rank: Option<NonZeroUsize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -68,6 +73,22 @@ struct Shape {
     rope_base: f32,
     /// Whether the output matrix is the embeddings.
     tied: bool,
+}
+
+impl Shape {
+    /// A layer's linears: name, outputs, inputs.
+    fn linears(&self) -> [(&'static str, usize, usize); 7] {
+        let (n_q, n_kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
+        [
+            ("attn_q", n_q, self.n_embd),
+            ("attn_k", n_kv, self.n_embd),
+            ("attn_v", n_kv, self.n_embd),
+            ("attn_output", self.n_embd, n_q),
+            ("ffn_gate", self.n_ff, self.n_embd),
+            ("ffn_up", self.n_ff, self.n_embd),
+            ("ffn_down", self.n_embd, self.n_ff),
+        ]
+    }
 }
 
 impl ShapeName {
@@ -141,8 +162,16 @@ struct Planned {
 pub(crate) fn synth(args: &Args) -> Result<()> {
     let shape = args.shape.shape();
     let mut writer = Writer::new();
-    metadata(&mut writer, &shape, args.target)?;
-    let tensors = plan(&shape, args.target)?;
+    let tensors = match args.lora_rank {
+        None => {
+            metadata(&mut writer, &shape, args.target)?;
+            plan(&shape, args.target)?
+        }
+        Some(rank) => {
+            adapter_metadata(&mut writer, &shape, rank.get())?;
+            plan_adapter(&shape, rank.get(), args.target.dtype())?
+        }
+    };
     for t in &tensors {
         writer.add_tensor(&t.name, &t.shape, t.dtype)?;
     }
@@ -182,24 +211,12 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
         });
         Ok(())
     };
-    let (n_q, n_kv) = (
-        shape.n_head * shape.head_dim,
-        shape.n_head_kv * shape.head_dim,
-    );
     matrix("token_embd.weight".to_string(), shape.n_vocab, shape.n_embd)?;
     if !shape.tied {
         matrix("output.weight".to_string(), shape.n_vocab, shape.n_embd)?;
     }
     for i in 0..shape.n_layer {
-        for (name, n_out, n_in) in [
-            ("attn_q", n_q, shape.n_embd),
-            ("attn_k", n_kv, shape.n_embd),
-            ("attn_v", n_kv, shape.n_embd),
-            ("attn_output", shape.n_embd, n_q),
-            ("ffn_gate", shape.n_ff, shape.n_embd),
-            ("ffn_up", shape.n_ff, shape.n_embd),
-            ("ffn_down", shape.n_embd, shape.n_ff),
-        ] {
+        for (name, n_out, n_in) in shape.linears() {
             matrix(format!("blk.{i}.{name}.weight"), n_out, n_in)?;
         }
     }
@@ -216,12 +233,53 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
         vector(format!("blk.{i}.attn_norm.weight"), shape.n_embd, None);
         vector(format!("blk.{i}.ffn_norm.weight"), shape.n_embd, None);
         if shape.arch == "qwen2" {
-            for (name, n) in [("attn_q", n_q), ("attn_k", n_kv), ("attn_v", n_kv)] {
-                vector(format!("blk.{i}.{name}.bias"), n, Some(0.1));
+            for (name, n, _) in &shape.linears()[..3] {
+                vector(format!("blk.{i}.{name}.bias"), *n, Some(0.1));
             }
         }
     }
     Ok(tensors)
+}
+
+/// The factors of an adapter on all linears.
+fn plan_adapter(shape: &Shape, rank: usize, dtype: DType) -> Result<Vec<Planned>> {
+    ensure!(
+        [DType::F32, DType::F16, DType::BF16, DType::Q8_0].contains(&dtype),
+        "adapters are stored as F32, F16, BF16 or Q8_0, not as {dtype}"
+    );
+    let mut tensors = Vec::new();
+    for i in 0..shape.n_layer {
+        for (name, n_out, n_in) in shape.linears() {
+            for (part, n_rows, n_cols) in [("lora_a", rank, n_in), ("lora_b", n_out, rank)] {
+                let name = format!("blk.{i}.{name}.weight.{part}");
+                ensure!(
+                    n_cols.is_multiple_of(dtype.block_len()),
+                    "tensor {name}: rows of {n_cols} elements are no whole number of {dtype} blocks"
+                );
+                tensors.push(Planned {
+                    name,
+                    shape: vec![n_cols, n_rows],
+                    dtype,
+                    // So small that the model's activations stay in range.
+                    deviation: Some(0.1 / (n_cols as f32).sqrt()),
+                });
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+fn adapter_metadata(w: &mut Writer, shape: &Shape, rank: usize) -> Result<()> {
+    for (key, value) in [
+        ("general.type", "adapter"),
+        ("general.architecture", shape.arch),
+        ("general.name", "random factors"),
+        ("adapter.type", "lora"),
+    ] {
+        w.add(key, Value::Str(value))?;
+    }
+    w.add("adapter.lora.alpha", Value::F32(rank as f32))?;
+    Ok(())
 }
 
 fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<()> {

@@ -164,9 +164,9 @@ fn inspect_counts_what_is_there() {
             .sum();
         assert_eq!(by_type, by_tensor, "{key}");
     }
-    // Keys and values of six layers, 4 heads of 32, in F16.
+    // Keys and values of six layers, 4 heads of 32, in F16, for whole groups of 16 positions.
     assert_eq!(report["run"]["ctx"], 100);
-    assert_eq!(report["run"]["kv_cache_bytes"], 2 * 6 * 4 * 32 * 2 * 100);
+    assert_eq!(report["run"]["kv_cache_bytes"], 2 * 6 * 4 * 32 * 2 * 112);
     let text = tandem!("inspect", model).ok().text();
     for tensor in tensors {
         assert!(

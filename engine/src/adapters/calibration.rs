@@ -1,0 +1,285 @@
+//! Learned corrections of a composition (Bohdal et al., arXiv 2507.16083 and 2510.13848).
+//!
+//! A calibration adds to each module that it has parts for, with `A_cat` and `B_cat` the factors of
+//! all adapters one after the other:
+//!
+//! | kind | parts | adds to `y = W x + ...` |
+//! |---|---|---|
+//! | [`Kind::OutputBias`] | `p` `[n_out]` | `p` |
+//! | [`Kind::WeightBias`] | `p` `[n_out]` | `p sum(x)`: `p` is added to every column of the weights |
+//! | [`Kind::LowRank`] | `P1` `[rank, n_in]`, `P2` `[n_out, rank]` | `P2 (P1 x)` |
+//! | [`Kind::Projection`] | `M` `[ranks, ranks]` | `B_cat M A_cat x`, in place of the adapters' own terms |
+//!
+//! How the file names its parts, see [`tandem_formats::adapter::calibration`].
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use tandem_formats::adapter::calibration::{Module, Parts};
+use tandem_formats::adapter::{Floats, Lora};
+
+use super::linear_id::{TensorParts, linears, short_name, to_file_order};
+use super::packed::Panel;
+use super::{Adapter, AdapterType, CompositionError, LinearId, PackedAdapter};
+use crate::Config;
+
+/// What a calibration's parts mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A vector added to the output.
+    OutputBias,
+    /// A vector added to every column of the weights.
+    WeightBias,
+    /// A low-rank term.
+    LowRank,
+    /// A matrix between the adapters' factors.
+    Projection,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 4] = [
+        Kind::OutputBias,
+        Kind::WeightBias,
+        Kind::LowRank,
+        Kind::Projection,
+    ];
+
+    /// The kind's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::OutputBias => "output_bias",
+            Kind::WeightBias => "weight_bias",
+            Kind::LowRank => "low_rank",
+            Kind::Projection => "projection",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn from_name(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// Packs a calibration of any kind but [`Kind::Projection`], for which see [`project`]. Parts that
+/// hold for all layers are stored once.
+///
+/// # Errors
+///
+/// A module that the base lacks, parts of a wrong shape, or no part that the kind needs.
+pub fn pack(
+    base: &Config,
+    file: &BTreeMap<Module, Parts>,
+    kind: Kind,
+    adapter_type: AdapterType,
+) -> Result<PackedAdapter<'static>, CompositionError> {
+    let (mut panels, mut biases) = (Vec::new(), Vec::new());
+    let (mut panel_users, mut bias_users) = (Vec::new(), Vec::new());
+    for ((layer, module), parts) in file {
+        let name = tensor_in(base, layer.unwrap_or(0), module)?;
+        // Layers that have parts of their own go without the shared ones.
+        let layers: Vec<usize> = match layer {
+            Some(layer) => vec![*layer],
+            None => (0..base.n_layer)
+                .filter(|i| !file.contains_key(&(Some(*i), module.clone())))
+                .collect(),
+        };
+        let wrong = |reason| CompositionError::Calibration {
+            name: module.clone(),
+            reason,
+        };
+        let (a, mut b) = match kind {
+            Kind::OutputBias | Kind::WeightBias => {
+                let p = parts.p.clone().ok_or_else(|| wrong("has no p"))?;
+                (None, p)
+            }
+            Kind::LowRank => {
+                let p1 = parts.p1.clone().ok_or_else(|| wrong("has no P1"))?;
+                let p2 = parts.p2.clone().ok_or_else(|| wrong("has no P2"))?;
+                if p1.n_rows != p2.n_cols || p1.n_rows == 0 {
+                    return Err(wrong("has a P1 and a P2 of different or no ranks"));
+                }
+                (Some(p1), p2)
+            }
+            Kind::Projection => {
+                return Err(CompositionError::Option {
+                    reason: "a projection goes between adapters and is no term of its own",
+                });
+            }
+        };
+        // The shape is the same in all layers, and is checked before rows are moved by it.
+        let TensorParts { linears, n_in } = linears(base, &name, b.n_rows)?;
+        if a.as_ref().is_some_and(|a| a.n_cols != n_in) {
+            return Err(wrong("has a P1 for another number of inputs"));
+        }
+        to_file_order(base, &name, &mut b.values, b.n_cols);
+        for (id, rows) in linears {
+            let LinearId::Layer(_, part) = id else {
+                continue;
+            };
+            let users = layers.iter().map(|i| LinearId::Layer(*i, part));
+            let b_rows = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
+            if kind == Kind::OutputBias {
+                bias_users.extend(users.map(|id| (id, biases.len())));
+                biases.push(b_rows.to_vec());
+                continue;
+            }
+            let ones = || vec![1.0; n_in];
+            let a = a.as_ref().map_or_else(ones, |a| a.values.clone());
+            let panel = Panel::pack(&a, b_rows, b.n_cols, 1.0, adapter_type);
+            panel_users.extend(users.map(|id| (id, panels.len())));
+            panels.push(
+                panel.ok_or_else(|| {
+                    wrong("has a rank above 65536 or leaves the range of float32")
+                })?,
+            );
+        }
+    }
+    if panel_users.is_empty() && bias_users.is_empty() {
+        return Err(CompositionError::Option {
+            reason: "the calibration is empty",
+        });
+    }
+    PackedAdapter::new(base, panels, biases, &panel_users, &bias_users)
+}
+
+/// The adapter that computes `B_cat M A_cat x` for every module that the calibration has an `M`
+/// for, and `B_cat A_cat x` with weights and scales as they are for the others: `cat` is the merge
+/// `cat` of the adapters, in whose order `M`'s rows and columns stand. `M` holds weights and scales
+/// itself.
+///
+/// # Errors
+///
+/// As [`pack`]; an `M` that is not square of the ranks' sum.
+pub fn project(
+    base: &Config,
+    file: &BTreeMap<Module, Parts>,
+    adapters: &[&Adapter],
+    weights: &[f32],
+) -> Result<Adapter, CompositionError> {
+    let mut loras = Vec::new();
+    let mut names: Vec<&String> = adapters.iter().flat_map(|a| a.modules().keys()).collect();
+    names.sort();
+    names.dedup();
+    let mut n_used = 0;
+    for name in names {
+        let m = projection_of(base, file, name)?;
+        n_used += usize::from(m.is_some());
+        let parts = adapters.iter().zip(weights);
+        let parts: Vec<(&Lora, f32)> = parts
+            .filter_map(|(adapter, weight)| Some((adapter.modules().get(name)?, *weight)))
+            .collect();
+        // With an M the factors stand as they are.
+        let plain = cat(name, &parts, m.is_none());
+        loras.push(match m {
+            Some(m) => multiply(plain, m)?,
+            None => plain,
+        });
+    }
+    if n_used == 0 {
+        return Err(CompositionError::Option {
+            reason: "the calibration has no M for any module that the adapters change",
+        });
+    }
+    Adapter::new(base, loras)
+}
+
+/// Factors one after the other; with `scaled`, B's columns times weights and scales.
+pub(super) fn cat(name: &str, parts: &[(&Lora, f32)], scaled: bool) -> Lora {
+    let rank = parts.iter().map(|(lora, _)| lora.a.n_rows).sum();
+    let (n_out, n_in) = parts
+        .first()
+        .map_or((0, 0), |(lora, _)| (lora.b.n_rows, lora.a.n_cols));
+    let mut a = Vec::with_capacity(rank * n_in);
+    let mut b = Vec::with_capacity(n_out * rank);
+    for (lora, _) in parts {
+        a.extend_from_slice(&lora.a.values);
+    }
+    for o in 0..n_out {
+        for (lora, weight) in parts {
+            let n = lora.b.n_cols;
+            let scale = if scaled { weight * lora.scale } else { 1.0 };
+            b.extend(lora.b.values[o * n..][..n].iter().map(|x| scale * x));
+        }
+    }
+    Lora {
+        module: name.to_string(),
+        a: Floats {
+            n_rows: rank,
+            n_cols: n_in,
+            values: a,
+        },
+        b: Floats {
+            n_rows: n_out,
+            n_cols: rank,
+            values: b,
+        },
+        scale: 1.0,
+    }
+}
+
+/// `b := b m`.
+fn multiply(mut lora: Lora, m: &Floats) -> Result<Lora, CompositionError> {
+    let rank = lora.b.n_cols;
+    if (m.n_rows, m.n_cols) != (rank, rank) {
+        return Err(CompositionError::Calibration {
+            name: lora.module,
+            reason: "has an M that is not square of the sum of the adapters' ranks",
+        });
+    }
+    for row in lora.b.values.chunks_exact_mut(rank) {
+        let mut product = vec![0.0_f64; rank];
+        for (x, m) in row.iter().zip(m.values.chunks_exact(rank)) {
+            for (sum, m) in product.iter_mut().zip(m) {
+                *sum += f64::from(*x) * f64::from(*m);
+            }
+        }
+        for (x, sum) in row.iter_mut().zip(product) {
+            *x = sum as f32;
+        }
+    }
+    match lora.b.values.iter().all(|x| x.is_finite()) {
+        true => Ok(lora),
+        false => Err(CompositionError::NotFinite { name: lora.module }),
+    }
+}
+
+/// The M for a tensor of the base, the layer's own or that of all layers.
+fn projection_of<'f>(
+    base: &Config,
+    file: &'f BTreeMap<Module, Parts>,
+    name: &str,
+) -> Result<Option<&'f Floats>, CompositionError> {
+    let mut shared = None;
+    for ((layer, module), parts) in file {
+        let Some(m) = &parts.m else { continue };
+        match layer {
+            Some(layer) if tensor_in(base, *layer, module)? == name => return Ok(Some(m)),
+            Some(_) => {}
+            None => {
+                let of_layer = |i| tensor_in(base, i, module).is_ok_and(|t| t == name);
+                tensor_in(base, 0, module)?;
+                if (0..base.n_layer).any(of_layer) {
+                    shared = Some(m);
+                }
+            }
+        }
+    }
+    Ok(shared)
+}
+
+fn tensor_in(base: &Config, layer: usize, module: &str) -> Result<String, CompositionError> {
+    let unknown = || CompositionError::UnknownModule {
+        name: module.to_string(),
+    };
+    if layer >= base.n_layer {
+        return Err(CompositionError::UnknownModule {
+            name: format!("layers.{layer}.{module}"),
+        });
+    }
+    let tensor = short_name(base, module).ok_or_else(unknown)?;
+    Ok(format!("blk.{layer}.{tensor}"))
+}

@@ -1,0 +1,498 @@
+//! `y += s B h`: the second half of a low-rank term `s B (A x)`; the first, `h = A x`, is a matmul.
+
+use core::ops::Range;
+
+use half::f16;
+
+use crate::TileMut;
+use crate::level::multilevel;
+
+/// Outputs of one tile of the integer layouts.
+pub const LOW_RANK_TILE: usize = 16;
+/// Bytes of a tile's f16 scales, one an output.
+const SCALE_BYTES: usize = 2 * LOW_RANK_TILE;
+/// Bytes of integers that a tile's outputs have one after the other: 4 each.
+const GROUP_BYTES: usize = 4 * LOW_RANK_TILE;
+/// The largest rank: sums of as many products of bytes fit an i32.
+pub const MAX_RANK: usize = 1 << 16;
+
+/// How the factor `B` `[n_out, rank]` is stored.
+///
+/// The integer layouts are made for SIMD over outputs. Outputs come in tiles of 16, the last filled
+/// up with zeros; a tile is 16 scales in f16, one an output, and then groups of 64 bytes, 4 for
+/// each output, until the rank, filled up with zeros to whole groups, is through:
+/// `B[o][k] = scale[o] * q[o][k]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LowRankType {
+    /// Rows of little-endian float32.
+    F32,
+    /// Rows of little-endian float16.
+    F16,
+    /// Tiles of int8: group `g` holds ranks `4 g` to `4 g + 3`, `[16 outputs][4 ranks]`.
+    Q8,
+    /// Tiles of int4, stored plus 8: group `g` holds ranks `8 g` to `8 g + 3` in the low nibbles of
+    /// `[16 outputs][4]` and ranks `8 g + 4` to `8 g + 7` in the high ones.
+    Q4,
+}
+
+impl LowRankType {
+    /// Every type.
+    pub const ALL: [LowRankType; 4] = [
+        LowRankType::F32,
+        LowRankType::F16,
+        LowRankType::Q8,
+        LowRankType::Q4,
+    ];
+
+    /// The type's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            LowRankType::F32 => "F32",
+            LowRankType::F16 => "F16",
+            LowRankType::Q8 => "Q8",
+            LowRankType::Q4 => "Q4",
+        }
+    }
+
+    /// Whether it holds integers, which can be multiplied with an int8 `h`.
+    pub fn is_quantized(self) -> bool {
+        matches!(self, LowRankType::Q8 | LowRankType::Q4)
+    }
+
+    /// The rank filled up to whole groups.
+    pub fn padded_rank(self, rank: usize) -> usize {
+        rank.next_multiple_of(self.ranks_per_group())
+    }
+
+    fn ranks_per_group(self) -> usize {
+        match self {
+            LowRankType::F32 | LowRankType::F16 => 1,
+            LowRankType::Q8 => 4,
+            LowRankType::Q4 => 8,
+        }
+    }
+
+    /// Bytes of a tile of 16 outputs; only the integer layouts have such.
+    fn tile_bytes(self, rank: usize) -> usize {
+        SCALE_BYTES + rank.div_ceil(self.ranks_per_group()) * GROUP_BYTES
+    }
+
+    /// Bytes of `[n_out, rank]`; `None` where the rank is 0 or above [`MAX_RANK`], or the size
+    /// overflows.
+    pub fn n_bytes(self, n_out: usize, rank: usize) -> Option<usize> {
+        if rank == 0 || rank > MAX_RANK {
+            return None;
+        }
+        match self {
+            LowRankType::F32 => n_out.checked_mul(4 * rank),
+            LowRankType::F16 => n_out.checked_mul(2 * rank),
+            _ => n_out
+                .div_ceil(LOW_RANK_TILE)
+                .checked_mul(self.tile_bytes(rank)),
+        }
+    }
+
+    /// Packs `b` `[n_out, rank]` into `out`, `[n_bytes(n_out, rank)]`.
+    ///
+    /// The largest magnitude of each output becomes 127, or 7 in Q4. Scales beyond the range of
+    /// f16 become infinite or zero: who packs very large or small factors scales them first.
+    ///
+    /// # Panics
+    ///
+    /// If `b` is no whole number of rows, or `out` of another size.
+    pub fn pack(self, b: &[f32], rank: usize, out: &mut [u8]) {
+        assert!(rank > 0 && b.len().is_multiple_of(rank));
+        assert_eq!(Some(out.len()), self.n_bytes(b.len() / rank, rank));
+        match self {
+            LowRankType::F32 => bytes_of(b, out, f32::to_le_bytes),
+            LowRankType::F16 => bytes_of(b, out, |x| f16::from_f32(x).to_le_bytes()),
+            LowRankType::Q8 | LowRankType::Q4 => {
+                let tiles = out.chunks_exact_mut(self.tile_bytes(rank));
+                for (rows, tile) in b.chunks(LOW_RANK_TILE * rank).zip(tiles) {
+                    self.pack_tile(rows, rank, tile);
+                }
+            }
+        }
+    }
+
+    fn pack_tile(self, rows: &[f32], rank: usize, tile: &mut [u8]) {
+        let (limit, zero) = match self {
+            LowRankType::Q4 => (7.0, 0x88),
+            _ => (127.0, 0),
+        };
+        let (scales, groups) = tile.split_at_mut(SCALE_BYTES);
+        scales.fill(0);
+        groups.fill(zero);
+        for (o, row) in rows.chunks_exact(rank).enumerate() {
+            let largest = row.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            let scale = f16::from_f32(largest / limit);
+            scales[2 * o..][..2].copy_from_slice(&scale.to_le_bytes());
+            let scale = scale.to_f32();
+            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+            for (k, x) in row.iter().enumerate() {
+                let q = libm::roundf(x * inverse).clamp(-limit, limit) as i8;
+                let group = &mut groups[k / self.ranks_per_group() * GROUP_BYTES..];
+                let byte = &mut group[4 * o + k % 4];
+                match self {
+                    LowRankType::Q4 if k % 8 < 4 => *byte = *byte & 0xf0 | (q + 8) as u8,
+                    LowRankType::Q4 => *byte = *byte & 0x0f | ((q + 8) as u8) << 4,
+                    _ => *byte = q as u8,
+                }
+            }
+        }
+    }
+}
+
+fn bytes_of<const N: usize>(x: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
+    for (x, out) in x.iter().zip(out.as_chunks_mut::<N>().0) {
+        *out = bytes(*x);
+    }
+}
+
+/// The factor `B` `[n_out, rank]`, checked once so that kernels cannot fail.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    kind: LowRankType,
+    n_out: usize,
+    rank: usize,
+    data: &'a [u8],
+}
+
+impl<'a> LowRank<'a> {
+    /// A view of `data`, or `None` where that is not of the size of `[n_out, rank]`.
+    pub fn new(kind: LowRankType, n_out: usize, rank: usize, data: &'a [u8]) -> Option<Self> {
+        (kind.n_bytes(n_out, rank)? == data.len()).then_some(LowRank {
+            kind,
+            n_out,
+            rank,
+            data,
+        })
+    }
+
+    /// How it is stored.
+    pub fn kind(&self) -> LowRankType {
+        self.kind
+    }
+
+    /// Outputs.
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    /// Columns: the rank of the term.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The bytes, as [`LowRankType::pack`] makes them.
+    pub fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// The values, `[n_out, rank]`.
+    ///
+    /// # Panics
+    ///
+    /// If `out` is of another size.
+    pub fn dequantize(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.n_out * self.rank);
+        for (o, row) in out.chunks_exact_mut(self.rank).enumerate() {
+            self.row(o, row);
+        }
+    }
+
+    /// The values of output `o`, `[rank]`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such output, or `row` is longer than the rank.
+    pub fn row(&self, o: usize, row: &mut [f32]) {
+        assert!(o < self.n_out && row.len() <= self.rank);
+        for (k, x) in row.iter_mut().enumerate() {
+            *x = self.value(o, k);
+        }
+    }
+
+    fn value(&self, o: usize, k: usize) -> f32 {
+        let i = o * self.rank + k;
+        match self.kind {
+            LowRankType::F32 => f32::from_le_bytes(self.data.as_chunks().0[i]),
+            LowRankType::F16 => f16::from_le_bytes(self.data.as_chunks().0[i]).to_f32(),
+            _ => {
+                let tile = self.tile(o / LOW_RANK_TILE);
+                let (group, o) = (k / self.kind.ranks_per_group(), o % LOW_RANK_TILE);
+                let byte = tile.groups[group][4 * o + k % 4];
+                let q = match self.kind {
+                    LowRankType::Q4 if k % 8 < 4 => low(byte),
+                    LowRankType::Q4 => high(byte),
+                    _ => byte as i8,
+                };
+                tile.scale(o) * f32::from(q)
+            }
+        }
+    }
+
+    /// Tile `i` of an integer layout.
+    #[inline(always)]
+    fn tile(&self, i: usize) -> Tile<'a> {
+        let n = self.kind.tile_bytes(self.rank);
+        let (scales, groups) = self.data[i * n..][..n].split_at(SCALE_BYTES);
+        Tile {
+            scales: scales.as_chunks().0,
+            groups: groups.as_chunks().0,
+        }
+    }
+}
+
+/// 16 outputs of an integer layout.
+struct Tile<'a> {
+    scales: &'a [[u8; 2]],
+    groups: &'a [[u8; GROUP_BYTES]],
+}
+
+impl Tile<'_> {
+    #[inline(always)]
+    fn scale(&self, o: usize) -> f32 {
+        f16::from_le_bytes(self.scales[o]).to_f32()
+    }
+}
+
+#[inline(always)]
+fn low(byte: u8) -> i8 {
+    (byte & 15) as i8 - 8
+}
+
+#[inline(always)]
+fn high(byte: u8) -> i8 {
+    (byte >> 4) as i8 - 8
+}
+
+/// The ranks' activations `h = A x`, a row a token.
+#[derive(Clone, Copy, Debug)]
+pub enum LowRankInput<'a> {
+    /// Float32.
+    F32 {
+        /// The row of token `t` is `h[t * stride..][..rank]`.
+        h: &'a [f32],
+        /// From one token's row to the next.
+        stride: usize,
+    },
+    /// Rounded to int8 by [`quantize_h`]; for the integer layouts only.
+    Q8 {
+        /// The row of token `t` is `q[t * stride..][..padded_rank]`, see
+        /// [`LowRankType::padded_rank`].
+        q: &'a [i8],
+        /// From one token's row to the next.
+        stride: usize,
+        /// The scale of token `t` is `scale[t * scale_stride]`.
+        scale: &'a [f32],
+        /// From one token's scale to the next.
+        scale_stride: usize,
+    },
+}
+
+/// `y[t][r - rows.start] += scale * sum_k b[r][k] h[t][k]` for the outputs `rows` of `b`, with `y`
+/// `[n_tokens, rows.len()]`.
+///
+/// # Panics
+///
+/// If the shapes do not fit, `rows` does not begin at a multiple of 16, or `h` is int8 and `b` is
+/// not.
+pub fn add_low_rank(
+    level: crate::Level,
+    b: &LowRank<'_>,
+    rows: Range<usize>,
+    h: &LowRankInput<'_>,
+    scale: f32,
+    y: &mut TileMut<'_>,
+) {
+    assert!(rows.start.is_multiple_of(LOW_RANK_TILE) && rows.end <= b.n_out);
+    assert_eq!(rows.len(), y.n_cols());
+    let holds = |len: usize, stride: usize, width: usize| match y.n_rows() {
+        0 => true,
+        n => {
+            (n - 1)
+                .checked_mul(stride)
+                .and_then(|i| i.checked_add(width))
+                <= Some(len)
+        }
+    };
+    let padded = b.kind.padded_rank(b.rank);
+    match *h {
+        LowRankInput::F32 { h, stride } => {
+            assert!(holds(h.len(), stride, b.rank));
+            match b.kind.is_quantized() {
+                true => add_tiles_f32(level, b, rows.start, h, stride, scale, y),
+                false => add_rows_f32(level, b, rows.start, h, stride, scale, y),
+            }
+        }
+        LowRankInput::Q8 {
+            q,
+            stride,
+            scale: h_scale,
+            scale_stride,
+        } => {
+            assert!(b.kind.is_quantized());
+            assert!(holds(q.len(), stride, padded) && holds(h_scale.len(), scale_stride, 1));
+            let h = (q, stride, h_scale, scale_stride);
+            add_tiles_q8(level, b, rows.start, h, scale, y);
+        }
+    }
+}
+
+multilevel! {
+    /// Float rows of `b`.
+    fn add_rows_f32(
+        level: Level,
+        b: &LowRank<'_>,
+        start: usize,
+        h: &[f32],
+        stride: usize,
+        scale: f32,
+        y: &mut TileMut<'_>,
+    ) {
+        /// Values decoded at once.
+        const RUN: usize = 64;
+        let mut run = [0.0; RUN];
+        for o in 0..y.n_cols() {
+            for k in (0..b.rank).step_by(RUN) {
+                let run = &mut run[..RUN.min(b.rank - k)];
+                for (i, x) in run.iter_mut().enumerate() {
+                    *x = b.value(start + o, k + i);
+                }
+                for t in 0..y.n_rows() {
+                    let h = &h[t * stride + k..][..run.len()];
+                    y.row(t)[o] += scale * crate::lanes::dot(run, h);
+                }
+            }
+        }
+    }
+}
+
+multilevel! {
+    /// Integer tiles of `b`, float `h`.
+    fn add_tiles_f32(
+        level: Level,
+        b: &LowRank<'_>,
+        start: usize,
+        h: &[f32],
+        stride: usize,
+        scale: f32,
+        y: &mut TileMut<'_>,
+    ) {
+        for o in (0..y.n_cols()).step_by(LOW_RANK_TILE) {
+            let tile = b.tile((start + o) / LOW_RANK_TILE);
+            let mut scales = [0.0; LOW_RANK_TILE];
+            for (i, s) in scales.iter_mut().enumerate() {
+                *s = scale * tile.scale(i);
+            }
+            for t in 0..y.n_rows() {
+                let h = &h[t * stride..][..b.rank];
+                let mut sums = [0.0; LOW_RANK_TILE];
+                for (g, group) in tile.groups.iter().enumerate() {
+                    // The ranks of four columns, zeros past the last.
+                    let four = |k: usize| {
+                        let mut four = [0.0; 4];
+                        let rest = h.get(k..).unwrap_or_default();
+                        let n = rest.len().min(4);
+                        four[..n].copy_from_slice(&rest[..n]);
+                        four
+                    };
+                    match b.kind {
+                        LowRankType::Q4 => {
+                            let (first, second) = (four(8 * g), four(8 * g + 4));
+                            for (sum, b) in sums.iter_mut().zip(group.as_chunks::<4>().0) {
+                                for j in 0..4 {
+                                    *sum += first[j] * f32::from(low(b[j]));
+                                    *sum += second[j] * f32::from(high(b[j]));
+                                }
+                            }
+                        }
+                        _ => {
+                            let four = four(4 * g);
+                            for (sum, b) in sums.iter_mut().zip(group.as_chunks::<4>().0) {
+                                for j in 0..4 {
+                                    *sum += four[j] * f32::from(b[j] as i8);
+                                }
+                            }
+                        }
+                    }
+                }
+                let y = &mut y.row(t)[o..];
+                for ((y, sum), scale) in y.iter_mut().zip(sums).zip(scales) {
+                    *y += scale * sum;
+                }
+            }
+        }
+    }
+}
+
+multilevel! {
+    /// Integer tiles of `b`, int8 `h`: exact sums of integers, then
+    /// `y += (scale scale_h) (scale_b sum)`.
+    fn add_tiles_q8(
+        level: Level,
+        b: &LowRank<'_>,
+        start: usize,
+        h: (&[i8], usize, &[f32], usize),
+        scale: f32,
+        y: &mut TileMut<'_>,
+    ) {
+        let (q, stride, h_scale, scale_stride) = h;
+        let padded = b.kind.padded_rank(b.rank);
+        for o in (0..y.n_cols()).step_by(LOW_RANK_TILE) {
+            let tile = b.tile((start + o) / LOW_RANK_TILE);
+            let mut scales = [0.0; LOW_RANK_TILE];
+            for (i, s) in scales.iter_mut().enumerate() {
+                *s = tile.scale(i);
+            }
+            for t in 0..y.n_rows() {
+                let fours = q[t * stride..][..padded].as_chunks::<4>().0;
+                let mut sums = [0_i32; LOW_RANK_TILE];
+                match b.kind {
+                    LowRankType::Q4 => {
+                        for (group, h) in tile.groups.iter().zip(fours.as_chunks::<2>().0) {
+                            for (sum, b) in sums.iter_mut().zip(group.as_chunks::<4>().0) {
+                                for j in 0..4 {
+                                    *sum += i32::from(h[0][j]) * i32::from(low(b[j]));
+                                    *sum += i32::from(h[1][j]) * i32::from(high(b[j]));
+                                }
+                            }
+                        }
+                    }
+                    _ => {
+                        for (group, h) in tile.groups.iter().zip(fours) {
+                            for (sum, b) in sums.iter_mut().zip(group.as_chunks::<4>().0) {
+                                for j in 0..4 {
+                                    *sum += i32::from(h[j]) * i32::from(b[j] as i8);
+                                }
+                            }
+                        }
+                    }
+                }
+                let scale = scale * h_scale[t * scale_stride];
+                let y = &mut y.row(t)[o..];
+                for ((y, sum), b_scale) in y.iter_mut().zip(sums).zip(scales) {
+                    *y += scale * (b_scale * sum as f32);
+                }
+            }
+        }
+    }
+}
+
+multilevel! {
+    /// Rounds one token's `h` `[rank]` to int8 with one scale, `h[k] = scale * q[k]`; the rest of
+    /// `q`, `[at least rank]`, becomes zero.
+    ///
+    /// Rounds as [`quantize_q8`](crate::quantize_q8) does, NaN and infinity included.
+    ///
+    /// # Panics
+    ///
+    /// If `q` is shorter than `h`.
+    pub fn quantize_h(level: Level, h: &[f32], q: &mut [i8], scale: &mut f32) {
+        let (q, padding) = q.split_at_mut(h.len());
+        padding.fill(0);
+        crate::input::quantize_block(h, q, scale);
+    }
+}
