@@ -1,0 +1,303 @@
+//! What a bundle holds, read from a file or about to be written to one.
+
+use alloc::borrow::Cow;
+use alloc::vec::Vec;
+
+use tandem_kernels::DType;
+
+use super::BaseFingerprint;
+
+/// Everything in a bundle. Read from a file, names and matrices borrow its bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contents<'a> {
+    /// The bundle's name, for people.
+    pub name: Cow<'a, str>,
+    /// `general.architecture` of the base.
+    pub architecture: Cow<'a, str>,
+    /// `general.name` of the base, for people.
+    pub base_name: Option<Cow<'a, str>>,
+    /// Which base the adapters are for.
+    pub base: BaseFingerprint,
+    /// The adapters, each under its own name.
+    pub adapters: Vec<Adapter<'a>>,
+    /// The calibrations, each under its own name.
+    pub calibrations: Vec<Calibration<'a>>,
+    /// The compositions, each under its own name.
+    pub compositions: Vec<Composition<'a>>,
+}
+
+/// A LoRA adapter: a low-rank correction of some of the base's linears.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter<'a> {
+    /// Its name: letters, digits, `-` and `_`.
+    pub name: Cow<'a, str>,
+    /// Where it is from, for people.
+    pub origin: Cow<'a, str>,
+    /// How its factors are stored, one of [`FACTOR_TYPES`].
+    pub dtype: DType,
+    /// The factors, each for another linear.
+    pub factors: Vec<Factors<'a>>,
+}
+
+/// How factors may be stored.
+pub const FACTOR_TYPES: [DType; 4] = [DType::F32, DType::F16, DType::Q8_0, DType::Q4_0];
+
+/// The factors of one linear, whose output they change by `scale B (A x)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factors<'a> {
+    /// The linear: the name of the base's weight without `.weight`, as `blk.0.attn_q`.
+    pub linear: Cow<'a, str>,
+    /// Rows of A and columns of B.
+    pub rank: usize,
+    /// Elements of the linear's input, the columns of A.
+    pub n_in: usize,
+    /// Elements of its output, the rows of B.
+    pub n_out: usize,
+    /// alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    pub scale: f32,
+    /// A `[rank, n_in]`, row by row, in the adapter's type.
+    pub a: Cow<'a, [u8]>,
+    /// B `[n_out, rank]`: row by row in F32 and F16; packed in tiles ([`packed_shape`]) in Q8_0
+    /// and Q4_0.
+    pub b: Cow<'a, [u8]>,
+}
+
+/// The tiles of a packed B `[n_out, rank]`: bytes of a tile and number of tiles. `None` where the
+/// type is not packed or the sizes overflow.
+///
+/// A tile holds 16 rows of B: their scales (F16), then the elements in groups of 64 bytes; a group
+/// is four columns in Q8_0 (`[16 rows][4 columns]` int8), eight in Q4_0 (the first four in the low
+/// nibbles, each stored as value + 8). Missing rows and columns count as zeros.
+pub fn packed_shape(dtype: DType, n_out: usize, rank: usize) -> Option<(usize, usize)> {
+    let group = match dtype {
+        DType::Q8_0 => 4,
+        DType::Q4_0 => 8,
+        _ => return None,
+    };
+    let tile_bytes = rank
+        .div_ceil(group)
+        .checked_mul(TILE_ROWS * 4)?
+        .checked_add(TILE_ROWS * 2)?;
+    Some((tile_bytes, n_out.div_ceil(TILE_ROWS)))
+}
+
+/// Rows of B in a tile.
+const TILE_ROWS: usize = 16;
+
+impl Factors<'_> {
+    /// Bytes that A and B take in `dtype`; `None` where that overflows or rows of A are no whole
+    /// number of blocks.
+    pub fn n_bytes(&self, dtype: DType) -> Option<(usize, usize)> {
+        let a = dtype.row_bytes(self.n_in)?.checked_mul(self.rank)?;
+        let b = match packed_shape(dtype, self.n_out, self.rank) {
+            Some((tile_bytes, n_tiles)) => tile_bytes.checked_mul(n_tiles)?,
+            None => dtype.row_bytes(self.rank)?.checked_mul(self.n_out)?,
+        };
+        Some((a, b))
+    }
+}
+
+/// A learned correction of a composition, small beside its adapters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calibration<'a> {
+    /// Its name: letters, digits, `-` and `_`.
+    pub name: Cow<'a, str>,
+    /// What it computes.
+    pub kind: CalibrationKind,
+    /// The corrections, each for another module.
+    pub corrections: Vec<Correction<'a>>,
+}
+
+/// What a calibration adds to the output of a linear with the input x.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CalibrationKind {
+    /// LC: `p`.
+    OutputBias,
+    /// LC over the columns of the merged weight: `p sum(x)`.
+    WeightBias,
+    /// LC++: `P2 (P1 x)`.
+    LowRank,
+    /// `M` between the concatenated factors: `B_cat M A_cat x` in place of `B_cat A_cat x`.
+    Projection,
+}
+
+impl CalibrationKind {
+    /// Every kind.
+    pub const ALL: [CalibrationKind; 4] = [
+        CalibrationKind::OutputBias,
+        CalibrationKind::WeightBias,
+        CalibrationKind::LowRank,
+        CalibrationKind::Projection,
+    ];
+
+    /// The kind's name in bundles and recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            CalibrationKind::OutputBias => "output_bias",
+            CalibrationKind::WeightBias => "weight_bias",
+            CalibrationKind::LowRank => "low_rank",
+            CalibrationKind::Projection => "projection",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn from_name(name: &str) -> Option<CalibrationKind> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The names of a correction's tensors, in the order of [`Correction::matrices`].
+    pub fn tensors(self) -> &'static [&'static str] {
+        match self {
+            CalibrationKind::OutputBias | CalibrationKind::WeightBias => &["p"],
+            CalibrationKind::LowRank => &["p1", "p2"],
+            CalibrationKind::Projection => &["m"],
+        }
+    }
+}
+
+/// A calibration's part for one module.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Correction<'a> {
+    /// The module in all layers (`attn_q`) or a single linear (`blk.3.attn_q`).
+    pub module: Cow<'a, str>,
+    /// In the order of [`CalibrationKind::tensors`]: `p [1, n_out]`; `P1 [k, n_in]` and
+    /// `P2 [n_out, k]`; `M [R, R]`, R being the ranks of the members in their order, added up.
+    pub matrices: Vec<Matrix<'a>>,
+}
+
+/// A matrix of F32 or F16, row by row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix<'a> {
+    /// Number of rows.
+    pub n_rows: usize,
+    /// Elements of a row.
+    pub n_cols: usize,
+    /// F32 or F16.
+    pub dtype: DType,
+    /// The elements, little-endian.
+    pub data: Cow<'a, [u8]>,
+}
+
+/// Adapters that are used together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Composition<'a> {
+    /// Its name: letters, digits, `-` and `_`.
+    pub name: Cow<'a, str>,
+    /// The adapters; no adapter twice.
+    pub members: Vec<Member<'a>>,
+    /// How they are made one.
+    pub merge: Merge,
+    /// The calibration on top, by name.
+    pub calibration: Option<Cow<'a, str>>,
+    /// The text that the model is asked with; [`INPUT_MARK`](super::INPUT_MARK) stands for the input.
+    pub prompt: Option<Cow<'a, str>>,
+    /// What it is good for, for people.
+    pub description: Option<Cow<'a, str>>,
+    /// The merge's result, where it is stored.
+    pub merged: Option<MergedFactors<'a>>,
+}
+
+/// One adapter of a composition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member<'a> {
+    /// The adapter's name.
+    pub adapter: Cow<'a, str>,
+    /// Multiplies the adapter's scales.
+    pub weight: f32,
+}
+
+/// A merge's result: factors as an adapter has them, the weights and scales of the members in them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MergedFactors<'a> {
+    /// How the factors are stored, one of [`FACTOR_TYPES`].
+    pub dtype: DType,
+    /// The factors, each for another linear.
+    pub factors: Vec<Factors<'a>>,
+}
+
+/// How adapters are made one. What the method does not use is `None`, what it uses is not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Merge {
+    /// The method.
+    pub method: MergeMethod,
+    /// The share of elements kept, above 0 and at most 1.
+    pub density: Option<f32>,
+    /// The rank of the result.
+    pub rank: Option<u32>,
+    /// Seed of the random numbers.
+    pub seed: Option<u64>,
+}
+
+/// The methods of PEFT's `add_weighted_adapter`, by its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are PEFT's, explained where they are computed
+pub enum MergeMethod {
+    Cat,
+    Linear,
+    Svd,
+    Ties,
+    TiesSvd,
+    DareLinear,
+    DareLinearSvd,
+    DareTies,
+    DareTiesSvd,
+    MagnitudePrune,
+    MagnitudePruneSvd,
+}
+
+impl MergeMethod {
+    /// Every method.
+    pub const ALL: [MergeMethod; 11] = [
+        MergeMethod::Cat,
+        MergeMethod::Linear,
+        MergeMethod::Svd,
+        MergeMethod::Ties,
+        MergeMethod::TiesSvd,
+        MergeMethod::DareLinear,
+        MergeMethod::DareLinearSvd,
+        MergeMethod::DareTies,
+        MergeMethod::DareTiesSvd,
+        MergeMethod::MagnitudePrune,
+        MergeMethod::MagnitudePruneSvd,
+    ];
+
+    /// The method's name in bundles and recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            MergeMethod::Cat => "cat",
+            MergeMethod::Linear => "linear",
+            MergeMethod::Svd => "svd",
+            MergeMethod::Ties => "ties",
+            MergeMethod::TiesSvd => "ties_svd",
+            MergeMethod::DareLinear => "dare_linear",
+            MergeMethod::DareLinearSvd => "dare_linear_svd",
+            MergeMethod::DareTies => "dare_ties",
+            MergeMethod::DareTiesSvd => "dare_ties_svd",
+            MergeMethod::MagnitudePrune => "magnitude_prune",
+            MergeMethod::MagnitudePruneSvd => "magnitude_prune_svd",
+        }
+    }
+
+    /// The method of this name.
+    pub fn from_name(name: &str) -> Option<MergeMethod> {
+        Self::ALL.into_iter().find(|method| method.name() == name)
+    }
+
+    /// Whether it keeps a share of the elements.
+    pub fn has_density(self) -> bool {
+        !matches!(
+            self,
+            MergeMethod::Cat | MergeMethod::Linear | MergeMethod::Svd
+        )
+    }
+
+    /// Whether it makes a result of a chosen rank.
+    pub fn has_rank(self) -> bool {
+        self.name().ends_with("svd")
+    }
+
+    /// Whether it draws random numbers.
+    pub fn has_seed(self) -> bool {
+        self.name().starts_with("dare")
+    }
+}
