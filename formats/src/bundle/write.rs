@@ -160,7 +160,8 @@ impl<'c> Sections<'c> {
     fn calibration(&mut self, calibration: &'c Calibration<'_>) -> Result<(), BundleError> {
         let name = &*calibration.name;
         let kind = key("calibration", name, "kind");
-        self.writer.add(&kind, Value::Str(calibration.kind.name()))?;
+        self.writer
+            .add(&kind, Value::Str(calibration.kind.name()))?;
         let modules = calibration.corrections.iter().map(|c| &*c.module);
         self.writer
             .add_strings(&key("calibration", name, "modules"), modules)?;
@@ -188,9 +189,15 @@ impl<'c> Sections<'c> {
             ("density", merge.density.map(Value::F32)),
             ("rank", merge.rank.map(Value::U32)),
             ("seed", merge.seed.map(Value::U64)),
-            ("calibration", composition.calibration.as_deref().map(Value::Str)),
+            (
+                "calibration",
+                composition.calibration.as_deref().map(Value::Str),
+            ),
             ("prompt", composition.prompt.as_deref().map(Value::Str)),
-            ("description", composition.description.as_deref().map(Value::Str)),
+            (
+                "description",
+                composition.description.as_deref().map(Value::Str),
+            ),
         ] {
             if let Some(value) = value {
                 w.add(&key(property), value)?;
@@ -217,7 +224,8 @@ impl<'c> Sections<'c> {
     /// Declares the checksums and computes them: of the header, then of each section.
     fn finish(mut self) -> Result<Layout<'c>, BundleError> {
         let n_hashes = self.ends.len() + 1;
-        self.writer.add_tensor(CHECKSUMS, &[16, n_hashes], DType::I8)?;
+        self.writer
+            .add_tensor(CHECKSUMS, &[16, n_hashes], DType::I8)?;
         let mut checksums = Vec::with_capacity(16 * n_hashes);
         checksums.extend(hash(&self.writer.header()?).to_be_bytes());
         let mut start = 0;

@@ -271,15 +271,15 @@ impl Raw {
                 .collect();
             w.to_vec(&data).unwrap()
         };
-        let section = |name: &str| -> String {
-            name.splitn(3, '.').take(2).collect::<Vec<_>>().join(".")
-        };
+        let section =
+            |name: &str| -> String { name.splitn(3, '.').take(2).collect::<Vec<_>>().join(".") };
         let mut sections: Vec<String> = self.tensors.iter().map(|t| section(&t.name)).collect();
         sections.dedup();
         let n_hashes = sections.iter().filter(|s| *s != "bundle.checksums").count() + 1;
         let draft = write(&vec![0; 16 * n_hashes]);
         let file = Gguf::parse(&draft).unwrap();
-        let start = |t: &tandem_formats::Tensor<'_>| t.data.as_ptr() as usize - draft.as_ptr() as usize;
+        let start =
+            |t: &tandem_formats::Tensor<'_>| t.data.as_ptr() as usize - draft.as_ptr() as usize;
         let mut starts: Vec<usize> = Vec::new();
         let mut last = String::new();
         for t in file.tensors() {
