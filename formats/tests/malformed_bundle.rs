@@ -525,15 +525,6 @@ fn linears_that_disagree() {
 }
 
 #[test]
-fn a_module_corrected_twice() {
-    let mut c = sample();
-    let mut single = c.calibrations[0].corrections[0].clone();
-    single.module = "blk.0.attn_q".into();
-    c.calibrations[0].corrections.push(single);
-    refused(&c, |e| matches!(e, BundleError::SharedTwice { .. }));
-}
-
-#[test]
 fn properties_that_the_merge_does_not_have_or_needs() {
     let dare = "bundle.composition.dare";
     for option in ["density", "rank", "seed"] {

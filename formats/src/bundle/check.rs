@@ -358,16 +358,7 @@ fn check_calibration(calibration: &Calibration<'_>) -> Result<(), BundleError> {
         return Err(BundleError::Empty { what, name: name() });
     }
     let modules = calibration.corrections.iter().map(|c| &*c.module);
-    check_linears("module", &calibration.name, modules.clone())?;
-    let all: BTreeSet<&str> = modules.clone().collect();
-    for linear in modules {
-        if layer_and_module(linear).is_some_and(|(_, module)| all.contains(module)) {
-            return Err(BundleError::SharedTwice {
-                name: name(),
-                linear: linear.to_string(),
-            });
-        }
-    }
+    check_linears("module", &calibration.name, modules)?;
     for correction in &calibration.corrections {
         let shapes_agree = match (calibration.kind, &*correction.matrices) {
             (CalibrationKind::OutputBias | CalibrationKind::WeightBias, [p]) => p.n_rows == 1,

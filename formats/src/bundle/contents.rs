@@ -3,7 +3,7 @@
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
-use tandem_kernels::DType;
+use tandem_kernels::{DType, LOW_RANK_TILE, LowRankType};
 
 use super::BaseFingerprint;
 
@@ -57,42 +57,36 @@ pub struct Factors<'a> {
     pub scale: f32,
     /// A `[rank, n_in]`, row by row, in the adapter's type.
     pub a: Cow<'a, [u8]>,
-    /// B `[n_out, rank]`: row by row in F32 and F16; packed in tiles ([`packed_shape`]) in Q8_0
-    /// and Q4_0.
+    /// B `[n_out, rank]`, laid out as [`low_rank_type`] says: row by row in F32 and F16, packed in
+    /// tiles in Q8_0 and Q4_0.
     pub b: Cow<'a, [u8]>,
 }
 
-/// The tiles of a packed B `[n_out, rank]`: bytes of a tile and number of tiles. `None` where the
-/// type is not packed or the sizes overflow.
-///
-/// A tile holds 16 rows of B: their scales (F16), then the elements in groups of 64 bytes; a group
-/// is four columns in Q8_0 (`[16 rows][4 columns]` int8), eight in Q4_0 (the first four in the low
-/// nibbles, each stored as value + 8). Missing rows and columns count as zeros.
-pub fn packed_shape(dtype: DType, n_out: usize, rank: usize) -> Option<(usize, usize)> {
-    let group = match dtype {
-        DType::Q8_0 => 4,
-        DType::Q4_0 => 8,
-        _ => return None,
-    };
-    let tile_bytes = rank
-        .div_ceil(group)
-        .checked_mul(TILE_ROWS * 4)?
-        .checked_add(TILE_ROWS * 2)?;
-    Some((tile_bytes, n_out.div_ceil(TILE_ROWS)))
+/// The layout of a B stored as `dtype`; `None` for what is not one of [`FACTOR_TYPES`].
+pub fn low_rank_type(dtype: DType) -> Option<LowRankType> {
+    match dtype {
+        DType::F32 => Some(LowRankType::F32),
+        DType::F16 => Some(LowRankType::F16),
+        DType::Q8_0 => Some(LowRankType::Q8),
+        DType::Q4_0 => Some(LowRankType::Q4),
+        _ => None,
+    }
 }
 
-/// Rows of B in a tile.
-const TILE_ROWS: usize = 16;
+/// The tiles of a packed B `[n_out, rank]`: bytes of a tile and number of tiles. `None` where the
+/// type is not packed or the rank is 0.
+pub(super) fn packed_shape(dtype: DType, n_out: usize, rank: usize) -> Option<(usize, usize)> {
+    let layout = low_rank_type(dtype).filter(|t| t.is_quantized())?;
+    let tile_bytes = layout.n_bytes(LOW_RANK_TILE, rank)?;
+    Some((tile_bytes, n_out.div_ceil(LOW_RANK_TILE)))
+}
 
 impl Factors<'_> {
-    /// Bytes that A and B take in `dtype`; `None` where that overflows or rows of A are no whole
-    /// number of blocks.
+    /// Bytes that A and B take in `dtype`; `None` where that overflows, rows of A are no whole
+    /// number of blocks, or the type is not one of [`FACTOR_TYPES`].
     pub fn n_bytes(&self, dtype: DType) -> Option<(usize, usize)> {
         let a = dtype.row_bytes(self.n_in)?.checked_mul(self.rank)?;
-        let b = match packed_shape(dtype, self.n_out, self.rank) {
-            Some((tile_bytes, n_tiles)) => tile_bytes.checked_mul(n_tiles)?,
-            None => dtype.row_bytes(self.rank)?.checked_mul(self.n_out)?,
-        };
+        let b = low_rank_type(dtype)?.n_bytes(self.n_out, self.rank)?;
         Some((a, b))
     }
 }
@@ -158,7 +152,8 @@ impl CalibrationKind {
 /// A calibration's part for one module.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correction<'a> {
-    /// The module in all layers (`attn_q`) or a single linear (`blk.3.attn_q`).
+    /// The module in all layers (`attn_q`), or a single linear (`blk.3.attn_q`), where this takes the
+    /// place of the module's.
     pub module: Cow<'a, str>,
     /// In the order of [`CalibrationKind::tensors`]: `p [1, n_out]`; `P1 [k, n_in]` and
     /// `P2 [n_out, k]`; `M [R, R]`, R being the ranks of the members in their order, added up.

@@ -179,13 +179,6 @@ pub enum BundleError {
         /// The linear or module.
         linear: String,
     },
-    /// A module that a calibration corrects in all layers and in a single one as well.
-    SharedTwice {
-        /// The calibration.
-        name: String,
-        /// The single linear.
-        linear: String,
-    },
     /// A property that the method of merging needs and does not have, or has and does not use, or
     /// that is out of range.
     MergeOption {
@@ -378,10 +371,6 @@ impl fmt::Display for BundleError {
             Disagree { what, name, linear } => write!(
                 f,
                 "{what} {name:?}: {linear:?} has other dimensions than elsewhere in the bundle"
-            ),
-            SharedTwice { name, linear } => write!(
-                f,
-                "calibration {name:?} corrects {linear:?} and also its module in all layers"
             ),
             MergeOption {
                 name,

@@ -32,7 +32,7 @@ mod write;
 
 pub use contents::{
     Adapter, Calibration, CalibrationKind, Composition, Contents, Correction, FACTOR_TYPES,
-    Factors, Matrix, Member, Merge, MergeMethod, MergedFactors, packed_shape,
+    Factors, Matrix, Member, Merge, MergeMethod, MergedFactors, low_rank_type,
 };
 pub use error::BundleError;
 pub use fingerprint::BaseFingerprint;

@@ -1,7 +1,7 @@
 //! Checksums, and whether a bundle fits a base model.
 
 use alloc::borrow::Cow;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use xxhash_rust::xxh3::xxh3_128;
@@ -245,7 +245,7 @@ fn find<'c, T>(
         BundleError::NoSuch {
             what,
             name: name.to_string(),
-            known: String::from(known.join(", ")),
+            known: known.join(", "),
         }
     })
 }
