@@ -24,6 +24,7 @@ mod packed;
 mod svd;
 
 pub use adapter::Adapter;
+pub use calibration::Calibration;
 pub use composition::Composition;
 pub(crate) use composition::{LinearTerms, Segment};
 pub use error::CompositionError;

@@ -111,7 +111,8 @@ pub enum CalibrationKind {
     WeightBias,
     /// LC++: `P2 (P1 x)`.
     LowRank,
-    /// `M` between the concatenated factors: `B_cat M A_cat x` in place of `B_cat A_cat x`.
+    /// `M` between the concatenated factors of all members, B times scale: `B_cat M A_cat x` in
+    /// place of the members' own terms, their weights included.
     Projection,
 }
 
