@@ -110,6 +110,7 @@ fn unknown_kinds_methods_types_and_hashes() {
 fn arrays_of_a_e() {
     for key in [
         "bundle.adapter.one.scales",
+        "bundle.adapter.one.b_scales",
         "bundle.composition.both.weights",
         "bundle.adapter.one.n_out",
     ] {
@@ -140,6 +141,7 @@ fn arrays_of_a_e() {
 fn arrays_that_differ_in_length() {
     for key in [
         "bundle.adapter.one.scales",
+        "bundle.adapter.one.b_scales",
         "bundle.composition.both.weights",
     ] {
         let e = Raw::sample().set(key, floats(&[1.0])).error();

@@ -105,11 +105,9 @@ fn f16() -> Quant {
 }
 
 impl Calibration {
-    /// Whether another entry asks for the same bytes. A projection is fitted to its composition's
-    /// adapters and is not shared.
+    /// Whether another entry asks for the same bytes.
     pub(crate) fn is_same(&self, other: &Calibration) -> bool {
-        let key = |c: &Calibration| (c.kind.clone(), c.path.clone(), c.quant);
-        key(self) == key(other) && self.kind != "projection"
+        (&self.kind, &self.path, self.quant) == (&other.kind, &other.path, other.quant)
     }
 
     /// The name that it gets in the bundle.

@@ -319,7 +319,7 @@ fn check_factors(
                 linear: linear(),
             });
         }
-        if !f.scale.is_finite() {
+        if !(f.scale * f.b_scale).is_finite() {
             return Err(BundleError::NotFinite {
                 what: "scale",
                 name: name.to_string(),

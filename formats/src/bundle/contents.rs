@@ -1,9 +1,10 @@
 //! What a bundle holds, read from a file or about to be written to one.
 
 use alloc::borrow::Cow;
+use alloc::vec;
 use alloc::vec::Vec;
 
-use tandem_kernels::{DType, LOW_RANK_TILE, LowRankType};
+use tandem_kernels::{DType, LOW_RANK_TILE, LowRank, LowRankType, quant};
 
 use super::BaseFingerprint;
 
@@ -42,7 +43,8 @@ pub struct Adapter<'a> {
 /// How factors may be stored.
 pub const FACTOR_TYPES: [DType; 4] = [DType::F32, DType::F16, DType::Q8_0, DType::Q4_0];
 
-/// The factors of one linear, whose output they change by `scale B (A x)`.
+/// The factors of one linear, whose output they change by `scale B (A x)`; B is stored divided by
+/// `b_scale`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Factors<'a> {
     /// The linear: the name of the base's weight without `.weight`, as `blk.0.attn_q`.
@@ -55,9 +57,12 @@ pub struct Factors<'a> {
     pub n_out: usize,
     /// alpha / rank, or alpha / sqrt(rank) for rsLoRA.
     pub scale: f32,
+    /// What the elements of `b` are multiplied with to give B: a power of two that keeps them in
+    /// the range of F16 scales.
+    pub b_scale: f32,
     /// A `[rank, n_in]`, row by row, in the adapter's type.
     pub a: Cow<'a, [u8]>,
-    /// B `[n_out, rank]`, laid out as [`low_rank_type`] says: row by row in F32 and F16, packed in
+    /// B `[n_out, rank]` divided by `b_scale`, laid out as [`low_rank_type`] says: row by row in F32 and F16, packed in
     /// tiles in Q8_0 and Q4_0.
     pub b: Cow<'a, [u8]>,
 }
@@ -89,6 +94,21 @@ impl Factors<'_> {
         let b = low_rank_type(dtype)?.n_bytes(self.n_out, self.rank)?;
         Some((a, b))
     }
+
+    /// A `[rank, n_in]` and B `[n_out, rank]` in float32, stored as `dtype`; `None` where the sizes
+    /// are not those of [`Factors::n_bytes`].
+    pub fn values(&self, dtype: DType) -> Option<(Vec<f32>, Vec<f32>)> {
+        if self.n_bytes(dtype)? != (self.a.len(), self.b.len()) {
+            return None;
+        }
+        let mut a = vec![0.0; self.rank.checked_mul(self.n_in)?];
+        quant::dequantize(dtype, &self.a, &mut a);
+        let b_view = LowRank::new(low_rank_type(dtype)?, self.n_out, self.rank, &self.b)?;
+        let mut b = vec![0.0; self.n_out.checked_mul(self.rank)?];
+        b_view.dequantize(&mut b);
+        b.iter_mut().for_each(|x| *x *= self.b_scale);
+        Some((a, b))
+    }
 }
 
 /// A learned correction of a composition, small beside its adapters.
@@ -111,8 +131,8 @@ pub enum CalibrationKind {
     WeightBias,
     /// LC++: `P2 (P1 x)`.
     LowRank,
-    /// `M` between the concatenated factors of all members, B times scale: `B_cat M A_cat x` in
-    /// place of the members' own terms, their weights included.
+    /// `M` between the concatenated factors of all members: `B_cat M A_cat x` in place of the
+    /// members' own terms, their weights and scales included.
     Projection,
 }
 
@@ -172,6 +192,19 @@ pub struct Matrix<'a> {
     pub dtype: DType,
     /// The elements, little-endian.
     pub data: Cow<'a, [u8]>,
+}
+
+impl Matrix<'_> {
+    /// The elements, row by row; `None` where the data is of another size than they take.
+    pub fn values(&self) -> Option<Vec<f32>> {
+        let n = self.n_rows.checked_mul(self.n_cols)?;
+        if self.dtype.row_bytes(n)? != self.data.len() {
+            return None;
+        }
+        let mut values = vec![0.0; n];
+        quant::dequantize(self.dtype, &self.data, &mut values);
+        Some(values)
+    }
 }
 
 /// Adapters that are used together.

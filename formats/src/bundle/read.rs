@@ -196,27 +196,25 @@ impl<'g, 'a> Reader<'g, 'a> {
             .ok_or_else(|| wrong(&type_key, type_name, "f32, f16, q8_0 or q4_0"))?;
 
         let linears = self.linears(&key(what, name, "linears"))?;
-        let scales_key = key(what, name, "scales");
-        let scales = self.array(&scales_key)?;
-        let scales: Vec<f32> = scales
-            .iter_f32()
-            .ok_or_else(|| wrong(&scales_key, "", "an array of f32"))?
-            .collect();
+        let scales = self.floats(&key(what, name, "scales"), linears.len())?;
+        let b_scales = self.floats(&key(what, name, "b_scales"), linears.len())?;
         let n_outs_key = key(what, name, "n_out");
         let n_outs = self.array(&n_outs_key)?;
         let n_outs: Vec<u32> = n_outs
             .iter_u32()
             .ok_or_else(|| wrong(&n_outs_key, "", "an array of u32"))?
             .collect();
-        for (key, found) in [(scales_key, scales.len()), (n_outs_key, n_outs.len())] {
-            if found != linears.len() {
-                let wanted = linears.len();
-                return Err(BundleError::Lengths { key, found, wanted });
-            }
+        if n_outs.len() != linears.len() {
+            return Err(BundleError::Lengths {
+                key: n_outs_key,
+                found: n_outs.len(),
+                wanted: linears.len(),
+            });
         }
 
         let mut factors = Vec::with_capacity(linears.len());
-        for ((linear, scale), n_out) in linears.into_iter().zip(scales).zip(n_outs) {
+        let scales = scales.into_iter().zip(b_scales);
+        for ((linear, (scale, b_scale)), n_out) in linears.into_iter().zip(scales).zip(n_outs) {
             let n_out = n_out as usize;
             let a = self.tensor(tensor_name(prefix, name, linear, "lora_a"))?;
             check_type(a, a.dtype == dtype, dtype.name())?;
@@ -240,6 +238,7 @@ impl<'g, 'a> Reader<'g, 'a> {
                 n_in,
                 n_out,
                 scale,
+                b_scale,
                 a: a.data.into(),
                 b: b.data.into(),
             });
@@ -286,18 +285,7 @@ impl<'g, 'a> Reader<'g, 'a> {
         let what = "composition";
         let key = |property| key(what, name, property);
         let adapters = self.strings(&key("adapters"), limits::MAX_MEMBERS)?;
-        let weights = self.array(&key("weights"))?;
-        let weights = weights
-            .iter_f32()
-            .ok_or_else(|| wrong(&key("weights"), "", "an array of f32"))?;
-        let found = weights.clone().count();
-        if found != adapters.len() {
-            return Err(BundleError::Lengths {
-                key: key("weights"),
-                found,
-                wanted: adapters.len(),
-            });
-        }
+        let weights = self.floats(&key("weights"), adapters.len())?;
         let method = self.text(&key("merge"))?;
         let merge = Merge {
             method: MergeMethod::from_name(method)
@@ -366,6 +354,22 @@ impl<'g, 'a> Reader<'g, 'a> {
         value
             .filter(|_| well_formed)
             .ok_or_else(|| wrong(key, found, "32 hexadecimal digits"))
+    }
+
+    /// An array of `wanted` numbers.
+    fn floats(&mut self, key: &str, wanted: usize) -> Result<Vec<f32>, BundleError> {
+        let array = self.array(key)?;
+        let floats = array
+            .iter_f32()
+            .ok_or_else(|| wrong(key, "", "an array of f32"))?;
+        if array.len() != wanted {
+            return Err(BundleError::Lengths {
+                key: key.to_string(),
+                found: array.len(),
+                wanted,
+            });
+        }
+        Ok(floats.collect())
     }
 
     fn strings(&mut self, key: &str, max: usize) -> Result<Vec<&'a str>, BundleError> {

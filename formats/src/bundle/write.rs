@@ -132,6 +132,8 @@ impl<'c> Sections<'c> {
         w.add_strings(&key(what, name, "linears"), linears)?;
         let scales: Vec<f32> = factors.iter().map(|f| f.scale).collect();
         w.add_array(&key(what, name, "scales"), &scales)?;
+        let b_scales: Vec<f32> = factors.iter().map(|f| f.b_scale).collect();
+        w.add_array(&key(what, name, "b_scales"), &b_scales)?;
         let mut n_outs = Vec::with_capacity(factors.len());
         for f in factors {
             let n_out = u32::try_from(f.n_out).map_err(|_| BundleError::FactorShape {

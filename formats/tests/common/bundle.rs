@@ -16,6 +16,7 @@ pub fn factors(linear: &str, dtype: DType, rank: usize, n_in: usize, n_out: usiz
         n_in,
         n_out,
         scale: 2.0,
+        b_scale: 0.25,
         a: Vec::new().into(),
         b: Vec::new().into(),
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tandem_engine::adapters::{MergeOptions, calibration, merge};
+use tandem_engine::adapters::{Calibration, merge};
 use tandem_engine::{Adapter, Config, DType};
 use tandem_formats::bundle::{
     self, BaseFingerprint, CalibrationKind, Composition, Contents, Member, Merge, MergeMethod,
@@ -96,7 +96,7 @@ fn extend(
     // As they were before they were rounded: what merges and projections are computed from.
     let mut originals = BTreeMap::new();
     for stored in &contents.adapters {
-        let adapter = pack::adapter(config, stored.dtype, &stored.factors)?;
+        let adapter = Adapter::from_factors(config, stored.dtype, &stored.factors)?;
         originals.insert(stored.name.to_string(), adapter);
     }
     for entry in &recipe.adapter {
@@ -124,7 +124,7 @@ fn extend(
                 let name = used.name()?;
                 let is_known = shared.get(&name).is_some_and(|known| known.is_same(used));
                 if !is_known {
-                    let calibration = calibrate(config, recipe, used, &name, &members);
+                    let calibration = calibrate(config, recipe, used, &name);
                     let calibration = calibration.with_context(in_composition)?;
                     contents.calibrations.push(calibration);
                 }
@@ -228,19 +228,8 @@ fn method(entry: &recipe::Composition) -> Result<Merge> {
 }
 
 fn merge_now(config: &Config, members: &[(&Adapter, f32)], how: &Merge) -> Result<Adapter> {
-    let name = how.method.name();
-    let options = MergeOptions {
-        method: tandem_engine::adapters::MergeMethod::from_name(
-            name.strip_suffix("_svd").unwrap_or(name),
-        )
-        .with_context(|| format!("merge {name} is not supported"))?,
-        dense: name.ends_with("_svd"),
-        density: how.density.map_or(1.0, f64::from),
-        rank: how.rank.map(|r| r as usize),
-        seed: how.seed.unwrap_or(0),
-    };
     let (adapters, weights): (Vec<&Adapter>, Vec<f32>) = members.iter().copied().unzip();
-    Ok(merge(config, &adapters, &weights, &options)?)
+    Ok(merge(config, &adapters, &weights, &how.into())?)
 }
 
 fn calibrate(
@@ -248,7 +237,6 @@ fn calibrate(
     recipe: &Recipe,
     entry: &recipe::Calibration,
     name: &str,
-    members: &[(&Adapter, f32)],
 ) -> Result<bundle::Calibration<'static>> {
     let kind = CalibrationKind::from_name(&entry.kind).with_context(|| {
         let names: Vec<_> = CalibrationKind::ALL.iter().map(|k| k.name()).collect();
@@ -267,8 +255,8 @@ fn calibrate(
     let unusable = || format!("cannot use {}", path.display());
     let file = tandem_formats::adapter::calibration::read(&open::bytes(&path)?);
     let file = file.with_context(unusable)?;
-    let calibration = calibration::Calibration::from_file(config, &file).with_context(unusable)?;
-    let corrections = pack::corrections(&calibration, kind, dtype, members);
+    let calibration = Calibration::from_file(config, &file).with_context(unusable)?;
+    let corrections = pack::corrections(&calibration, kind, dtype);
     Ok(bundle::Calibration {
         name: name.to_string().into(),
         kind,

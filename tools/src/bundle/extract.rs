@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
 use tandem_engine::DType;
-use tandem_formats::bundle::{Adapter, Factors, low_rank_type};
+use tandem_formats::bundle::Adapter;
 use tandem_formats::{Value, Writer, write_atomically};
-use tandem_kernels::{LowRank, quant};
 
 /// Write an adapter of a bundle as a LoRA file of llama.cpp
 ///
@@ -55,7 +54,8 @@ fn lora_gguf(adapter: &Adapter<'_>, architecture: &str) -> Result<Vec<u8>> {
     writer.add("adapter.lora.alpha", Value::F32(alpha))?;
     let mut data: Vec<Vec<u8>> = Vec::new();
     for f in &adapter.factors {
-        let (a, mut b) = values(adapter.dtype, f)
+        let (a, mut b) = f
+            .values(adapter.dtype)
             .ok_or_else(|| anyhow!("adapter {}, {}: no valid factors", adapter.name, f.linear))?;
         if !is_shared {
             b.iter_mut().for_each(|x| *x *= f.scale);
@@ -69,13 +69,4 @@ fn lora_gguf(adapter: &Adapter<'_>, architecture: &str) -> Result<Vec<u8>> {
     }
     let data: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
     Ok(writer.to_vec(&data)?)
-}
-
-/// A `[rank, n_in]` and B `[n_out, rank]` in float32.
-pub(super) fn values(dtype: DType, f: &Factors<'_>) -> Option<(Vec<f32>, Vec<f32>)> {
-    let mut a = vec![0.0; f.rank * f.n_in];
-    quant::dequantize(dtype, &f.a, &mut a);
-    let mut b = vec![0.0; f.n_out * f.rank];
-    LowRank::new(low_rank_type(dtype)?, f.n_out, f.rank, &f.b)?.dequantize(&mut b);
-    Some((a, b))
 }
