@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use tandem_engine::adapters::{Calibration, merge};
 use tandem_engine::{Adapter, Config, DType};
+use tandem_formats::Gguf;
 use tandem_formats::bundle::{
     self, BaseFingerprint, CalibrationKind, Composition, Contents, Member, Merge, MergeMethod,
     MergedFactors,
 };
-use tandem_formats::{Gguf, Mapping};
 
 use super::pack;
+use crate::adapters::read;
 use crate::inspect::size;
 use crate::open;
 use crate::recipe::{self, Quant, Recipe};
@@ -100,7 +101,7 @@ fn extend(
         originals.insert(stored.name.to_string(), adapter);
     }
     for entry in &recipe.adapter {
-        let adapter = import(config, &recipe.path(&entry.path))
+        let adapter = read(&recipe.path(&entry.path), config)
             .with_context(|| format!("adapter {:?}", entry.name))?;
         let dtype = dtype(entry.quant);
         let factors =
@@ -180,22 +181,6 @@ fn dtype(quant: Quant) -> DType {
         Quant::Q8 => DType::Q8_0,
         Quant::Q4 => DType::Q4_0,
     }
-}
-
-/// A PEFT directory, or a LoRA file of llama.cpp.
-fn import(config: &Config, path: &Path) -> Result<Adapter> {
-    let unusable = || format!("cannot use {}", path.display());
-    if path.is_dir() {
-        let read = |name: &str| open::bytes(&path.join(name));
-        let (config_json, weights) = (
-            read("adapter_config.json")?,
-            read("adapter_model.safetensors")?,
-        );
-        return Adapter::from_peft(config, &config_json, &weights).with_context(unusable);
-    }
-    let mapping = Mapping::open(path).with_context(unusable)?;
-    let gguf = Gguf::parse(&mapping).with_context(unusable)?;
-    Adapter::from_gguf(config, &gguf).with_context(unusable)
 }
 
 /// A composition's adapters and weights.
