@@ -95,6 +95,20 @@ fn create_inspect_and_verify() {
     }
 }
 
+/// The demo's bundle is what its recipe makes.
+#[test]
+fn the_fixture_is_made_by_its_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    if shared("models/pocket").is_none() {
+        return;
+    }
+    let out = folder.path().join("pocket.tandem");
+    tandem!("bundle", "create", fixture("pocket.toml"), "--out", out).ok();
+    let made = fs::read(&out).unwrap();
+    assert!(made == fs::read(fixture("pocket.tandem")).unwrap());
+    assert!(made.len() <= 2_500_000);
+}
+
 #[test]
 fn damaged_and_foreign_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();

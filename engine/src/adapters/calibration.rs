@@ -215,7 +215,9 @@ impl Calibration {
                 let a = a.as_ref().map_or_else(ones, |a| a.values.clone());
                 let panel = Panel::pack(&a, b_rows, b.n_cols, 1.0, adapter_type);
                 panel_users.extend(users.map(|id| (id, panels.len())));
-                panels.push(panel.ok_or_else(|| wrong("has a rank above 65536 or leaves the range of float32"))?);
+                panels.push(panel.ok_or_else(|| {
+                    wrong("has a rank above 65536 or leaves the range of float32")
+                })?);
             }
         }
         if panel_users.is_empty() && bias_users.is_empty() {
