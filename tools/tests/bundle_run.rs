@@ -1,5 +1,6 @@
 //! Running compositions of bundles: what they compute, and what is refused.
 
+#[expect(dead_code, reason = "of the shared helpers this needs some")]
 mod common;
 
 use std::ffi::OsStr;

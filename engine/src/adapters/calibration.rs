@@ -115,9 +115,10 @@ impl Calibration {
     ) -> Result<Calibration, CompositionError> {
         let mut modules = BTreeMap::new();
         for ((layer, module), parts) in file {
-            let tensor = short_name(base, module).ok_or_else(|| CompositionError::UnknownModule {
-                name: module.clone(),
-            })?;
+            let tensor =
+                short_name(base, module).ok_or_else(|| CompositionError::UnknownModule {
+                    name: module.clone(),
+                })?;
             let name = tensor_in(base, layer.unwrap_or(0), tensor)?;
             let mut parts = parts.clone();
             for rows in [&mut parts.p, &mut parts.p2].into_iter().flatten() {

@@ -1,5 +1,4 @@
 //! Running the real binary.
-#![allow(dead_code)] // each test binary uses some of it
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
