@@ -1,12 +1,12 @@
 //! File formats of the Tandem inference engine: [GGUF](gguf), the container of models, and
-//! [LoRA adapters](adapter).
+//! [LoRA adapters](adapter), and [bundles](bundle) of such.
 //!
 //! [`Gguf::parse`] reads a file from a byte slice, [`Writer`] writes one. With the feature `std`,
 //! `file` maps files into memory, joins the parts of split models and replaces files atomically;
 //! without it the crate needs `alloc` only.
 //!
 //! Files are not trusted: every count, length, offset and product is checked before it is used,
-//! and what is wrong is told by a [`GgufError`].
+//! and what is wrong is told by a [`GgufError`] or a [`BundleError`].
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(unsafe_code)]
@@ -14,6 +14,7 @@
 extern crate alloc;
 
 pub mod adapter;
+pub mod bundle;
 #[cfg(feature = "std")]
 pub mod file;
 pub mod gguf;
@@ -21,6 +22,7 @@ pub mod gguf;
 mod mmap;
 
 pub use adapter::AdapterError;
+pub use bundle::BundleError;
 #[cfg(feature = "std")]
 pub use file::{FileError, GgufFiles, write_atomically};
 #[cfg(feature = "std")]

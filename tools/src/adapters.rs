@@ -4,23 +4,78 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use tandem_engine::adapters::calibration::{self, Kind};
+use tandem_engine::adapters::from_bundle;
 use tandem_engine::{Adapter, AdapterType, Composition, Config, Model, PackedAdapter};
+use tandem_formats::bundle::BaseMatch;
 use tandem_formats::{Gguf, Mapping};
 
-use crate::args::{AdapterArgs, SessionArgs};
+use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
+
+/// A mapped bundle, and the composition that is wanted of it.
+pub(crate) struct Chosen<'f> {
+    path: &'f Path,
+    mapping: Mapping,
+    composition: &'f str,
+}
+
+impl BundleArgs {
+    /// Maps the bundle that the flags name, if they do.
+    pub(crate) fn open(&self) -> Result<Option<Chosen<'_>>> {
+        let (Some(path), Some(composition)) = (&self.bundle, &self.compose) else {
+            return Ok(None);
+        };
+        Ok(Some(Chosen {
+            path,
+            mapping: crate::bundle::map(path)?,
+            composition,
+        }))
+    }
+}
+
+impl Chosen<'_> {
+    /// The composition's parts, used where they lie in the file. Nothing of a bundle runs that is
+    /// damaged or for another base.
+    fn parts(
+        &self,
+        base: &Gguf<'_>,
+        config: &Config,
+        adapter_type: AdapterType,
+    ) -> Result<Parts<'_>> {
+        let unusable = || format!("cannot use {}", self.path.display());
+        let bundle = crate::bundle::parse(self.path, &self.mapping)?;
+        let fit = bundle.contents().check_base(base).with_context(unusable)?;
+        if fit == BaseMatch::OtherBytes {
+            tell!("note: this is not the very base that the bundle was made with, but fits it");
+        }
+        let parts = bundle.parts(self.composition).with_context(unusable)?;
+        Ok(Parts {
+            packed: from_bundle(config, &parts, adapter_type).with_context(unusable)?,
+            prompt: parts.composition.prompt.as_deref().map(str::to_string),
+        })
+    }
+}
 
 /// Adapters and a calibration, packed, each with its weight.
-pub(crate) struct Parts(Vec<(PackedAdapter<'static>, f32)>);
+pub(crate) struct Parts<'a> {
+    packed: Vec<(PackedAdapter<'a>, f32)>,
+    /// The text that the composition wants to be asked with.
+    pub prompt: Option<String>,
+}
 
-impl Parts {
+impl<'a> Parts<'a> {
     /// Loads what the flags name, for a model that is run as they say.
     pub(crate) fn load(
         args: &AdapterArgs,
+        chosen: Option<&'a Chosen<'_>>,
         session: &SessionArgs,
+        gguf: &Gguf<'_>,
         model: &Model<'_>,
-    ) -> Result<Parts> {
+    ) -> Result<Parts<'a>> {
         let default = || AdapterType::for_model(model, session.exact);
         let adapter_type = session.lora_type.unwrap_or_else(default);
+        if let Some(chosen) = chosen {
+            return chosen.parts(gguf, &model.config, adapter_type);
+        }
         let adapters = read_all(args, &model.config)?;
         Parts::new(args, &model.config, adapters, adapter_type)
     }
@@ -31,7 +86,7 @@ impl Parts {
         base: &Config,
         adapters: Vec<Adapter>,
         adapter_type: AdapterType,
-    ) -> Result<Parts> {
+    ) -> Result<Parts<'a>> {
         let mut parts = Vec::new();
         let weights: Vec<f32> = args.lora.iter().map(|lora| lora.scale).collect();
         let is_projection = args.kind == Some(Kind::Projection);
@@ -58,22 +113,28 @@ impl Parts {
             };
             parts.push((packed, 1.0));
         }
-        Ok(Parts(parts))
+        Ok(Parts {
+            packed: parts,
+            prompt: None,
+        })
     }
 
     /// Of one adapter alone.
-    pub(crate) fn of(base: &Config, adapter: &Adapter) -> Result<Parts> {
+    pub(crate) fn of(base: &Config, adapter: &Adapter) -> Result<Parts<'a>> {
         let packed = PackedAdapter::pack(base, adapter, AdapterType::F32)?;
-        Ok(Parts(vec![(packed, 1.0)]))
+        Ok(Parts {
+            packed: vec![(packed, 1.0)],
+            prompt: None,
+        })
     }
 
     /// The sum of all; `None` where there is nothing to add.
     pub(crate) fn composition(&self, base: &Config) -> Result<Option<Composition<'_>>> {
-        if self.0.is_empty() {
+        if self.packed.is_empty() {
             return Ok(None);
         }
         let parts: Vec<_> = self
-            .0
+            .packed
             .iter()
             .map(|(part, weight)| (part, *weight))
             .collect();
@@ -90,7 +151,7 @@ pub(crate) fn read_all(args: &AdapterArgs, base: &Config) -> Result<Vec<Adapter>
 }
 
 /// Reads a PEFT directory or llama.cpp's LoRA file.
-fn read(path: &Path, base: &Config) -> Result<Adapter> {
+pub(crate) fn read(path: &Path, base: &Config) -> Result<Adapter> {
     if !path.is_dir() {
         let mapping = Mapping::open(path)?;
         if !mapping.starts_with(b"GGUF") {

@@ -21,7 +21,20 @@ pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub adapters: AdapterArgs,
     #[command(flatten)]
+    pub bundle: BundleArgs,
+    #[command(flatten)]
     pub session: SessionArgs,
+}
+
+/// Which composition of a bundle is added to the model.
+#[derive(clap::Args)]
+pub(crate) struct BundleArgs {
+    /// Add a composition of this adapter bundle, see `tandem bundle`
+    #[arg(long, value_name = "FILE", requires = "compose", conflicts_with_all = ["lora", "calibration"])]
+    pub bundle: Option<PathBuf>,
+    /// The composition
+    #[arg(long, value_name = "NAME", requires = "bundle")]
+    pub compose: Option<String>,
 }
 
 /// What is added to the model.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tandem_engine::{Composition, Model, Pool};
 
 use crate::adapters::Parts;
-use crate::args::{AdapterArgs, SessionArgs};
+use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
 use crate::open;
 
 /// Measure how fast a model runs
@@ -40,6 +40,8 @@ pub(crate) struct Args {
     output: Output,
     #[command(flatten)]
     adapters: AdapterArgs,
+    #[command(flatten)]
+    bundle: BundleArgs,
     #[command(flatten)]
     session: SessionArgs,
 }
@@ -75,6 +77,7 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
         "there is nothing to measure"
     );
     let pool = args.session.pool();
+    let chosen = args.bundle.open()?;
     let mut rows = Vec::new();
     for path in &args.model {
         let files = open::files(path)?;
@@ -88,7 +91,16 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
         if !args.adapters.lora.is_empty() {
             name += &format!(" + {} LoRA", args.adapters.lora.len());
         }
-        let parts = Parts::load(&args.adapters, &args.session, &model)?;
+        if let Some(composition) = &args.bundle.compose {
+            name += &format!(" + {composition}");
+        }
+        let parts = Parts::load(
+            &args.adapters,
+            chosen.as_ref(),
+            &args.session,
+            &gguf,
+            &model,
+        )?;
         let composition = parts.composition(&model.config)?;
         measure(args, &model, composition.as_ref(), &pool, |row| {
             rows.push(Row {

@@ -44,7 +44,14 @@ pub(crate) fn chat(args: &Args) -> Result<()> {
     let chat = Chat::from_gguf(&gguf, tokenizer.vocab())?;
     let chat = chat.context("the file has no chat template: use `tandem run` instead")?;
     let pool = args.model.session.pool();
-    let parts = Parts::load(&args.model.adapters, &args.model.session, &model)?;
+    let chosen = args.model.bundle.open()?;
+    let parts = Parts::load(
+        &args.model.adapters,
+        chosen.as_ref(),
+        &args.model.session,
+        &gguf,
+        &model,
+    )?;
     let composition = parts.composition(&model.config)?;
     let composition = composition.as_ref();
     let mut session = args

@@ -1,4 +1,4 @@
-//! `tandem demo`: the engine at work on the model that the repository carries.
+//! `tandem demo`: the engine at work on the model and the adapters that the repository carries.
 
 use std::io::Write as _;
 use std::ops::ControlFlow;
@@ -6,18 +6,24 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::tokenizer::{ControlTokens, EncodeOptions};
-use tandem_engine::{Sampler, SamplerOptions, Session, SessionOptions, ThreadPool, generate};
+use tandem_engine::adapters::from_bundle;
+use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
+use tandem_engine::{
+    AdapterType, Composition, PackedAdapter, Sampler, SamplerOptions, Session, SessionOptions,
+    ThreadPool, generate,
+};
 
-use crate::open;
+use crate::{bundle, open, prompt};
 
-/// Show the engine at work on the small model that the repository carries
+/// Show two tasks at once on the small model that the repository carries
 ///
-/// The model was trained on Debian's package descriptions and continues each input as such a
-/// description would go on.
+/// The input is the description of a software package, and what is wanted one line of French or
+/// German that says what the package is: a summary and a translation at once. Shown are what the
+/// model says alone, with the adapters of both tasks, and with these and the calibration that was
+/// learned for the two.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The folder with the model [default: the repository's]
+    /// The folder with the model and its bundle [default: the repository's]
     #[arg(long, value_name = "DIR")]
     fixtures: Option<PathBuf>,
     /// Describe this instead of the inputs that come with the demo
@@ -25,21 +31,60 @@ pub(crate) struct Args {
     input: Option<String>,
 }
 
-/// Beginnings of package descriptions, written for the demo.
+/// Descriptions of packages, written for the demo.
 const INPUTS: [&str; 3] = [
-    "This package provides a small library for reading and writing",
-    "A command line tool that converts images",
-    "Python module to",
+    "This package contains the documentation of the library in HTML format, with a reference of \
+     all functions and a tutorial for beginners.",
+    "This package contains the files that are needed to develop programs which use the library \
+     to read and write compressed images.",
+    "This package provides a plugin for the desktop environment that shows the weather in the \
+     panel.",
 ];
 
+/// The lines of an answer: what they are called, and the composition.
+const LINES: [(&str, Option<&str>); 5] = [
+    ("model alone", None),
+    ("French, adapters only", Some("summarize-fr-plain")),
+    ("French, calibrated", Some("summarize-fr")),
+    ("German, adapters only", Some("summarize-de-plain")),
+    ("German, calibrated", Some("summarize-de")),
+];
+
+/// How the model is asked, with adapters or without.
+const PROMPT: &str = "{{ input }}\n=> ";
+
 pub(crate) fn demo(args: &Args) -> Result<()> {
-    let path = fixtures(args.fixtures.as_deref())?.join("pocket-q8_0.gguf");
+    let folder = fixtures(args.fixtures.as_deref())?;
+    let (path, bundle_path) = (
+        folder.join("pocket-q8_0.gguf"),
+        folder.join("pocket.tandem"),
+    );
     let start = Instant::now();
     let files = open::files(&path)?;
     let gguf = files.parse()?;
     let model = open::model(&path, &gguf)?;
     let tokenizer = open::tokenizer(&path, &gguf)?;
-    let vocab = tokenizer.vocab();
+    let mapping = bundle::map(&bundle_path)?;
+    let adapters = bundle::parse(&bundle_path, &mapping)?;
+    adapters.contents().check_base(&gguf)?;
+    let adapter_type = AdapterType::for_model(&model, false);
+    let mut lines = Vec::new();
+    for (label, name) in LINES {
+        let packed = match name {
+            Some(name) => from_bundle(&model.config, &adapters.parts(name)?, adapter_type)?,
+            None => Vec::new(),
+        };
+        lines.push((label, packed));
+    }
+    let mut compositions = Vec::new();
+    for (label, packed) in &lines {
+        let parts: Vec<(&PackedAdapter<'_>, f32)> = packed.iter().map(|(p, w)| (p, *w)).collect();
+        let composition = match parts.is_empty() {
+            true => None,
+            false => Some(Composition::new(&model.config, &parts)?),
+        };
+        compositions.push((*label, composition));
+    }
     let pool = ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from));
     let mut session = Session::new(&model, &pool, SessionOptions::for_model(&model.config))?;
     let opened = start.elapsed();
@@ -47,8 +92,7 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "A model of 5.8 million parameters ({}), opened in {opened:.0?}.",
-        path.display()
+        "A model of 5.8 million parameters with three adapters, opened in {opened:.0?}."
     )?;
     let (mut n_tokens, start) = (0, Instant::now());
     let inputs: Vec<_> = match &args.input {
@@ -56,49 +100,16 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
         None => INPUTS.to_vec(),
     };
     for input in inputs {
-        write!(out, "\n{input}")?;
-        out.flush()?;
-        let options = EncodeOptions {
-            add_special: true,
-            parse_special: false,
-        };
-        let ids = tokenizer.encode(input, options)?;
-        session.truncate(0);
-        let mut sampler = Sampler::new(
-            SamplerOptions {
-                repeat_penalty: 1.3,
-                ..SamplerOptions::default()
-            },
-            model.config.n_vocab,
-        );
-        let mut decoder = vocab.stream_continuation(ControlTokens::Hide);
-        let mut failure = None;
-        write!(out, " [...]")?;
-        generate(
-            &mut session,
-            &mut sampler,
-            &ids,
-            40,
-            |id| vocab.is_end_of_generation(id),
-            |id| {
-                n_tokens += 1;
-                let written = decoder
-                    .push(id)
-                    .map_err(anyhow::Error::from)
-                    .and_then(|piece| Ok(out.write_all(piece.as_bytes())?));
-                match written {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(error) => {
-                        failure = Some(error);
-                        ControlFlow::Break(())
-                    }
-                }
-            },
-        )?;
-        if let Some(error) = failure {
-            return Err(error);
+        writeln!(out, "\n{input}")?;
+        let ids = prompt::fill(&tokenizer, PROMPT, input.as_bytes())?;
+        for (label, composition) in &compositions {
+            write!(out, "  {label:<22} ")?;
+            out.flush()?;
+            session.set_composition(composition.as_ref())?;
+            let (text, n) = answer(&mut session, &tokenizer, &ids)?;
+            writeln!(out, "{text}")?;
+            n_tokens += n;
         }
-        writeln!(out, "{}", decoder.finish())?;
     }
     writeln!(
         out,
@@ -106,6 +117,35 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
         n_tokens as f64 / start.elapsed().as_secs_f64()
     )?;
     Ok(())
+}
+
+/// The most likely continuation, and of how many tokens it is.
+fn answer(
+    session: &mut Session<'_, '_>,
+    tokenizer: &Tokenizer<'_>,
+    ids: &[u32],
+) -> Result<(String, usize)> {
+    let vocab = tokenizer.vocab();
+    let options = SamplerOptions {
+        temperature: 0.0,
+        ..SamplerOptions::default()
+    };
+    let mut sampler = Sampler::new(options, session.model().config.n_vocab);
+    session.truncate(0);
+    let mut answer = Vec::new();
+    generate(
+        session,
+        &mut sampler,
+        ids,
+        32,
+        |id| vocab.is_end_of_generation(id),
+        |id| {
+            answer.push(id);
+            ControlFlow::Continue(())
+        },
+    )?;
+    let text = vocab.decode(&answer, ControlTokens::Hide)?;
+    Ok((crate::visible(text.trim()), answer.len()))
 }
 
 /// The folder of the fixtures: as given, in the current folder, or where this was built.

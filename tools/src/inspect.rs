@@ -188,7 +188,8 @@ fn json_report(args: &Args, files: &GgufFiles, gguf: &Gguf<'_>) -> serde_json::V
     })
 }
 
-fn size(n_bytes: usize) -> String {
+/// A number of bytes in a handy unit.
+pub(crate) fn size(n_bytes: usize) -> String {
     match n_bytes {
         0..10_000 => format!("{n_bytes} B"),
         10_000..10_000_000 => format!("{:.1} kB", n_bytes as f64 / 1e3),
@@ -198,7 +199,7 @@ fn size(n_bytes: usize) -> String {
 }
 
 /// The beginning of a text from a file, made harmless.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let head: String = text.chars().take(STRING_HEAD).collect();
     let rest = if head.len() < text.len() { "..." } else { "" };
     crate::visible(&head) + rest

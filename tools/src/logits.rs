@@ -34,7 +34,14 @@ pub(crate) fn logits(args: &Args) -> Result<()> {
     let tokens = open::token_ids(&args.tokens)?;
     ensure!(!tokens.is_empty(), "there are no tokens to evaluate");
     let pool = args.model.session.pool();
-    let parts = Parts::load(&args.model.adapters, &args.model.session, &model)?;
+    let chosen = args.model.bundle.open()?;
+    let parts = Parts::load(
+        &args.model.adapters,
+        chosen.as_ref(),
+        &args.model.session,
+        &gguf,
+        &model,
+    )?;
     let composition = parts.composition(&model.config)?;
     // As long as the sequence, where no context is asked for.
     let mut session =

@@ -11,6 +11,7 @@ macro_rules! tell {
 mod adapters;
 mod args;
 mod bench;
+mod bundle;
 mod chat;
 mod demo;
 mod inspect;
@@ -21,6 +22,7 @@ mod perplexity;
 mod progress;
 mod prompt;
 mod quantize;
+mod recipe;
 mod run;
 mod synth;
 mod tokenize;
@@ -47,6 +49,7 @@ enum Command {
     Tokenize(tokenize::TokenizeArgs),
     Detokenize(tokenize::DetokenizeArgs),
     Inspect(inspect::Args),
+    Bundle(bundle::Args),
     Quantize(quantize::Args),
     Merge(merge::Args),
     Synth(synth::Args),
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Tokenize(args) => tokenize::tokenize(&args),
         Command::Detokenize(args) => tokenize::detokenize(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Bundle(args) => bundle::bundle(&args),
         Command::Quantize(args) => quantize::quantize(&args),
         Command::Merge(args) => merge::merge(&args),
         Command::Synth(args) => synth::synth(&args),

@@ -144,7 +144,7 @@ fn report(losses: &BTreeMap<String, Loss>) -> Result<()> {
 }
 
 /// The adapters, merged into one where the method is no sum, and the calibration.
-fn load(args: &Args, base: &Config) -> Result<Parts> {
+fn load(args: &Args, base: &Config) -> Result<Parts<'static>> {
     let adapters = read_all(&args.adapters, base)?;
     if args.method == MergeMethod::Cat || adapters.is_empty() {
         return Parts::new(&args.adapters, base, adapters, AdapterType::F32);

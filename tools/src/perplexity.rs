@@ -55,7 +55,14 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
         ids.len()
     );
     let pool = args.model.session.pool();
-    let parts = Parts::load(&args.model.adapters, &args.model.session, &model)?;
+    let chosen = args.model.bundle.open()?;
+    let parts = Parts::load(
+        &args.model.adapters,
+        chosen.as_ref(),
+        &args.model.session,
+        &gguf,
+        &model,
+    )?;
     let composition = parts.composition(&model.config)?;
     let composition = composition.as_ref();
     let mut session = args

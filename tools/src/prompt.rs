@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result};
 use tandem_engine::chat_template::{ChatTemplate, Message};
 use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, TokenKind, Tokenizer, Vocab};
 use tandem_formats::Gguf;
+use tandem_formats::bundle::INPUT_MARK;
 
 /// A conversation's form: the file's chat template with the texts of its special tokens.
 pub(crate) struct Chat {
@@ -173,6 +174,23 @@ pub(crate) fn encode(
             Ok(tokenizer.encode(text, options)?)
         }
     }
+}
+
+/// The ids of a composition's prompt with `input` in it, which is plain text: special tokens are
+/// those of the prompt only.
+pub(crate) fn fill(tokenizer: &Tokenizer<'_>, prompt: &str, input: &[u8]) -> Result<Vec<u32>> {
+    let content = core::str::from_utf8(input).context("the prompt is not UTF-8")?;
+    let vocab = tokenizer.vocab();
+    let role = "user";
+    let hidden = Hidden::new(vocab, &[Message { role, content }])?;
+    let content = hidden.contents.first().map_or("", String::as_str);
+    let text = prompt.replace(INPUT_MARK, content);
+    let mut ids = Vec::new();
+    if vocab.add_bos() {
+        ids.extend(vocab.bos());
+    }
+    hidden.encode(tokenizer, &text, &mut ids)?;
+    Ok(ids)
 }
 
 #[cfg(test)]

@@ -33,7 +33,8 @@ pub(crate) struct Args {
     /// Read the prompt from a file, byte for byte; - is standard input
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompt_file: Option<PathBuf>,
-    /// Take the prompt as it is instead of as a user's message in the model's chat template
+    /// Take the prompt as it is instead of as the input of the composition's prompt, or as a user's
+    /// message in the model's chat template
     #[arg(long)]
     raw: bool,
     /// The most tokens to generate
@@ -80,10 +81,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = open::model(path, &gguf)?;
     let tokenizer = open::tokenizer(path, &gguf)?;
     let vocab = tokenizer.vocab();
-    let prompt = prompt::encode(&gguf, &tokenizer, &text, args.raw)?;
-    ensure!(!prompt.is_empty(), "the prompt is empty");
     let pool = args.model.session.pool();
-    let parts = Parts::load(&args.model.adapters, &args.model.session, &model)?;
+    let chosen = args.model.bundle.open()?;
+    let parts = Parts::load(
+        &args.model.adapters,
+        chosen.as_ref(),
+        &args.model.session,
+        &gguf,
+        &model,
+    )?;
+    let prompt = match &parts.prompt {
+        Some(form) if !args.raw => prompt::fill(&tokenizer, form, &text)?,
+        _ => prompt::encode(&gguf, &tokenizer, &text, args.raw)?,
+    };
+    ensure!(!prompt.is_empty(), "the prompt is empty");
     let composition = parts.composition(&model.config)?;
     let composition = composition.as_ref();
     let mut session = args

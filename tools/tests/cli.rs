@@ -239,11 +239,24 @@ fn the_demo_runs_from_any_folder() {
         .output()
         .unwrap();
     assert!(output.status.success());
+    // The adapters alone stay with English, the calibration brings the summary and German.
+    let text = String::from_utf8(output.stdout).unwrap();
+    let answers = |line: &str| -> Vec<&str> {
+        let lines = text
+            .lines()
+            .filter_map(|l| l.trim_start().strip_prefix(line));
+        lines.map(str::trim).collect()
+    };
+    assert_eq!(answers("German, calibrated").len(), 3);
     assert!(
-        String::from_utf8(output.stdout)
-            .unwrap()
-            .contains("tokens, ")
+        answers("German, calibrated")[0].starts_with("Dokumentation"),
+        "{text}"
     );
+    assert!(
+        answers("German, adapters only")[0].starts_with("documentation"),
+        "{text}"
+    );
+    assert!(text.contains("tokens, "));
 }
 
 /// The pocket model with other metadata added.

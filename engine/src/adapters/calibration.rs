@@ -76,74 +76,7 @@ pub fn pack(
     kind: Kind,
     adapter_type: AdapterType,
 ) -> Result<PackedAdapter<'static>, CompositionError> {
-    let (mut panels, mut biases) = (Vec::new(), Vec::new());
-    let (mut panel_users, mut bias_users) = (Vec::new(), Vec::new());
-    for ((layer, module), parts) in file {
-        let name = tensor_in(base, layer.unwrap_or(0), module)?;
-        // Layers that have parts of their own go without the shared ones.
-        let layers: Vec<usize> = match layer {
-            Some(layer) => vec![*layer],
-            None => (0..base.n_layer)
-                .filter(|i| !file.contains_key(&(Some(*i), module.clone())))
-                .collect(),
-        };
-        let wrong = |reason| CompositionError::Calibration {
-            name: module.clone(),
-            reason,
-        };
-        let (a, mut b) = match kind {
-            Kind::OutputBias | Kind::WeightBias => {
-                let p = parts.p.clone().ok_or_else(|| wrong("has no p"))?;
-                (None, p)
-            }
-            Kind::LowRank => {
-                let p1 = parts.p1.clone().ok_or_else(|| wrong("has no P1"))?;
-                let p2 = parts.p2.clone().ok_or_else(|| wrong("has no P2"))?;
-                if p1.n_rows != p2.n_cols || p1.n_rows == 0 {
-                    return Err(wrong("has a P1 and a P2 of different or no ranks"));
-                }
-                (Some(p1), p2)
-            }
-            Kind::Projection => {
-                return Err(CompositionError::Option {
-                    reason: "a projection goes between adapters and is no term of its own",
-                });
-            }
-        };
-        // The shape is the same in all layers, and is checked before rows are moved by it.
-        let TensorParts { linears, n_in } = linears(base, &name, b.n_rows)?;
-        if a.as_ref().is_some_and(|a| a.n_cols != n_in) {
-            return Err(wrong("has a P1 for another number of inputs"));
-        }
-        to_file_order(base, &name, &mut b.values, b.n_cols);
-        for (id, rows) in linears {
-            let LinearId::Layer(_, part) = id else {
-                continue;
-            };
-            let users = layers.iter().map(|i| LinearId::Layer(*i, part));
-            let b_rows = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
-            if kind == Kind::OutputBias {
-                bias_users.extend(users.map(|id| (id, biases.len())));
-                biases.push(b_rows.to_vec());
-                continue;
-            }
-            let ones = || vec![1.0; n_in];
-            let a = a.as_ref().map_or_else(ones, |a| a.values.clone());
-            let panel = Panel::pack(&a, b_rows, b.n_cols, 1.0, adapter_type);
-            panel_users.extend(users.map(|id| (id, panels.len())));
-            panels.push(
-                panel.ok_or_else(|| {
-                    wrong("has a rank above 65536 or leaves the range of float32")
-                })?,
-            );
-        }
-    }
-    if panel_users.is_empty() && bias_users.is_empty() {
-        return Err(CompositionError::Option {
-            reason: "the calibration is empty",
-        });
-    }
-    PackedAdapter::new(base, panels, biases, &panel_users, &bias_users)
+    Calibration::from_file(base, file)?.pack(base, kind, adapter_type)
 }
 
 /// The adapter that computes `B_cat M A_cat x` for every module that the calibration has an `M`
@@ -160,31 +93,202 @@ pub fn project(
     adapters: &[&Adapter],
     weights: &[f32],
 ) -> Result<Adapter, CompositionError> {
-    let mut loras = Vec::new();
-    let mut names: Vec<&String> = adapters.iter().flat_map(|a| a.modules().keys()).collect();
-    names.sort();
-    names.dedup();
-    let mut n_used = 0;
-    for name in names {
-        let m = projection_of(base, file, name)?;
-        n_used += usize::from(m.is_some());
-        let parts = adapters.iter().zip(weights);
-        let parts: Vec<(&Lora, f32)> = parts
-            .filter_map(|(adapter, weight)| Some((adapter.modules().get(name)?, *weight)))
-            .collect();
-        // With an M the factors stand as they are.
-        let plain = cat(name, &parts, m.is_none());
-        loras.push(match m {
-            Some(m) => multiply(plain, m)?,
-            None => plain,
-        });
+    Calibration::from_file(base, file)?.project(base, adapters, weights)
+}
+
+/// A calibration in the terms of a base model, as [`Adapter`] is an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calibration {
+    /// By the base's tensor, without layer and `.weight`: `attn_q`. Rows are in the base's order.
+    modules: BTreeMap<Module, Parts>,
+}
+
+impl Calibration {
+    /// A calibration as a file has it, under Hugging Face's names.
+    ///
+    /// # Errors
+    ///
+    /// A module that the base lacks, or parts for another number of outputs.
+    pub fn from_file(
+        base: &Config,
+        file: &BTreeMap<Module, Parts>,
+    ) -> Result<Calibration, CompositionError> {
+        let mut modules = BTreeMap::new();
+        for ((layer, module), parts) in file {
+            let tensor =
+                short_name(base, module).ok_or_else(|| CompositionError::UnknownModule {
+                    name: module.clone(),
+                })?;
+            let name = tensor_in(base, layer.unwrap_or(0), tensor)?;
+            let mut parts = parts.clone();
+            for rows in [&mut parts.p, &mut parts.p2].into_iter().flatten() {
+                // Checked before rows are moved by it.
+                linears(base, &name, rows.n_rows)?;
+                to_file_order(base, &name, &mut rows.values, rows.n_cols);
+            }
+            modules.insert((*layer, tensor.to_string()), parts);
+        }
+        Ok(Calibration { modules })
     }
-    if n_used == 0 {
-        return Err(CompositionError::Option {
-            reason: "the calibration has no M for any module that the adapters change",
-        });
+
+    /// A calibration of parts that are named, shaped and ordered as the base's tensors.
+    ///
+    /// # Errors
+    ///
+    /// A layer that the base lacks.
+    pub fn new(
+        base: &Config,
+        modules: BTreeMap<Module, Parts>,
+    ) -> Result<Calibration, CompositionError> {
+        for (layer, tensor) in modules.keys() {
+            tensor_in(base, layer.unwrap_or(0), tensor)?;
+        }
+        Ok(Calibration { modules })
     }
-    Adapter::new(base, loras)
+
+    /// The parts, by layer (`None`: all layers) and the name of the base's tensor.
+    pub fn modules(&self) -> &BTreeMap<Module, Parts> {
+        &self.modules
+    }
+
+    /// See [`pack`].
+    ///
+    /// # Errors
+    ///
+    /// As [`pack`].
+    pub fn pack(
+        &self,
+        base: &Config,
+        kind: Kind,
+        adapter_type: AdapterType,
+    ) -> Result<PackedAdapter<'static>, CompositionError> {
+        let (mut panels, mut biases) = (Vec::new(), Vec::new());
+        let (mut panel_users, mut bias_users) = (Vec::new(), Vec::new());
+        for ((layer, module), parts) in &self.modules {
+            let name = tensor_in(base, layer.unwrap_or(0), module)?;
+            // Layers that have parts of their own go without the shared ones.
+            let layers: Vec<usize> = match layer {
+                Some(layer) => vec![*layer],
+                None => (0..base.n_layer)
+                    .filter(|i| !self.modules.contains_key(&(Some(*i), module.clone())))
+                    .collect(),
+            };
+            let wrong = |reason| CompositionError::Calibration {
+                name: module.clone(),
+                reason,
+            };
+            let (a, b) = match kind {
+                Kind::OutputBias | Kind::WeightBias => {
+                    let p = parts.p.clone().ok_or_else(|| wrong("has no p"))?;
+                    (None, p)
+                }
+                Kind::LowRank => {
+                    let p1 = parts.p1.clone().ok_or_else(|| wrong("has no P1"))?;
+                    let p2 = parts.p2.clone().ok_or_else(|| wrong("has no P2"))?;
+                    if p1.n_rows != p2.n_cols || p1.n_rows == 0 {
+                        return Err(wrong("has a P1 and a P2 of different or no ranks"));
+                    }
+                    (Some(p1), p2)
+                }
+                Kind::Projection => {
+                    return Err(CompositionError::Option {
+                        reason: "a projection goes between adapters and is no term of its own",
+                    });
+                }
+            };
+            // The shape is the same in all layers.
+            let TensorParts { linears, n_in } = linears(base, &name, b.n_rows)?;
+            if a.as_ref().is_some_and(|a| a.n_cols != n_in) {
+                return Err(wrong("has a P1 for another number of inputs"));
+            }
+            for (id, rows) in linears {
+                let LinearId::Layer(_, part) = id else {
+                    continue;
+                };
+                let users = layers.iter().map(|i| LinearId::Layer(*i, part));
+                let b_rows = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
+                if kind == Kind::OutputBias {
+                    bias_users.extend(users.map(|id| (id, biases.len())));
+                    biases.push(b_rows.to_vec());
+                    continue;
+                }
+                let ones = || vec![1.0; n_in];
+                let a = a.as_ref().map_or_else(ones, |a| a.values.clone());
+                let panel = Panel::pack(&a, b_rows, b.n_cols, 1.0, adapter_type);
+                panel_users.extend(users.map(|id| (id, panels.len())));
+                panels.push(panel.ok_or_else(|| {
+                    wrong("has a rank above 65536 or leaves the range of float32")
+                })?);
+            }
+        }
+        if panel_users.is_empty() && bias_users.is_empty() {
+            return Err(CompositionError::Option {
+                reason: "the calibration is empty",
+            });
+        }
+        PackedAdapter::new(base, panels, biases, &panel_users, &bias_users)
+    }
+
+    /// See [`project`].
+    ///
+    /// # Errors
+    ///
+    /// As [`project`].
+    pub fn project(
+        &self,
+        base: &Config,
+        adapters: &[&Adapter],
+        weights: &[f32],
+    ) -> Result<Adapter, CompositionError> {
+        let mut loras = Vec::new();
+        let mut names: Vec<&String> = adapters.iter().flat_map(|a| a.modules().keys()).collect();
+        names.sort();
+        names.dedup();
+        let mut n_used = 0;
+        for name in names {
+            let m = self.projection_of(base, name)?;
+            n_used += usize::from(m.is_some());
+            let parts = adapters.iter().zip(weights);
+            let parts: Vec<(&Lora, f32)> = parts
+                .filter_map(|(adapter, weight)| Some((adapter.modules().get(name)?, *weight)))
+                .collect();
+            // With an M the factors stand as they are.
+            let plain = cat(name, &parts, m.is_none());
+            loras.push(match m {
+                Some(m) => multiply(plain, m)?,
+                None => plain,
+            });
+        }
+        if n_used == 0 {
+            return Err(CompositionError::Option {
+                reason: "the calibration has no M for any module that the adapters change",
+            });
+        }
+        Adapter::new(base, loras)
+    }
+
+    /// The M for a tensor of the base, the layer's own or that of all layers.
+    fn projection_of(
+        &self,
+        base: &Config,
+        name: &str,
+    ) -> Result<Option<&Floats>, CompositionError> {
+        let mut shared = None;
+        for ((layer, module), parts) in &self.modules {
+            let Some(m) = &parts.m else { continue };
+            match layer {
+                Some(layer) if tensor_in(base, *layer, module)? == name => return Ok(Some(m)),
+                Some(_) => {}
+                None => {
+                    let of_layer = |i| tensor_in(base, i, module).is_ok_and(|t| t == name);
+                    if (0..base.n_layer).any(of_layer) {
+                        shared = Some(m);
+                    }
+                }
+            }
+        }
+        Ok(shared)
+    }
 }
 
 /// Factors one after the other; with `scaled`, B's columns times weights and scales.
@@ -247,39 +351,11 @@ fn multiply(mut lora: Lora, m: &Floats) -> Result<Lora, CompositionError> {
     }
 }
 
-/// The M for a tensor of the base, the layer's own or that of all layers.
-fn projection_of<'f>(
-    base: &Config,
-    file: &'f BTreeMap<Module, Parts>,
-    name: &str,
-) -> Result<Option<&'f Floats>, CompositionError> {
-    let mut shared = None;
-    for ((layer, module), parts) in file {
-        let Some(m) = &parts.m else { continue };
-        match layer {
-            Some(layer) if tensor_in(base, *layer, module)? == name => return Ok(Some(m)),
-            Some(_) => {}
-            None => {
-                let of_layer = |i| tensor_in(base, i, module).is_ok_and(|t| t == name);
-                tensor_in(base, 0, module)?;
-                if (0..base.n_layer).any(of_layer) {
-                    shared = Some(m);
-                }
-            }
-        }
+/// A tensor of a layer, without `.weight`.
+fn tensor_in(base: &Config, layer: usize, tensor: &str) -> Result<String, CompositionError> {
+    let name = format!("blk.{layer}.{tensor}");
+    match layer < base.n_layer {
+        true => Ok(name),
+        false => Err(CompositionError::UnknownModule { name }),
     }
-    Ok(shared)
-}
-
-fn tensor_in(base: &Config, layer: usize, module: &str) -> Result<String, CompositionError> {
-    let unknown = || CompositionError::UnknownModule {
-        name: module.to_string(),
-    };
-    if layer >= base.n_layer {
-        return Err(CompositionError::UnknownModule {
-            name: format!("layers.{layer}.{module}"),
-        });
-    }
-    let tensor = short_name(base, module).ok_or_else(unknown)?;
-    Ok(format!("blk.{layer}.{tensor}"))
 }

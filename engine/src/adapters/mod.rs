@@ -13,6 +13,7 @@
 //! of compositions share them. The low-rank and the weight-bias calibration are terms of the sum.
 
 mod adapter;
+mod bundled;
 pub mod calibration;
 mod composition;
 mod error;
@@ -24,6 +25,8 @@ mod packed;
 mod svd;
 
 pub use adapter::Adapter;
+pub use bundled::from_bundle;
+pub use calibration::Calibration;
 pub use composition::Composition;
 pub(crate) use composition::{LinearTerms, Segment};
 pub use error::CompositionError;

@@ -195,7 +195,7 @@ impl Writer {
     }
 
     /// Everything before the tensors' data, padded to the alignment if there are tensors.
-    fn header(&self) -> Result<Vec<u8>, GgufError> {
+    pub(crate) fn header(&self) -> Result<Vec<u8>, GgufError> {
         let mut out = Vec::with_capacity(HEADER_BYTES + self.metadata.len());
         out.extend_from_slice(&MAGIC);
         VERSION.put(&mut out);

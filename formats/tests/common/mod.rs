@@ -1,6 +1,8 @@
 //! Helpers of the tests: files put together byte by byte, and a small random generator.
 #![allow(dead_code, unreachable_pub)] // each test binary uses some of them
 
+pub mod bundle;
+
 use std::path::PathBuf;
 
 use tandem_formats::{Gguf, GgufError};

@@ -1,0 +1,96 @@
+//! `tandem bundle`: adapters, compositions and calibrations for one base model in one file.
+
+mod create;
+mod extract;
+mod inspect;
+mod pack;
+mod remove;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+use tandem_formats::bundle::{BaseMatch, Bundle, Contents};
+use tandem_formats::{Mapping, write_atomically};
+
+use crate::open;
+
+/// Make, show, check and change adapter bundles
+///
+/// A bundle holds LoRA adapters for one base model, the compositions they are used in, and learned
+/// calibrations of these.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Create(create::CreateArgs),
+    Inspect(inspect::Args),
+    Verify(VerifyArgs),
+    Extract(extract::Args),
+    Add(create::AddArgs),
+    Remove(remove::Args),
+}
+
+pub(crate) fn bundle(args: &Args) -> Result<()> {
+    match &args.command {
+        Command::Create(args) => create::create(args),
+        Command::Inspect(args) => inspect::inspect(args),
+        Command::Verify(args) => verify(args),
+        Command::Extract(args) => extract::extract(args),
+        Command::Add(args) => create::add(args),
+        Command::Remove(args) => remove::remove(args),
+    }
+}
+
+/// Maps a bundle's file.
+pub(crate) fn map(path: &Path) -> Result<Mapping> {
+    Mapping::open(path).with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// Reads a mapped bundle.
+pub(crate) fn parse<'a>(path: &Path, mapping: &'a Mapping) -> Result<Bundle<'a>> {
+    Bundle::parse(mapping).with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// Replaces a bundle by another.
+fn write(path: &Path, contents: &Contents<'_>) -> Result<()> {
+    write_atomically(path, |out| contents.write_to(out))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Check every byte of a bundle, and whether it is for a model
+#[derive(clap::Args)]
+struct VerifyArgs {
+    /// The bundle
+    file: PathBuf,
+    /// The base model: a GGUF file (of a split model, the first part)
+    #[arg(long, value_name = "MODEL")]
+    base: Option<PathBuf>,
+}
+
+fn verify(args: &VerifyArgs) -> Result<()> {
+    let mapping = map(&args.file)?;
+    let bundle = parse(&args.file, &mapping)?;
+    let refused = || format!("cannot use {}", args.file.display());
+    bundle.verify().with_context(refused)?;
+    let n_sections = bundle.sections().len();
+    tell!("{n_sections} sections and the header are whole");
+    if let Some(path) = &args.base {
+        let files = open::files(path)?;
+        let base = files.parse()?;
+        let fit = bundle.contents().check_base(&base).with_context(refused)?;
+        match fit {
+            BaseMatch::Same => tell!("{} is the base it was made with", path.display()),
+            BaseMatch::OtherBytes => tell!(
+                "{} fits, but its weights are not those that the bundle was made with: another \
+                 quantization of the same model, or one trained further",
+                path.display()
+            ),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! `tandem bundle create` and `add`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tandem_engine::adapters::{Calibration, merge};
+use tandem_engine::{Adapter, Config, DType};
+use tandem_formats::Gguf;
+use tandem_formats::bundle::{
+    self, BaseFingerprint, CalibrationKind, Composition, Contents, Member, Merge, MergeMethod,
+    MergedFactors,
+};
+
+use super::pack;
+use crate::adapters::read;
+use crate::inspect::size;
+use crate::open;
+use crate::recipe::{self, Quant, Recipe};
+
+/// Make a bundle by a recipe
+///
+/// The recipe is a TOML file; the repository's README shows one. Its paths are relative to it.
+#[derive(clap::Args)]
+pub(crate) struct CreateArgs {
+    /// The recipe
+    recipe: PathBuf,
+    /// Where to write; an existing file is replaced when the new one is complete
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// Add a recipe's adapters and compositions to a bundle
+///
+/// The compositions may use adapters that the bundle has. The recipe's base must be the bundle's.
+#[derive(clap::Args)]
+pub(crate) struct AddArgs {
+    /// The bundle
+    file: PathBuf,
+    /// The recipe
+    recipe: PathBuf,
+}
+
+pub(super) fn create(args: &CreateArgs) -> Result<()> {
+    let recipe = Recipe::read(&args.recipe)?;
+    let name = recipe.bundle.name.clone();
+    let name = name.with_context(|| format!("{}: [bundle] has no name", args.recipe.display()))?;
+    with_base(&recipe, |base, config| {
+        let contents = Contents {
+            name: name.into(),
+            architecture: config.arch.name().into(),
+            base_name: base.get_str("general.name")?.map(Into::into),
+            base: BaseFingerprint::of(base)?,
+            adapters: Vec::new(),
+            calibrations: Vec::new(),
+            compositions: Vec::new(),
+        };
+        extend(contents, &recipe, base, config, &args.out)
+    })
+}
+
+pub(super) fn add(args: &AddArgs) -> Result<()> {
+    let recipe = Recipe::read(&args.recipe)?;
+    let mapping = super::map(&args.file)?;
+    let bundle = super::parse(&args.file, &mapping)?;
+    // What is kept must be whole, or its damage would get a checksum that is right.
+    bundle
+        .verify()
+        .with_context(|| format!("cannot use {}", args.file.display()))?;
+    if let Some(name) = &recipe.bundle.name {
+        let own = &bundle.contents().name;
+        ensure!(name == own, "the bundle is called {own:?}, not {name:?}");
+    }
+    with_base(&recipe, |base, config| {
+        extend(bundle.contents().clone(), &recipe, base, config, &args.file)
+    })
+}
+
+/// Opens the recipe's base.
+fn with_base(recipe: &Recipe, run: impl FnOnce(&Gguf<'_>, &Config) -> Result<()>) -> Result<()> {
+    let path = recipe.path(&recipe.bundle.base);
+    let files = open::files(&path)?;
+    let base = files.parse()?;
+    let config = Config::from_gguf(&base)
+        .with_context(|| format!("cannot use {} as the base", path.display()))?;
+    run(&base, &config)
+}
+
+/// Adds what the recipe has and writes the bundle.
+fn extend(
+    mut contents: Contents<'_>,
+    recipe: &Recipe,
+    base: &Gguf<'_>,
+    config: &Config,
+    out: &Path,
+) -> Result<()> {
+    // As they were before they were rounded: what merges and projections are computed from.
+    let mut originals = BTreeMap::new();
+    for stored in &contents.adapters {
+        let adapter = Adapter::from_factors(config, stored.dtype, &stored.factors)?;
+        originals.insert(stored.name.to_string(), adapter);
+    }
+    for entry in &recipe.adapter {
+        let adapter = read(&recipe.path(&entry.path), config)
+            .with_context(|| format!("adapter {:?}", entry.name))?;
+        let dtype = dtype(entry.quant);
+        let factors =
+            pack::factors(&adapter, dtype).with_context(|| format!("adapter {:?}", entry.name))?;
+        contents.adapters.push(bundle::Adapter {
+            name: entry.name.clone().into(),
+            origin: entry.path.display().to_string().into(),
+            dtype,
+            factors,
+        });
+        originals.insert(entry.name.clone(), adapter);
+    }
+
+    let mut shared: BTreeMap<String, &recipe::Calibration> = BTreeMap::new();
+    for entry in &recipe.composition {
+        let in_composition = || format!("composition {:?}", entry.name);
+        let members = members(entry, &originals).with_context(in_composition)?;
+        let merge = method(entry).with_context(in_composition)?;
+        let calibration = match &entry.calibration {
+            Some(used) => {
+                let name = used.name()?;
+                let is_known = shared.get(&name).is_some_and(|known| known.is_same(used));
+                if !is_known {
+                    let calibration = calibrate(config, recipe, used, &name);
+                    let calibration = calibration.with_context(in_composition)?;
+                    contents.calibrations.push(calibration);
+                }
+                shared.insert(name.clone(), used);
+                Some(name.into())
+            }
+            None => None,
+        };
+        let merged = match entry.ready_made && merge.method != MergeMethod::Cat {
+            true => {
+                let dtype = dtype(entry.quant);
+                let factors = merge_now(config, &members, &merge)
+                    .and_then(|adapter| pack::factors(&adapter, dtype))
+                    .with_context(in_composition)?;
+                Some(MergedFactors { dtype, factors })
+            }
+            false => None,
+        };
+        let member = |m: &recipe::Member| Member {
+            adapter: m.name.clone().into(),
+            weight: m.weight,
+        };
+        contents.compositions.push(Composition {
+            name: entry.name.clone().into(),
+            members: entry.adapters.iter().map(member).collect(),
+            merge,
+            calibration,
+            prompt: entry.prompt.clone().map(Into::into),
+            description: entry.description.clone().map(Into::into),
+            merged,
+        });
+    }
+    contents.check()?;
+    contents.check_base(base)?;
+    super::write(out, &contents)?;
+    let n_bytes = std::fs::metadata(out).map_or(0, |m| m.len());
+    tell!(
+        "{}: {} adapters, {} calibrations, {} compositions, {}",
+        out.display(),
+        contents.adapters.len(),
+        contents.calibrations.len(),
+        contents.compositions.len(),
+        size(n_bytes as usize)
+    );
+    Ok(())
+}
+
+/// The block format of a recipe's word.
+fn dtype(quant: Quant) -> DType {
+    match quant {
+        Quant::F32 => DType::F32,
+        Quant::F16 => DType::F16,
+        Quant::Q8 => DType::Q8_0,
+        Quant::Q4 => DType::Q4_0,
+    }
+}
+
+/// A composition's adapters and weights.
+fn members<'o>(
+    entry: &recipe::Composition,
+    originals: &'o BTreeMap<String, Adapter>,
+) -> Result<Vec<(&'o Adapter, f32)>> {
+    let find = |m: &recipe::Member| {
+        let adapter = originals.get(&m.name);
+        let adapter = adapter.with_context(|| {
+            let names: Vec<_> = originals.keys().map(String::as_str).collect();
+            format!("no adapter {:?}; there are {}", m.name, names.join(", "))
+        })?;
+        Ok((adapter, m.weight))
+    };
+    entry.adapters.iter().map(find).collect()
+}
+
+fn method(entry: &recipe::Composition) -> Result<Merge> {
+    let method = MergeMethod::from_name(&entry.merge).with_context(|| {
+        let names: Vec<_> = MergeMethod::ALL.iter().map(|m| m.name()).collect();
+        format!("no merge {:?}; there are {}", entry.merge, names.join(", "))
+    })?;
+    Ok(Merge {
+        method,
+        density: entry.density,
+        rank: entry.rank,
+        seed: entry.seed,
+    })
+}
+
+fn merge_now(config: &Config, members: &[(&Adapter, f32)], how: &Merge) -> Result<Adapter> {
+    let (adapters, weights): (Vec<&Adapter>, Vec<f32>) = members.iter().copied().unzip();
+    Ok(merge(config, &adapters, &weights, &how.into())?)
+}
+
+fn calibrate(
+    config: &Config,
+    recipe: &Recipe,
+    entry: &recipe::Calibration,
+    name: &str,
+) -> Result<bundle::Calibration<'static>> {
+    let kind = CalibrationKind::from_name(&entry.kind).with_context(|| {
+        let names: Vec<_> = CalibrationKind::ALL.iter().map(|k| k.name()).collect();
+        format!(
+            "no calibration {:?}; there are {}",
+            entry.kind,
+            names.join(", ")
+        )
+    })?;
+    let dtype = match entry.quant {
+        Quant::F16 => DType::F16,
+        Quant::F32 => DType::F32,
+        _ => bail!("a calibration is stored in f16 or f32"),
+    };
+    let path = recipe.path(&entry.path);
+    let unusable = || format!("cannot use {}", path.display());
+    let file = tandem_formats::adapter::calibration::read(&open::bytes(&path)?);
+    let file = file.with_context(unusable)?;
+    let calibration = Calibration::from_file(config, &file).with_context(unusable)?;
+    let corrections = pack::corrections(&calibration, kind, dtype);
+    Ok(bundle::Calibration {
+        name: name.to_string().into(),
+        kind,
+        corrections: corrections.with_context(unusable)?,
+    })
+}

@@ -1,0 +1,283 @@
+//! Running compositions of bundles: what they compute, and what is refused.
+
+#[expect(dead_code, reason = "of the shared helpers this needs some")]
+mod common;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{fixture, run, shared, tandem};
+use serde_json::Value as Json;
+use tandem_formats::Gguf;
+
+/// A bundle of two adapters of the peer's small llama, in `quant`, with these compositions.
+fn peer_bundle(folder: &Path, quant: &str, compositions: &str) -> Option<PathBuf> {
+    let base = shared("peer/logits/llama-f16.gguf")?;
+    let loras = shared("peer/logits/llama-lora")?;
+    let mut recipe = format!("[bundle]\nname = \"peer\"\nbase = {base:?}\n");
+    for name in ["summarize", "translate"] {
+        let path = loras.join(name);
+        recipe +=
+            &format!("[[adapter]]\nname = \"{name}\"\npath = {path:?}\nquant = \"{quant}\"\n");
+    }
+    let recipe_path = folder.join("peer.toml");
+    fs::write(&recipe_path, recipe + compositions).unwrap();
+    let out = folder.join("peer.tandem");
+    tandem!("bundle", "create", recipe_path, "--out", out).ok();
+    Some(out)
+}
+
+/// The bytes of the logits on the peer's tokens.
+fn logits(folder: &Path, flags: &[&OsStr]) -> Vec<u8> {
+    let base = shared("peer/logits/llama-f16.gguf").unwrap();
+    let tokens = shared("peer/logits/llama.tokens.json").unwrap();
+    let out = folder.join("out.npy");
+    let mut args: Vec<&OsStr> = vec!["logits".as_ref(), "--model".as_ref(), base.as_ref()];
+    args.extend(["--tokens".as_ref(), tokens.as_os_str()]);
+    args.extend(["--exact".as_ref(), "--out".as_ref(), out.as_os_str()]);
+    args.extend(flags);
+    run(&args, b"").ok();
+    fs::read(out).unwrap()
+}
+
+fn of_bundle(folder: &Path, bundle: &Path, composition: &str) -> Vec<u8> {
+    let flags = [
+        "--bundle".as_ref(),
+        bundle.as_os_str(),
+        "--compose".as_ref(),
+    ];
+    logits(folder, &[&flags[..], &[composition.as_ref()]].concat())
+}
+
+/// A safetensors file of one matrix M for q in all layers.
+fn projection(path: &Path, n: usize) {
+    let values: Vec<f32> = (0..n * n)
+        .map(|i| {
+            if i % (n + 1) == 0 {
+                0.75
+            } else {
+                0.01 * (i % 7) as f32
+            }
+        })
+        .collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let header = format!(
+        r#"{{"q_proj.M":{{"dtype":"F32","shape":[{n},{n}],"data_offsets":[0,{}]}}}}"#,
+        bytes.len()
+    );
+    let n_header = (header.len() as u64).to_le_bytes();
+    fs::write(path, [&n_header[..], header.as_bytes(), &bytes].concat()).unwrap();
+}
+
+/// Stored in float32, adapters and calibrations of a bundle give the very logits that their own
+/// files give.
+#[test]
+fn a_bundle_computes_what_its_files_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let Some(loras) = shared("peer/logits/llama-lora") else {
+        return;
+    };
+    let calibration = loras.join("calibration.safetensors");
+    let m = folder.join("m.safetensors");
+    projection(&m, 16);
+    let members = "adapters = [{ name = \"summarize\", weight = 0.5 }, { name = \"translate\", weight = -0.25 }]";
+    let mut compositions = format!("[[composition]]\nname = \"cat\"\n{members}\n");
+    let kinds = [
+        ("output_bias", &calibration),
+        ("weight_bias", &calibration),
+        ("low_rank", &calibration),
+        ("projection", &m),
+    ];
+    for (kind, path) in kinds {
+        compositions += &format!(
+            "[[composition]]\nname = \"{kind}\"\n{members}\n\
+             calibration = {{ name = \"{kind}\", kind = \"{kind}\", path = {path:?}, quant = \"f32\" }}\n"
+        );
+    }
+    let bundle = peer_bundle(folder, "f32", &compositions).unwrap();
+    let with_scale = |name: &str, scale: &str| {
+        let mut path = loras.join(name).into_os_string();
+        path.push(scale);
+        path
+    };
+    let (one, two) = (
+        with_scale("summarize", "=0.5"),
+        with_scale("translate", "=-0.25"),
+    );
+    let files = [
+        "--lora".as_ref(),
+        one.as_os_str(),
+        "--lora".as_ref(),
+        two.as_os_str(),
+    ];
+    let plain = logits(folder, &files);
+    assert!(of_bundle(folder, &bundle, "cat") == plain);
+    assert!(
+        logits(folder, &[]) != plain,
+        "the adapters change something"
+    );
+    for (kind, path) in kinds {
+        let flags = [
+            "--calibration".as_ref(),
+            path.as_os_str(),
+            "--kind".as_ref(),
+            kind.as_ref(),
+        ];
+        let wanted = logits(folder, &[&files[..], &flags[..]].concat());
+        assert!(wanted != plain, "{kind} changes something");
+        assert!(of_bundle(folder, &bundle, kind) == wanted, "{kind}");
+    }
+}
+
+/// A merge computed at the start is the one that is stored, for every method.
+#[test]
+fn stored_merges_are_those_that_are_computed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let methods = [
+        ("linear", ""),
+        ("svd", "rank = 6"),
+        ("ties", "density = 0.5"),
+        ("ties_svd", "density = 0.5\nrank = 8"),
+        ("dare_linear", "density = 0.6\nseed = 7"),
+        ("dare_linear_svd", "density = 0.6\nseed = 7\nrank = 8"),
+        ("dare_ties", "density = 0.6\nseed = 7"),
+        ("dare_ties_svd", "density = 0.6\nseed = 7\nrank = 8"),
+        ("magnitude_prune", "density = 0.5"),
+        ("magnitude_prune_svd", "density = 0.5\nrank = 8"),
+    ];
+    let mut compositions = String::new();
+    for (method, options) in methods {
+        for (suffix, stored) in [("computed", false), ("stored", true)] {
+            compositions += &format!(
+                "[[composition]]\nname = \"{method}-{suffix}\"\nmerge = \"{method}\"\n{options}\n\
+                 adapters = [{{ name = \"summarize\", weight = 0.7 }}, {{ name = \"translate\", weight = 0.4 }}]\n\
+                 ready_made = {stored}\nquant = \"f32\"\n"
+            );
+        }
+    }
+    let Some(bundle) = peer_bundle(folder, "f32", &compositions) else {
+        return;
+    };
+    let mut seen = vec![logits(folder, &[])];
+    for (method, _) in methods {
+        let computed = of_bundle(folder, &bundle, &format!("{method}-computed"));
+        let stored = of_bundle(folder, &bundle, &format!("{method}-stored"));
+        assert!(computed == stored, "{method}");
+        assert!(!seen.contains(&computed), "{method} is no other method");
+        seen.push(computed);
+    }
+}
+
+/// The greedy ids that transformers and PEFT give in float32, prompts included.
+#[test]
+fn the_trained_compositions_answer_as_in_peft() {
+    let folder = tempfile::tempdir().unwrap();
+    let (Some(trained), Some(base)) = (
+        shared("models/pocket"),
+        shared("models/pocket/base-f32.gguf"),
+    ) else {
+        return;
+    };
+    let mut recipe = format!("[bundle]\nname = \"pocket\"\nbase = {base:?}\n");
+    for name in ["summarize", "translate-fr"] {
+        let path = trained.join("adapters").join(name);
+        recipe += &format!("[[adapter]]\nname = \"{name}\"\npath = {path:?}\nquant = \"f32\"\n");
+    }
+    for (suffix, kind) in [("lc", "output_bias"), ("lcpp", "low_rank")] {
+        // In F16, as calibrations are unless asked for otherwise.
+        let path = trained.join(format!("calibration-sum-fr-{suffix}.safetensors"));
+        recipe += &format!(
+            "[[composition]]\nname = \"{suffix}\"\nprompt = \"{{{{ input }}}}\\n=> \"\n\
+             adapters = [{{ name = \"summarize\", weight = 0.5 }}, {{ name = \"translate-fr\", weight = 0.5 }}]\n\
+             calibration = {{ kind = \"{kind}\", path = {path:?} }}\n"
+        );
+    }
+    let recipe_path = folder.path().join("recipe.toml");
+    fs::write(&recipe_path, recipe).unwrap();
+    let bundle = folder.path().join("pocket.tandem");
+    tandem!("bundle", "create", recipe_path, "--out", bundle).ok();
+    let golden = fs::read(trained.join("greedy-f32.json")).unwrap();
+    let golden: Json = serde_json::from_slice(&golden).unwrap();
+    for composition in ["lc", "lcpp"] {
+        let cases = golden[format!("sum-fr/{composition}")].as_array().unwrap();
+        for case in cases.iter().take(5) {
+            let input = case["input"].as_str().unwrap();
+            let report = tandem!(
+                "run",
+                "--model",
+                base,
+                "--bundle",
+                bundle,
+                "--compose",
+                composition,
+                "--prompt",
+                input,
+                "--temp",
+                "0",
+                "--n-predict",
+                "32",
+                "--exact",
+                "--json"
+            );
+            let report = report.ok().json();
+            assert_eq!(report["prompt_ids"], case["prompt_ids"]);
+            assert_eq!(report["ids"], case["ids"], "{composition}: {input}");
+        }
+    }
+}
+
+#[test]
+fn nothing_runs_that_is_damaged_unknown_or_for_another_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let compositions = "[[composition]]\nname = \"one\"\nadapters = [{ name = \"summarize\" }]\n\
+                        [[composition]]\nname = \"two\"\nadapters = [{ name = \"translate\" }]\n";
+    let Some(bundle) = peer_bundle(folder, "q8_0", compositions) else {
+        return;
+    };
+    let base = shared("peer/logits/llama-f16.gguf").unwrap();
+    let tokens = shared("peer/logits/llama.tokens.json").unwrap();
+    let out = folder.join("out.npy");
+    let with = |model: &Path, bundle: &Path, compose: &str| {
+        tandem!(
+            "logits",
+            "--model",
+            model,
+            "--tokens",
+            tokens,
+            "--out",
+            out,
+            "--bundle",
+            bundle,
+            "--compose",
+            compose
+        )
+    };
+    with(&base, &bundle, "one").ok();
+    fs::remove_file(&out).unwrap();
+    with(&base, &bundle, "three")
+        .fails(1, "no composition \"three\" in the bundle; it has one, two");
+    with(&fixture("pocket-q8_0.gguf"), &bundle, "one").fails(1, "another base model");
+    with(&base, &base, "one").fails(1, "not an adapter bundle");
+    tandem!(
+        "logits", "--model", base, "--tokens", tokens, "--out", out, "--bundle", bundle
+    )
+    .fails(2, "--compose");
+
+    let mut bytes = fs::read(&bundle).unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let tensor = gguf
+        .tensor("adapter.translate.blk.1.ffn_down.lora_b")
+        .unwrap();
+    let at = tensor.data.as_ptr() as usize - bytes.as_ptr() as usize;
+    bytes[at] ^= 4;
+    let damaged = folder.join("damaged.tandem");
+    fs::write(&damaged, &bytes).unwrap();
+    with(&base, &damaged, "two").fails(1, "adapter \"translate\" is damaged");
+    assert!(!out.exists());
+    // What does not use the damaged section runs.
+    with(&base, &damaged, "one").ok();
+}
