@@ -6,13 +6,14 @@ use half::f16;
 
 use crate::TileMut;
 use crate::level::multilevel;
+use crate::simd::low_rank::{Tiles, add_tiles};
 
 /// Outputs of one tile of the integer layouts.
 pub const LOW_RANK_TILE: usize = 16;
 /// Bytes of a tile's f16 scales, one an output.
-const SCALE_BYTES: usize = 2 * LOW_RANK_TILE;
+pub(crate) const SCALE_BYTES: usize = 2 * LOW_RANK_TILE;
 /// Bytes of integers that a tile's outputs have one after the other: 4 each.
-const GROUP_BYTES: usize = 4 * LOW_RANK_TILE;
+pub(crate) const GROUP_BYTES: usize = 4 * LOW_RANK_TILE;
 /// The largest rank: sums of as many products of bytes fit an i32.
 pub const MAX_RANK: usize = 1 << 16;
 
@@ -292,6 +293,15 @@ pub enum LowRankInput<'a> {
     },
 }
 
+/// The fields of [`LowRankInput::Q8`].
+#[derive(Clone, Copy)]
+pub(crate) struct QuantizedRanks<'a> {
+    pub q: &'a [i8],
+    pub stride: usize,
+    pub scale: &'a [f32],
+    pub scale_stride: usize,
+}
+
 /// `y[t][r - rows.start] += scale * sum_k b[r][k] h[t][k]` for the outputs `rows` of `b`, with `y`
 /// `[n_tokens, rows.len()]`.
 ///
@@ -335,8 +345,21 @@ pub fn add_low_rank(
         } => {
             assert!(b.kind.is_quantized());
             assert!(holds(q.len(), stride, padded) && holds(h_scale.len(), scale_stride, 1));
-            let h = (q, stride, h_scale, scale_stride);
-            add_tiles_q8(level, b, rows.start, h, scale, y);
+            let h = QuantizedRanks {
+                q,
+                stride,
+                scale: h_scale,
+                scale_stride,
+            };
+            let first = rows.start / LOW_RANK_TILE;
+            let tiles = Tiles {
+                data: &b.data[first * b.kind.tile_bytes(b.rank)..],
+                n_groups: b.rank.div_ceil(b.kind.ranks_per_group()),
+                is_q4: b.kind == LowRankType::Q4,
+            };
+            if !add_tiles(level, tiles, h, scale, y) {
+                add_tiles_q8(b, rows.start, h, scale, y);
+            }
         }
     }
 }
@@ -428,54 +451,50 @@ multilevel! {
     }
 }
 
-multilevel! {
-    /// Integer tiles of `b`, int8 `h`: exact sums of integers, then
-    /// `y += (scale scale_h) (scale_b sum)`.
-    fn add_tiles_q8(
-        level: Level,
-        b: &LowRank<'_>,
-        start: usize,
-        h: (&[i8], usize, &[f32], usize),
-        scale: f32,
-        y: &mut TileMut<'_>,
-    ) {
-        let (q, stride, h_scale, scale_stride) = h;
-        let padded = b.kind.padded_rank(b.rank);
-        for o in (0..y.n_cols()).step_by(LOW_RANK_TILE) {
-            let tile = b.tile((start + o) / LOW_RANK_TILE);
-            let mut scales = [0.0; LOW_RANK_TILE];
-            for (i, s) in scales.iter_mut().enumerate() {
-                *s = tile.scale(i);
+/// Integer tiles of `b`, int8 `h`: exact sums of integers, then
+/// `y += (scale scale_h) (scale_b sum)`.
+fn add_tiles_q8(
+    b: &LowRank<'_>,
+    start: usize,
+    h: QuantizedRanks<'_>,
+    scale: f32,
+    y: &mut TileMut<'_>,
+) {
+    let padded = b.kind.padded_rank(b.rank);
+    for o in (0..y.n_cols()).step_by(LOW_RANK_TILE) {
+        let tile = b.tile((start + o) / LOW_RANK_TILE);
+        let mut scales = [0.0; LOW_RANK_TILE];
+        for (i, s) in scales.iter_mut().enumerate() {
+            *s = tile.scale(i);
+        }
+        for t in 0..y.n_rows() {
+            let fours = h.q[t * h.stride..][..padded].as_chunks::<4>().0;
+            let mut sums = [0_i32; LOW_RANK_TILE];
+            match b.kind {
+                LowRankType::Q4 => {
+                    for (group, x) in tile.groups.iter().zip(fours.as_chunks::<2>().0) {
+                        for (sum, b) in sums.iter_mut().zip(group.as_chunks::<4>().0) {
+                            for j in 0..4 {
+                                *sum += i32::from(x[0][j]) * i32::from(low(b[j]));
+                                *sum += i32::from(x[1][j]) * i32::from(high(b[j]));
+                            }
+                        }
+                    }
+                }
+                _ => {
+                    for (group, x) in tile.groups.iter().zip(fours) {
+                        for (sum, b) in sums.iter_mut().zip(group.as_chunks::<4>().0) {
+                            for j in 0..4 {
+                                *sum += i32::from(x[j]) * i32::from(b[j] as i8);
+                            }
+                        }
+                    }
+                }
             }
-            for t in 0..y.n_rows() {
-                let fours = q[t * stride..][..padded].as_chunks::<4>().0;
-                let mut sums = [0_i32; LOW_RANK_TILE];
-                match b.kind {
-                    LowRankType::Q4 => {
-                        for (group, h) in tile.groups.iter().zip(fours.as_chunks::<2>().0) {
-                            for (sum, b) in sums.iter_mut().zip(group.as_chunks::<4>().0) {
-                                for j in 0..4 {
-                                    *sum += i32::from(h[0][j]) * i32::from(low(b[j]));
-                                    *sum += i32::from(h[1][j]) * i32::from(high(b[j]));
-                                }
-                            }
-                        }
-                    }
-                    _ => {
-                        for (group, h) in tile.groups.iter().zip(fours) {
-                            for (sum, b) in sums.iter_mut().zip(group.as_chunks::<4>().0) {
-                                for j in 0..4 {
-                                    *sum += i32::from(h[j]) * i32::from(b[j] as i8);
-                                }
-                            }
-                        }
-                    }
-                }
-                let scale = scale * h_scale[t * scale_stride];
-                let y = &mut y.row(t)[o..];
-                for ((y, sum), b_scale) in y.iter_mut().zip(sums).zip(scales) {
-                    *y += scale * (b_scale * sum as f32);
-                }
+            let scale = scale * h.scale[t * h.scale_stride];
+            let y = &mut y.row(t)[o..];
+            for ((y, sum), b_scale) in y.iter_mut().zip(sums).zip(scales) {
+                *y += scale * (b_scale * sum as f32);
             }
         }
     }

@@ -283,6 +283,39 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn group_dots<const Q4: bool>(
+        groups: *const u8,
+        n_groups: usize,
+        h: *const i8,
+        sum: i32,
+    ) -> [__m256; 2] {
+        let offset = match (Q4, VNNI) {
+            (true, _) => 8,
+            (false, true) => OFFSET as i32,
+            (false, false) => 0,
+        };
+        let mut dots = [_mm256_set1_epi32(-offset * sum); 2];
+        for g in 0..n_groups {
+            for j in 0..2 {
+                let b = _mm256_loadu_si256(groups.add(64 * g + 32 * j).cast());
+                if Q4 {
+                    let h = h.add(8 * g).cast::<i32>();
+                    let low = _mm256_and_si256(b, _mm256_set1_epi8(15));
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(15));
+                    let first = _mm256_set1_epi32(h.read_unaligned());
+                    let second = _mm256_set1_epi32(h.add(1).read_unaligned());
+                    dots[j] = add_products::<VNNI, false>(dots[j], low, first);
+                    dots[j] = add_products::<VNNI, false>(dots[j], high, second);
+                } else {
+                    let h = _mm256_set1_epi32(h.add(4 * g).cast::<i32>().read_unaligned());
+                    dots[j] = add_products::<VNNI, true>(dots[j], b, h);
+                }
+            }
+        }
+        [_mm256_cvtepi32_ps(dots[0]), _mm256_cvtepi32_ps(dots[1])]
+    }
+
+    #[inline(always)]
     unsafe fn multiply<K: Kind, const N: usize>(
         panel: &Panel<Self>,
         x: Columns,
@@ -339,6 +372,28 @@ unsafe fn products<K: Kind>(w: __m256i, x: __m256i) -> __m256i {
         // At most 2 * 128 * 127: the input has no -128.
         8 => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
         _ => _mm256_maddubs_epi16(w, x),
+    }
+}
+
+/// Adds the products of four bytes each; signed `w` are taken as `w + 128` by VNNI.
+#[inline(always)]
+unsafe fn add_products<const VNNI: bool, const SIGNED: bool>(
+    sums: __m256i,
+    w: __m256i,
+    x: __m256i,
+) -> __m256i {
+    match (VNNI, SIGNED) {
+        (true, true) => {
+            _mm256_dpbusd_avx_epi32(sums, _mm256_xor_si256(w, _mm256_set1_epi8(-128)), x)
+        }
+        (true, false) => _mm256_dpbusd_avx_epi32(sums, w, x),
+        (false, _) => {
+            let pairs = match SIGNED {
+                true => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
+                false => _mm256_maddubs_epi16(w, x),
+            };
+            _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod avx512;
 pub(crate) mod float;
 pub(crate) mod int8;
 mod load;
+pub(crate) mod low_rank;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 #[cfg(target_arch = "aarch64")]
@@ -117,6 +118,16 @@ trait Simd: Lanes {
         first: bool,
         y: [*mut f32; N],
     );
+
+    /// `sum_k b[o][k] h[k]` of 16 outputs, for `n_groups` groups of 64 bytes, `[16 outputs][4]`;
+    /// with `Q4` of eight columns each, plus 8, the first four in the low half bytes. `sum` is that
+    /// of the `h`.
+    unsafe fn group_dots<const Q4: bool>(
+        groups: *const u8,
+        n_groups: usize,
+        h: *const i8,
+        sum: i32,
+    ) -> Self::Floats;
 }
 
 /// 256 columns of 16 rows of weights.

@@ -321,6 +321,36 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
+    unsafe fn group_dots<const Q4: bool>(
+        groups: *const u8,
+        n_groups: usize,
+        h: *const i8,
+        sum: i32,
+    ) -> [float32x4_t; 4] {
+        let offset = if Q4 { 8 } else { 0 };
+        let mut dots = [vdupq_n_s32(-offset * sum); 4];
+        for g in 0..n_groups {
+            for j in 0..4 {
+                let b = groups.add(64 * g + 16 * j);
+                if Q4 {
+                    let b = vld1q_u8(b);
+                    let low = vreinterpretq_s8_u8(vandq_u8(b, vdupq_n_u8(15)));
+                    let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(b));
+                    dots[j] = Self::add_fours(dots[j], low, h.add(8 * g));
+                    dots[j] = Self::add_fours(dots[j], high, h.add(8 * g + 4));
+                } else {
+                    dots[j] = Self::add_fours(dots[j], vld1q_s8(b.cast()), h.add(4 * g));
+                }
+            }
+        }
+        let mut floats = [vdupq_n_f32(0.0); 4];
+        for j in 0..4 {
+            floats[j] = vcvtq_f32_s32(dots[j]);
+        }
+        floats
+    }
+
+    #[inline(always)]
     unsafe fn multiply<K: Kind, const N: usize>(
         panel: &Panel<Self>,
         x: Columns,
@@ -339,6 +369,20 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
 }
 
 impl<const EXTENSION: u8> Neon<EXTENSION> {
+    /// Adds the products of four weights in each lane with the four inputs at `x`.
+    #[inline(always)]
+    unsafe fn add_fours(sums: int32x4_t, w: int8x16_t, x: *const i8) -> int32x4_t {
+        let x = vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned()));
+        match EXTENSION {
+            BASE => {
+                let low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+                let high = vpaddlq_s16(vmull_high_s8(w, x));
+                vaddq_s32(sums, vpaddq_s32(low, high))
+            }
+            _ => sdot(sums, w, x),
+        }
+    }
+
     /// The product of 16 weights and inputs, in four sums.
     #[inline(always)]
     unsafe fn dot_16(w: int8x16_t, x: int8x16_t) -> int32x4_t {
