@@ -33,6 +33,22 @@ pub struct Q8Rows<'a> {
     pub sum: &'a [f32],
 }
 
+impl<'a> Q8Rows<'a> {
+    /// The rows of the tokens `tokens` alone.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows.
+    pub(crate) fn tokens(&self, tokens: core::ops::Range<usize>, n_cols: usize) -> Q8Rows<'a> {
+        let rows = |n: usize| tokens.start * n..tokens.end * n;
+        Q8Rows {
+            q: &self.q[rows(n_cols)],
+            scale: &self.scale[rows(n_cols / Q8_BLOCK)],
+            sum: &self.sum[rows(n_cols / Q8_GROUP)],
+        }
+    }
+}
+
 impl<'a> Input<'a> {
     /// The rows of the tokens `tokens` alone.
     ///
@@ -40,14 +56,9 @@ impl<'a> Input<'a> {
     ///
     /// If there are no such rows.
     pub fn tokens(&self, tokens: core::ops::Range<usize>, n_cols: usize) -> Input<'a> {
-        let rows = |n: usize| tokens.start * n..tokens.end * n;
         match self {
-            Input::F32(x) => Input::F32(&x[rows(n_cols)]),
-            Input::Q8(x) => Input::Q8(Q8Rows {
-                q: &x.q[rows(n_cols)],
-                scale: &x.scale[rows(n_cols / Q8_BLOCK)],
-                sum: &x.sum[rows(n_cols / Q8_GROUP)],
-            }),
+            Input::F32(x) => Input::F32(&x[tokens.start * n_cols..tokens.end * n_cols]),
+            Input::Q8(x) => Input::Q8(x.tokens(tokens, n_cols)),
         }
     }
 

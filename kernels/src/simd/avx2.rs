@@ -283,36 +283,50 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn group_dots<const Q4: bool>(
+    unsafe fn group_dots<const Q4: bool, const T: usize>(
         groups: *const u8,
         n_groups: usize,
-        h: *const i8,
-        sum: i32,
-    ) -> [__m256; 2] {
+        h: [*const i8; T],
+        sums: [i32; T],
+    ) -> [[__m256; 2]; T] {
         let offset = match (Q4, VNNI) {
             (true, _) => 8,
             (false, true) => OFFSET as i32,
             (false, false) => 0,
         };
-        let mut dots = [_mm256_set1_epi32(-offset * sum); 2];
+        let mut dots = [[_mm256_setzero_si256(); 2]; T];
+        for i in 0..T {
+            dots[i] = [_mm256_set1_epi32(-offset * sums[i]); 2];
+        }
         for g in 0..n_groups {
             for j in 0..2 {
                 let b = _mm256_loadu_si256(groups.add(64 * g + 32 * j).cast());
                 if Q4 {
-                    let h = h.add(8 * g).cast::<i32>();
                     let low = _mm256_and_si256(b, _mm256_set1_epi8(15));
                     let high = _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(15));
-                    let first = _mm256_set1_epi32(h.read_unaligned());
-                    let second = _mm256_set1_epi32(h.add(1).read_unaligned());
-                    dots[j] = add_products::<VNNI, false>(dots[j], low, first);
-                    dots[j] = add_products::<VNNI, false>(dots[j], high, second);
+                    for i in 0..T {
+                        let h = h[i].add(8 * g).cast::<i32>();
+                        let first = _mm256_set1_epi32(h.read_unaligned());
+                        let second = _mm256_set1_epi32(h.add(1).read_unaligned());
+                        dots[i][j] = add_products::<VNNI, false>(dots[i][j], low, first);
+                        dots[i][j] = add_products::<VNNI, false>(dots[i][j], high, second);
+                    }
                 } else {
-                    let h = _mm256_set1_epi32(h.add(4 * g).cast::<i32>().read_unaligned());
-                    dots[j] = add_products::<VNNI, true>(dots[j], b, h);
+                    for i in 0..T {
+                        let h = h[i].add(4 * g).cast::<i32>().read_unaligned();
+                        dots[i][j] =
+                            add_products::<VNNI, true>(dots[i][j], b, _mm256_set1_epi32(h));
+                    }
                 }
             }
         }
-        [_mm256_cvtepi32_ps(dots[0]), _mm256_cvtepi32_ps(dots[1])]
+        let mut floats = [[_mm256_setzero_ps(); 2]; T];
+        for i in 0..T {
+            for j in 0..2 {
+                floats[i][j] = _mm256_cvtepi32_ps(dots[i][j]);
+            }
+        }
+        floats
     }
 
     #[inline(always)]

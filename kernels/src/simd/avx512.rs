@@ -229,29 +229,41 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn group_dots<const Q4: bool>(
+    unsafe fn group_dots<const Q4: bool, const T: usize>(
         groups: *const u8,
         n_groups: usize,
-        h: *const i8,
-        sum: i32,
-    ) -> __m512 {
+        h: [*const i8; T],
+        sums: [i32; T],
+    ) -> [__m512; T] {
         let offset = if Q4 { 8 } else { OFFSET as i32 };
-        let mut dots = _mm512_set1_epi32(-offset * sum);
+        let mut dots = [_mm512_setzero_si512(); T];
+        for i in 0..T {
+            dots[i] = _mm512_set1_epi32(-offset * sums[i]);
+        }
         for g in 0..n_groups {
             let b = _mm512_loadu_si512(groups.add(64 * g).cast());
             if Q4 {
-                let h = h.add(8 * g).cast::<i32>();
                 let low = _mm512_and_si512(b, Self::splat(15));
                 let high = _mm512_and_si512(_mm512_srli_epi16::<4>(b), Self::splat(15));
-                dots = _mm512_dpbusd_epi32(dots, low, _mm512_set1_epi32(h.read_unaligned()));
-                let h = h.add(1);
-                dots = _mm512_dpbusd_epi32(dots, high, _mm512_set1_epi32(h.read_unaligned()));
+                for i in 0..T {
+                    let h = h[i].add(8 * g).cast::<i32>();
+                    let (first, second) = (h.read_unaligned(), h.add(1).read_unaligned());
+                    dots[i] = _mm512_dpbusd_epi32(dots[i], low, _mm512_set1_epi32(first));
+                    dots[i] = _mm512_dpbusd_epi32(dots[i], high, _mm512_set1_epi32(second));
+                }
             } else {
-                let h = _mm512_set1_epi32(h.add(4 * g).cast::<i32>().read_unaligned());
-                dots = _mm512_dpbusd_epi32(dots, _mm512_xor_si512(b, Self::splat(0x80)), h);
+                let b = _mm512_xor_si512(b, Self::splat(0x80));
+                for i in 0..T {
+                    let h = h[i].add(4 * g).cast::<i32>().read_unaligned();
+                    dots[i] = _mm512_dpbusd_epi32(dots[i], b, _mm512_set1_epi32(h));
+                }
             }
         }
-        _mm512_cvtepi32_ps(dots)
+        let mut floats = [_mm512_setzero_ps(); T];
+        for i in 0..T {
+            floats[i] = _mm512_cvtepi32_ps(dots[i]);
+        }
+        floats
     }
 
     #[inline(always)]

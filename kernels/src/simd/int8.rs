@@ -10,6 +10,8 @@ use crate::{DType, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8Rows, TileMut};
 const PREFETCH_BYTES: usize = 2048;
 /// From this many tokens on a tile is faster than a dot product for each.
 const MIN_TILE_TOKENS: usize = 4;
+/// Tokens whose outputs of rows that are no whole tile are computed at once.
+const BESIDE_TOKENS: usize = 64;
 
 /// `y[t][r] = w[r] . x[t]` for quantized `w` `[n_rows, n_cols]` and int8 `x` `[n_tokens, n_cols]`;
 /// the caller checked the shapes. False, and nothing done, at the scalar level.
@@ -48,20 +50,34 @@ pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileM
 /// The CPU has the level's features, with which the caller is compiled.
 #[inline(always)]
 unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
-    let (n_rows, n_tokens) = (w.n_rows(), y.n_rows());
-    let n_tiled = match n_tokens >= MIN_TILE_TOKENS {
-        true => n_rows / TILE_ROWS * TILE_ROWS,
-        false => 0,
-    };
-    for r in (0..n_tiled).step_by(TILE_ROWS) {
-        // SAFETY: the caller's.
-        unsafe { tile::<S, F>(&w.rows(r..r + TILE_ROWS), x, y, r) };
-    }
-    if n_tiled < n_rows {
+    let (n_rows, n_cols, n_tokens) = (w.n_rows(), w.n_cols(), y.n_rows());
+    if n_tokens < MIN_TILE_TOKENS {
         for t in 0..n_tokens {
-            let rows = n_tiled..n_rows;
             // SAFETY: the caller's.
-            unsafe { matvec::<S, F>(&w.rows(rows.clone()), x, t, &mut y.row(t)[rows]) };
+            unsafe { matvec::<S, F>(w, x, t, y.row(t)) };
+        }
+        return;
+    }
+    // The last rows, if they are no whole tile, are computed as one beside `y`.
+    let mut beside = [0.0; BESIDE_TOKENS * TILE_ROWS];
+    for r in (0..n_rows).step_by(TILE_ROWS) {
+        let rows = w.rows(r..n_rows.min(r + TILE_ROWS));
+        let is_whole = rows.n_rows() == TILE_ROWS;
+        let step = if is_whole { n_tokens } else { BESIDE_TOKENS };
+        for t in (0..n_tokens).step_by(step) {
+            let n = step.min(n_tokens - t);
+            let x = x.tokens(t..t + n, n_cols);
+            let (mut target, first) = match is_whole {
+                true => (y.first_cols(n_rows), r),
+                false => (TileMut::new(&mut beside[..n * TILE_ROWS], TILE_ROWS), 0),
+            };
+            // SAFETY: the caller's.
+            unsafe { tile::<S, F>(&rows, &x, &mut target, first) };
+            if !is_whole {
+                for (i, all) in beside.chunks_exact(TILE_ROWS).take(n).enumerate() {
+                    y.row(t + i)[r..].copy_from_slice(&all[..rows.n_rows()]);
+                }
+            }
         }
     }
 }
@@ -172,7 +188,8 @@ fn prefetch(p: *const u8) {
     }
 }
 
-/// Prefill: 16 rows for all tokens, `y[t][first + r] = w[r] . x[t]`. The weights go through a panel
+/// Prefill: 16 rows for all tokens, `y[t][first + r] = w[r] . x[t]`; of fewer rows the last is
+/// taken again and again. The weights go through a panel
 /// of 256 columns, so that they are unpacked once for all tokens; sums between panels are kept in
 /// `y`.
 ///
@@ -186,7 +203,7 @@ unsafe fn tile<S: Simd, F: Format>(
     y: &mut TileMut<'_>,
     first: usize,
 ) {
-    assert_eq!(w.n_rows(), TILE_ROWS);
+    let row = |r: usize| w.row(r.min(w.n_rows() - 1));
     let (n_cols, n_tokens) = (w.n_cols(), y.n_rows());
     let n_bytes = super_bytes(F::DTYPE);
     if n_cols == 0 {
@@ -197,9 +214,9 @@ unsafe fn tile<S: Simd, F: Format>(
         let tails;
         let start = c / SUPER * n_bytes;
         let rows: [*const u8; TILE_ROWS] = match n_cols - c >= SUPER {
-            true => core::array::from_fn(|r| w.row(r)[start..][..n_bytes].as_ptr()),
+            true => core::array::from_fn(|r| row(r)[start..][..n_bytes].as_ptr()),
             false => {
-                tails = core::array::from_fn::<_, TILE_ROWS, _>(|r| weight_tail(w.row(r), start));
+                tails = core::array::from_fn::<_, TILE_ROWS, _>(|r| weight_tail(row(r), start));
                 core::array::from_fn(|r| tails[r].as_ptr())
             }
         };

@@ -57,30 +57,67 @@ unsafe fn add<S: Simd, const Q4: bool>(
     let n_bytes = SCALE_BYTES + tiles.n_groups * GROUP_BYTES;
     let n_ranks = tiles.n_groups * if Q4 { 8 } else { 4 };
     assert!(tiles.data.len() >= y.n_cols().div_ceil(LOW_RANK_TILE) * n_bytes);
-    for t in 0..y.n_rows() {
-        let q = &h.q[t * h.stride..][..n_ranks];
-        let sum = q.iter().map(|q| i32::from(*q)).sum();
-        let scale = scale * h.scale[t * h.scale_stride];
-        let outputs = y.row(t).chunks_mut(LOW_RANK_TILE);
-        for (y, tile) in outputs.zip(tiles.data.chunks_exact(n_bytes)) {
-            let (scales, groups) = tile.split_at(SCALE_BYTES);
-            // SAFETY: the caller's; a tile has 16 scales and `n_groups` groups, and `q` as many
-            // ranks as they have columns.
-            unsafe {
-                let dots = S::group_dots::<Q4>(groups.as_ptr(), tiles.n_groups, q.as_ptr(), sum);
-                let scales = S::mul(S::from_f16(scales.as_ptr()), S::splat_float(scale));
+    let mut t = 0;
+    while t < y.n_rows() {
+        // SAFETY: the caller's.
+        t += unsafe {
+            match y.n_rows() - t {
+                4.. => add_tokens::<S, Q4, 4>(tiles.data, (n_bytes, n_ranks), h, scale, y, t),
+                _ => add_tokens::<S, Q4, 1>(tiles.data, (n_bytes, n_ranks), h, scale, y, t),
+            }
+        };
+    }
+}
+
+/// [`add`] for the `T` tokens from `t` on; tiles have `n_bytes` bytes and `n_ranks` columns. Gives
+/// `T`.
+///
+/// # Safety
+///
+/// As [`add`].
+#[inline(always)]
+unsafe fn add_tokens<S: Simd, const Q4: bool, const T: usize>(
+    tiles: &[u8],
+    (n_bytes, n_ranks): (usize, usize),
+    h: QuantizedRanks<'_>,
+    scale: f32,
+    y: &mut TileMut<'_>,
+    t: usize,
+) -> usize {
+    let (mut q, mut sums, mut scales) = ([core::ptr::null(); T], [0; T], [0.0; T]);
+    for i in 0..T {
+        let row = &h.q[(t + i) * h.stride..][..n_ranks];
+        q[i] = row.as_ptr();
+        sums[i] = row.iter().map(|q| i32::from(*q)).sum();
+        scales[i] = scale * h.scale[(t + i) * h.scale_stride];
+    }
+    for (tile, o) in tiles
+        .chunks_exact(n_bytes)
+        .zip((0..y.n_cols()).step_by(LOW_RANK_TILE))
+    {
+        let (b_scales, groups) = tile.split_at(SCALE_BYTES);
+        let n_groups = groups.len() / GROUP_BYTES;
+        // SAFETY: the caller's; a tile has 16 scales and `n_groups` groups, and each `q` as many
+        // ranks as they have columns.
+        unsafe {
+            let dots = S::group_dots::<Q4, T>(groups.as_ptr(), n_groups, q, sums);
+            let b_scales = S::from_f16(b_scales.as_ptr());
+            for i in 0..T {
+                let scales = S::mul(b_scales, S::splat_float(scales[i]));
+                let y = &mut y.row(t + i)[o..];
                 match y.first_chunk_mut::<LOW_RANK_TILE>() {
                     Some(y) => {
-                        let sum = S::mul_add(dots, scales, S::floats(y.as_ptr()));
+                        let sum = S::mul_add(dots[i], scales, S::floats(y.as_ptr()));
                         S::store(sum, y.as_mut_ptr());
                     }
                     None => {
                         let mut terms = [0.0; LOW_RANK_TILE];
-                        S::store(S::mul(dots, scales), terms.as_mut_ptr());
+                        S::store(S::mul(dots[i], scales), terms.as_mut_ptr());
                         y.iter_mut().zip(terms).for_each(|(y, term)| *y += term);
                     }
                 }
             }
         }
     }
+    T
 }

@@ -119,15 +119,15 @@ trait Simd: Lanes {
         y: [*mut f32; N],
     );
 
-    /// `sum_k b[o][k] h[k]` of 16 outputs, for `n_groups` groups of 64 bytes, `[16 outputs][4]`;
-    /// with `Q4` of eight columns each, plus 8, the first four in the low half bytes. `sum` is that
-    /// of the `h`.
-    unsafe fn group_dots<const Q4: bool>(
+    /// `sum_k b[o][k] h_i[k]` of 16 outputs and `T` tokens, for `n_groups` groups of 64 bytes,
+    /// `[16 outputs][4]`; with `Q4` of eight columns each, plus 8, the first four in the low half
+    /// bytes. `sums` are those of the `h_i`.
+    unsafe fn group_dots<const Q4: bool, const T: usize>(
         groups: *const u8,
         n_groups: usize,
-        h: *const i8,
-        sum: i32,
-    ) -> Self::Floats;
+        h: [*const i8; T],
+        sums: [i32; T],
+    ) -> [Self::Floats; T];
 }
 
 /// 256 columns of 16 rows of weights.

@@ -321,14 +321,17 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
-    unsafe fn group_dots<const Q4: bool>(
+    unsafe fn group_dots<const Q4: bool, const T: usize>(
         groups: *const u8,
         n_groups: usize,
-        h: *const i8,
-        sum: i32,
-    ) -> [float32x4_t; 4] {
+        h: [*const i8; T],
+        sums: [i32; T],
+    ) -> [[float32x4_t; 4]; T] {
         let offset = if Q4 { 8 } else { 0 };
-        let mut dots = [vdupq_n_s32(-offset * sum); 4];
+        let mut dots = [[vdupq_n_s32(0); 4]; T];
+        for i in 0..T {
+            dots[i] = [vdupq_n_s32(-offset * sums[i]); 4];
+        }
         for g in 0..n_groups {
             for j in 0..4 {
                 let b = groups.add(64 * g + 16 * j);
@@ -336,16 +339,24 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
                     let b = vld1q_u8(b);
                     let low = vreinterpretq_s8_u8(vandq_u8(b, vdupq_n_u8(15)));
                     let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(b));
-                    dots[j] = Self::add_fours(dots[j], low, h.add(8 * g));
-                    dots[j] = Self::add_fours(dots[j], high, h.add(8 * g + 4));
+                    for i in 0..T {
+                        let h = h[i].add(8 * g);
+                        let sum = Self::add_fours(dots[i][j], low, h);
+                        dots[i][j] = Self::add_fours(sum, high, h.add(4));
+                    }
                 } else {
-                    dots[j] = Self::add_fours(dots[j], vld1q_s8(b.cast()), h.add(4 * g));
+                    let b = vld1q_s8(b.cast());
+                    for i in 0..T {
+                        dots[i][j] = Self::add_fours(dots[i][j], b, h[i].add(4 * g));
+                    }
                 }
             }
         }
-        let mut floats = [vdupq_n_f32(0.0); 4];
-        for j in 0..4 {
-            floats[j] = vcvtq_f32_s32(dots[j]);
+        let mut floats = [[vdupq_n_f32(0.0); 4]; T];
+        for i in 0..T {
+            for j in 0..4 {
+                floats[i][j] = vcvtq_f32_s32(dots[i][j]);
+            }
         }
         floats
     }
