@@ -300,6 +300,10 @@ unsafe fn multiply<K: Kind, const N: usize>(
             acc[i] = _mm512_loadu_ps(y[i]);
         }
     }
+    let mut q = [x.q; N];
+    for i in 0..N {
+        q[i] = x.q.add(i * x.n_cols);
+    }
     let halves = if K::WIDE { 1 } else { 2 };
     for b in 0..n_blocks {
         for half in 0..halves {
@@ -307,10 +311,8 @@ unsafe fn multiply<K: Kind, const N: usize>(
             for k in half * 8 / halves..(half + 1) * 8 / halves {
                 let w = panel.q[b / 2][8 * (b % 2) + k];
                 for i in 0..N {
-                    let four = {
-                        let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
-                        _mm512_set1_epi32(q.cast::<i32>().read_unaligned())
-                    };
+                    let four = q[i].add(b * Q8_BLOCK + 4 * k).cast::<i32>();
+                    let four = _mm512_set1_epi32(four.read_unaligned());
                     products[i] = _mm512_dpbusd_epi32(products[i], w, four);
                 }
             }
@@ -323,14 +325,11 @@ unsafe fn multiply<K: Kind, const N: usize>(
                 }
             }
             for i in 0..N {
-                let (scale, sum) = {
-                    let scale = x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
-                    let sum = x.sum.add(i * (x.n_cols / Q8_GROUP) + 2 * b + half);
-                    (_mm512_set1_ps(*scale), _mm512_set1_ps(*sum))
-                };
-                let scale = _mm512_mul_ps(w_scale, scale);
+                let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
+                let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + 2 * b + half);
+                let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(scale));
                 acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i]), scale, acc[i]);
-                acc[i] = _mm512_fmadd_ps(w_min, sum, acc[i]);
+                acc[i] = _mm512_fmadd_ps(w_min, _mm512_set1_ps(sum), acc[i]);
             }
         }
     }

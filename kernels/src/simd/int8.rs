@@ -276,7 +276,10 @@ unsafe fn fill<S: Simd, F: Format>(
             (&raw mut (*p).min[r]).write(w.min);
         }
         let panel = panel.assume_init_mut();
-        panel.q.iter_mut().for_each(|q| S::arrange::<F::Kind>(q));
+        // No closure: that would be compiled without the level's features.
+        for q in &mut panel.q {
+            S::arrange::<F::Kind>(q);
+        }
         S::transpose(&mut panel.scale);
         S::transpose(&mut panel.min);
         panel
