@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 use tandem_engine::{Composition, Model, Pool};
+use tandem_kernels::Limited;
 
 use crate::adapters::Parts;
 use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
@@ -123,7 +124,6 @@ fn measure(
     let n_ctx = args
         .depth
         .saturating_add(args.prompt_tokens.max(args.gen_tokens));
-    let level = args.session.options(model, None).level;
     let mut session = args
         .session
         .session(model, pool, composition, Some(n_ctx))?;
@@ -140,6 +140,8 @@ fn measure(
         if n == 0 {
             continue;
         }
+        let n_threads = session.n_threads(if kind == "pp" { n } else { 1 });
+        let pool = Limited::new(pool, n_threads);
         let (mut speeds, mut bandwidths) = (Vec::new(), Vec::new());
         for run in 0..=args.repeat.get() {
             session.truncate(args.depth);
@@ -151,7 +153,7 @@ fn measure(
                     .try_for_each(|id| session.step(*id).map(|_| ()))?,
             }
             let seconds = start.elapsed().as_secs_f64();
-            let bandwidth = memory.measure(pool);
+            let bandwidth = memory.measure(&pool);
             if run > 0 {
                 speeds.push(n as f64 / seconds);
                 bandwidths.push(bandwidth);
@@ -168,8 +170,8 @@ fn measure(
         add(Row {
             model: String::new(),
             size_bytes: 0,
-            level: level.name(),
-            threads: pool.n_threads(),
+            level: session.level().name(),
+            threads: n_threads,
             test: format!("{kind}{n}{depth}"),
             tokens_per_second: mean,
             deviation,
