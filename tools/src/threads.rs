@@ -1,6 +1,8 @@
 //! How many threads decode runs on: as many as it takes to read the weights at full speed, which
 //! memory, not the cores, decides.
 
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tandem_engine::{Level, Model, Pool};
@@ -9,7 +11,7 @@ use tandem_kernels::{Input, Q8_BLOCK, Q8_GROUP, Q8Rows, SharedMatrix, matmul, qu
 /// Bytes of weights read by one timed run: large enough that it takes longer than to start it.
 const RUN_BYTES: usize = 2 << 20;
 /// Runs of each count; the best one says what the count can do, as noise only slows.
-const N_RUNS: usize = 5;
+const N_RUNS: usize = 8;
 /// No round is begun after this time.
 const MAX_TIME: Duration = Duration::from_millis(12);
 /// How far from the best speed is as good as the best.
@@ -20,7 +22,8 @@ const N_CLOSE: usize = 8;
 const PAGE_BYTES: usize = 4096;
 
 /// The fewest threads of `pool` that multiply the model's weights as fast as any number of them
-/// does, for one token: measured, in some milliseconds, on its largest matrix.
+/// does, for one token: measured, in some milliseconds, on its largest matrix. All threads, where
+/// others use the cores so much that it cannot be measured.
 pub(crate) fn for_decode(model: &Model<'_>, pool: &dyn Pool, level: Level, exact: bool) -> usize {
     let counts: Vec<usize> = (1..=pool.n_threads())
         .filter(|n| *n <= N_CLOSE || n.is_multiple_of(4))
@@ -35,13 +38,18 @@ pub(crate) fn for_decode(model: &Model<'_>, pool: &dyn Pool, level: Level, exact
     for _ in 0..N_RUNS {
         // Downwards, so that the threads of each run are still awake from the one before.
         for (n_threads, best) in counts.iter().zip(&mut best).rev() {
-            *best = best.min(weights.time(pool, *n_threads));
+            if let Some(time) = weights.time(pool, *n_threads) {
+                *best = best.min(time);
+            }
         }
         if start.elapsed() > MAX_TIME {
             break;
         }
     }
-    fewest(&counts, &best)
+    match best.iter().all(|time| time.is_finite()) {
+        true => fewest(&counts, &best),
+        false => pool.n_threads(),
+    }
 }
 
 /// The first of `counts` whose time is within the tolerance of the shortest.
@@ -101,8 +109,9 @@ impl<'m> Weights<'m> {
         });
     }
 
-    /// Seconds that the next rows take on `n_threads` threads.
-    fn time(&mut self, pool: &dyn Pool, n_threads: usize) -> f64 {
+    /// Seconds that the next rows take on `n_threads` threads; `None` where one of them got no core
+    /// in that time.
+    fn time(&mut self, pool: &dyn Pool, n_threads: usize) -> Option<f64> {
         let n_rows = self.y.len();
         if self.next + n_rows > self.w.n_rows() {
             self.next = 0;
@@ -117,16 +126,23 @@ impl<'m> Weights<'m> {
             .next_multiple_of(16);
         let y = SharedMatrix::new(&mut self.y, n_rows, 1, task_rows);
         let (level, w, first) = (self.level, &self.w, self.next);
+        let took_part = Mutex::new(HashSet::new());
         let start = Instant::now();
         pool.run_on(n_threads, n_rows.div_ceil(task_rows), &|i| {
             let mut y = y.tile(0, i);
             let row = first + i * task_rows;
             matmul(level, w, row..row + y.n_cols(), &x, &mut y);
+            let id = std::thread::current().id();
+            let mut took_part = took_part.lock().unwrap_or_else(PoisonError::into_inner);
+            took_part.insert(id);
         });
         let seconds = start.elapsed().as_secs_f64();
         std::hint::black_box(&self.y);
         self.next += n_rows;
-        seconds
+        let took_part = took_part
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        (took_part.len() == n_threads).then_some(seconds)
     }
 }
 
