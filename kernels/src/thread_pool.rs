@@ -150,7 +150,7 @@ impl ThreadPool {
     /// Where the system refuses a thread, the pool is smaller.
     pub fn new(n_threads: usize) -> ThreadPool {
         let n_cores = thread::available_parallelism().map_or(1, usize::from);
-        let n_workers = n_threads.min(n_cores).min(Ticket::MAX_THREADS).max(1) - 1;
+        let n_workers = n_threads.min(n_cores).clamp(1, Ticket::MAX_THREADS) - 1;
         let shared = Arc::new(Shared {
             ticket: AtomicU64::new(0),
             task: UnsafeCell::new(None),
@@ -269,7 +269,9 @@ mod tests {
         // Tasks that wait for each other need a thread each.
         let meet = |n_threads: usize| {
             let all_here = std::sync::Barrier::new(n_threads);
-            Limited::new(&pool, n_threads).run(n_threads, &|_| drop(all_here.wait()));
+            Limited::new(&pool, n_threads).run(n_threads, &|_| {
+                all_here.wait();
+            });
         };
         let n_used = |n_threads: usize| {
             let ids = Mutex::new(std::collections::BTreeSet::new());

@@ -88,9 +88,10 @@ pub(super) fn measure(
         Ok(start.elapsed())
     })?;
     time("cat", &|| {
-        let composition;
+        // The session borrows what comes after it.
+        let (start, composition);
         let mut session = session()?;
-        let start = Instant::now();
+        start = Instant::now();
         composition = parts.composition(&model.config)?;
         session.set_composition(composition.as_ref())?;
         Ok(start.elapsed())
