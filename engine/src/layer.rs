@@ -1,6 +1,8 @@
 //! One transformer layer.
 
-use tandem_kernels::{SharedMatrix, attention, layer_norm, rms_norm, rms_norm_in_place, rope};
+use tandem_kernels::{
+    Pool, SharedMatrix, attention, layer_norm, rms_norm, rms_norm_in_place, rope,
+};
 
 use crate::adapters::{LinearId, Module};
 use crate::linear::Exec;

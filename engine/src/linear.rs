@@ -1,6 +1,8 @@
 //! Linear layers over the pool: several at once where they share their input.
 
-use tandem_kernels::{Activation, Input, Level, Pool, SharedMatrix, TileMut, gate, matmul};
+use tandem_kernels::{
+    Activation, Input, Level, Limited, Pool, SharedMatrix, TileMut, gate, matmul,
+};
 
 use crate::adapters::{Composition, LinearId, LinearTerms};
 use crate::rank_pass::{RankPass, Ranks};
@@ -10,7 +12,7 @@ use crate::weights::Linear;
 #[derive(Clone, Copy)]
 pub(crate) struct Exec<'a> {
     pub level: Level,
-    pub pool: &'a dyn Pool,
+    pub pool: Limited<'a>,
     /// Keep activations in float32 whatever the weights' type.
     pub exact: bool,
     /// What is added to the linears.
@@ -56,7 +58,7 @@ impl<'a> Exec<'a> {
     pub(crate) fn light_pool(&self, n_tokens: usize) -> &dyn Pool {
         match n_tokens {
             1 => &tandem_kernels::Serial,
-            _ => self.pool,
+            _ => &self.pool,
         }
     }
 

@@ -166,13 +166,13 @@ impl<'a, const N: usize> RankPass<'a, N> {
             let stride = self.n_segments * self.width;
             let h = match self.q8_input(linear, segment) {
                 Some(_) => LowRankInput::Q8 {
-                    q: &self.q.wait(self.exec.pool)[s * self.width..],
+                    q: &self.q.wait(&self.exec.pool)[s * self.width..],
                     stride,
-                    scale: &self.scale.wait(self.exec.pool)[s..],
+                    scale: &self.scale.wait(&self.exec.pool)[s..],
                     scale_stride: self.n_segments,
                 },
                 None => LowRankInput::F32 {
-                    h: &self.h.wait(self.exec.pool)[s * self.width..],
+                    h: &self.h.wait(&self.exec.pool)[s * self.width..],
                     stride,
                 },
             };

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use tandem_kernels::{DType, Level, Pool};
+use tandem_kernels::{DType, Level, Limited, Pool};
 
 use crate::forward::{forward, logits, set_frequencies};
 use crate::linear::Exec;
@@ -23,10 +23,14 @@ pub struct SessionOptions {
     pub exact: bool,
     /// Instructions that the kernels may use.
     pub level: Level,
+    /// The most threads of the pool that take part in prefill.
+    pub n_threads: usize,
+    /// The same for single tokens, where memory is the limit and all threads may be too many.
+    pub n_threads_decode: usize,
 }
 
 impl SessionOptions {
-    /// The context of the model, at most 4096 tokens; F16 cache; the best instructions.
+    /// The context of the model, at most 4096 tokens; F16 cache; the best instructions; all threads.
     pub fn for_model(config: &Config) -> SessionOptions {
         SessionOptions {
             n_ctx: config.n_ctx_train.min(4096),
@@ -34,6 +38,8 @@ impl SessionOptions {
             kv_type: DType::F16,
             exact: false,
             level: Level::detect(),
+            n_threads: usize::MAX,
+            n_threads_decode: usize::MAX,
         }
     }
 }
@@ -54,7 +60,10 @@ const LOGIT_ROWS: usize = 8;
 /// composition is set; [`Session::step`] allocates nothing.
 pub struct Session<'m, 'a> {
     model: &'m Model<'a>,
+    /// What batches run on.
     exec: Exec<'m>,
+    /// What single tokens run on.
+    decode_pool: Limited<'m>,
     kv: KvCache,
     scratch: Scratch,
     /// The tokens whose keys and values are in the cache.
@@ -89,10 +98,11 @@ impl<'m, 'a> Session<'m, 'a> {
             model,
             exec: Exec {
                 level: options.level,
-                pool,
+                pool: Limited::new(pool, options.n_threads),
                 exact: options.exact,
                 composition: None,
             },
+            decode_pool: Limited::new(pool, options.n_threads_decode),
             kv: KvCache::new(&model.config, options.kv_type, n_ctx)?,
             scratch,
             tokens,
@@ -158,6 +168,16 @@ impl<'m, 'a> Session<'m, 'a> {
         self.n_ctx
     }
 
+    /// Instructions that the kernels use.
+    pub fn level(&self) -> Level {
+        self.exec.level
+    }
+
+    /// Threads that `n_tokens` evaluated at once run on.
+    pub fn n_threads(&self, n_tokens: usize) -> usize {
+        self.exec(n_tokens).pool.n_threads()
+    }
+
     /// Forgets all tokens but the first `n`.
     pub fn truncate(&mut self, n: usize) {
         self.tokens.truncate(n);
@@ -185,9 +205,10 @@ impl<'m, 'a> Session<'m, 'a> {
             self.forward(batch);
             last = batch.len() - 1;
         }
+        let exec = self.exec(1);
         let s = &mut self.scratch;
         let mut out = core::mem::take(&mut s.logits);
-        logits(&self.exec, self.model, s, last..last + 1, &mut out);
+        logits(&exec, self.model, s, last..last + 1, &mut out);
         s.logits = out;
         Ok(&mut s.logits)
     }
@@ -212,7 +233,13 @@ impl<'m, 'a> Session<'m, 'a> {
             for start in (0..batch.len()).step_by(LOGIT_ROWS) {
                 let range = start..batch.len().min(start + LOGIT_ROWS);
                 let rows = &mut rows[..range.len() * n_vocab];
-                logits(&self.exec, self.model, &mut self.scratch, range, rows);
+                logits(
+                    &self.exec(range.len()),
+                    self.model,
+                    &mut self.scratch,
+                    range,
+                    rows,
+                );
                 for row in rows.chunks_exact(n_vocab) {
                     each(done, row);
                     done += 1;
@@ -240,10 +267,21 @@ impl<'m, 'a> Session<'m, 'a> {
         Ok(())
     }
 
+    /// What `n_tokens` at once run on.
+    fn exec(&self, n_tokens: usize) -> Exec<'m> {
+        match n_tokens {
+            1 => Exec {
+                pool: self.decode_pool,
+                ..self.exec
+            },
+            _ => self.exec,
+        }
+    }
+
     fn forward(&mut self, batch: &[u32]) {
         let first = self.tokens.len();
         forward(
-            &self.exec,
+            &self.exec(batch.len()),
             self.model,
             &mut self.scratch,
             &mut self.kv,

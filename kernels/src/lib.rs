@@ -38,7 +38,7 @@ pub use low_rank::{
 pub use matmul::matmul;
 pub use matrix::Matrix;
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
-pub use parallel::{Handover, Pool, Serial, SharedMatrix, TileMut};
+pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
 pub use softmax::softmax;
 #[cfg(feature = "std")]

@@ -12,13 +12,19 @@ pub trait Pool: Sync {
     /// Threads that may run tasks, the caller's included.
     fn n_threads(&self) -> usize;
 
-    /// Calls `task(i)` once for every `i` in `0..n_tasks`, on any thread, and returns when all have
-    /// returned.
+    /// Calls `task(i)` once for every `i` in `0..n_tasks`, on the caller's thread and at most
+    /// `n_threads - 1` others, and returns when all have returned. Threads that are left out stay
+    /// asleep.
     ///
     /// Tasks are started in ascending order: when `task(i)` is called, every lower task has been
     /// given to a thread that runs nothing else before it. So a task may wait, by
     /// [`Pool::wait_while`], for lower ones that do not wait themselves.
-    fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync));
+    fn run_on(&self, n_threads: usize, n_tasks: usize, task: &(dyn Fn(usize) + Sync));
+
+    /// [`Pool::run_on`] all threads.
+    fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.run_on(self.n_threads(), n_tasks, task);
+    }
 
     /// Waits inside a task while `condition` holds.
     fn wait_while(&self, condition: &dyn Fn() -> bool) {
@@ -37,8 +43,40 @@ impl Pool for Serial {
         1
     }
 
-    fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    fn run_on(&self, _n_threads: usize, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..n_tasks).for_each(task);
+    }
+}
+
+/// Some threads of a pool: what memory limits is often fastest on fewer than it has.
+#[derive(Clone, Copy)]
+pub struct Limited<'a> {
+    pool: &'a dyn Pool,
+    n_threads: usize,
+}
+
+impl<'a> Limited<'a> {
+    /// At most `n_threads` threads of `pool`, and at least the caller's.
+    pub fn new(pool: &'a dyn Pool, n_threads: usize) -> Limited<'a> {
+        Limited {
+            pool,
+            n_threads: n_threads.clamp(1, pool.n_threads()),
+        }
+    }
+}
+
+impl Pool for Limited<'_> {
+    fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    fn run_on(&self, n_threads: usize, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool
+            .run_on(n_threads.min(self.n_threads), n_tasks, task);
+    }
+
+    fn wait_while(&self, condition: &dyn Fn() -> bool) {
+        self.pool.wait_while(condition);
     }
 }
 

@@ -35,7 +35,8 @@ struct Shared {
     task: UnsafeCell<Option<&'static Task<'static>>>,
     n_done: AtomicUsize,
     panicked: AtomicBool,
-    n_sleeping: AtomicUsize,
+    /// Whether worker `i` sleeps; the caller's thread is not counted.
+    sleeps: Vec<AtomicBool>,
     stop: AtomicBool,
     /// One job at a time.
     running: Mutex<()>,
@@ -47,23 +48,28 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above; nothing in it belongs to a thread.
 unsafe impl Send for Shared {}
 
-/// A number of the job (16 bits), its number of tasks (24) and the next task (24) in one atomic,
-/// so that a thread that adds 1 learns all three of the same job: one that comes late gets a task
-/// number past the end and touches nothing.
+/// A number of the job (12 bits), how many threads it is for (12), its number of tasks (20) and the
+/// next task (20) in one atomic, so that a thread that adds 1 learns all of the same job: one that
+/// comes late gets a task number past the end and touches nothing.
 #[derive(Clone, Copy, PartialEq)]
 struct Ticket(u64);
 
 impl Ticket {
-    const MAX_TASKS: usize = (1 << 24) - 1;
+    const MAX_JOB: u64 = (1 << 12) - 1;
+    const MAX_THREADS: usize = (1 << 12) - 1;
+    const MAX_TASKS: usize = (1 << 20) - 1;
 
-    fn new(job: u64, n_tasks: usize) -> Ticket {
-        Ticket(job << 48 | (n_tasks as u64) << 24)
+    fn new(job: u64, n_threads: usize, n_tasks: usize) -> Ticket {
+        Ticket(job << 52 | (n_threads as u64) << 40 | (n_tasks as u64) << 20)
     }
     fn job(self) -> u64 {
-        self.0 >> 48
+        self.0 >> 52
+    }
+    fn n_threads(self) -> usize {
+        (self.0 >> 40) as usize & Self::MAX_THREADS
     }
     fn n_tasks(self) -> usize {
-        (self.0 >> 24) as usize & Self::MAX_TASKS
+        (self.0 >> 20) as usize & Self::MAX_TASKS
     }
     fn next(self) -> usize {
         self.0 as usize & Self::MAX_TASKS
@@ -79,7 +85,7 @@ impl Shared {
                 return ticket.job();
             }
             // SAFETY: this thread holds a task of the current job that is not counted as done, so
-            // `run` has not returned and the function is alive and not being replaced.
+            // `run_on` has not returned and the function is alive and not being replaced.
             let task = unsafe { *self.task.get() };
             let result = catch_unwind(AssertUnwindSafe(|| {
                 if let Some(task) = task {
@@ -93,22 +99,27 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
-    fn serve(&self) {
+    /// The life of worker `i`. (One that is left out of 4096 jobs may take the next for its last and
+    /// miss it: the others do its tasks.)
+    fn serve(&self, i: usize) {
+        let mut done = 0;
         while !self.stop.load(Ordering::Acquire) {
-            let job = self.work();
+            // A job that is not for this worker is none to it. One may come between this look and
+            // the next ticket; that costs a core for a moment, and nothing else.
             let is_idle = || {
-                Ticket(self.ticket.load(Ordering::SeqCst)).job() == job
+                let ticket = Ticket(self.ticket.load(Ordering::SeqCst));
+                (ticket.job() == done || ticket.n_threads() <= i + 1)
                     && !self.stop.load(Ordering::SeqCst)
             };
             if !spin_while(is_idle, Some(YIELD_TIME)) {
-                // Announce, look again, sleep: `run` publishes, then looks for sleepers.
-                self.n_sleeping.fetch_add(1, Ordering::SeqCst);
+                // Announce, look again, sleep: `run_on` publishes, then looks for sleepers.
+                self.sleeps[i].store(true, Ordering::SeqCst);
                 while is_idle() {
                     thread::park();
                 }
-                self.n_sleeping.fetch_sub(1, Ordering::SeqCst);
+                self.sleeps[i].store(false, Ordering::SeqCst);
             }
+            done = self.work();
         }
     }
 }
@@ -139,31 +150,35 @@ impl ThreadPool {
     /// Where the system refuses a thread, the pool is smaller.
     pub fn new(n_threads: usize) -> ThreadPool {
         let n_cores = thread::available_parallelism().map_or(1, usize::from);
+        let n_workers = n_threads.min(n_cores).clamp(1, Ticket::MAX_THREADS) - 1;
         let shared = Arc::new(Shared {
             ticket: AtomicU64::new(0),
             task: UnsafeCell::new(None),
             n_done: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
-            n_sleeping: AtomicUsize::new(0),
+            sleeps: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
             running: Mutex::new(()),
         });
-        let workers = (1..n_threads.min(n_cores))
+        let workers = (0..n_workers)
             .map_while(|i| {
                 let shared = Arc::clone(&shared);
-                let name = format!("tandem-{i}");
+                let name = format!("tandem-{}", i + 1);
                 thread::Builder::new()
                     .name(name)
-                    .spawn(move || shared.serve())
+                    .spawn(move || shared.serve(i))
                     .ok()
             })
             .collect();
         ThreadPool { shared, workers }
     }
 
-    fn wake(&self) {
-        if self.shared.n_sleeping.load(Ordering::SeqCst) > 0 {
-            self.workers.iter().for_each(|w| w.thread().unpark());
+    fn wake(&self, n_workers: usize) {
+        let workers = self.workers.iter().zip(&self.shared.sleeps);
+        for (worker, sleeps) in workers.take(n_workers) {
+            if sleeps.load(Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
         }
     }
 }
@@ -175,14 +190,15 @@ impl Pool for ThreadPool {
 
     /// # Panics
     ///
-    /// If a task panics (after all others have run), or there are 2^24 tasks. A task must not run
+    /// If a task panics (after all others have run), or there are 2^20 tasks. A task must not run
     /// another job on the same pool: it would wait for itself.
     ///
     /// Tasks start in ascending order, as a ticket is one higher than the last one handed out and
     /// whoever draws it runs its task at once.
-    fn run(&self, n_tasks: usize, task: &Task<'_>) {
+    fn run_on(&self, n_threads: usize, n_tasks: usize, task: &Task<'_>) {
         assert!(n_tasks < Ticket::MAX_TASKS - self.n_threads());
-        if self.workers.is_empty() || n_tasks <= 1 {
+        let n_threads = n_threads.min(self.n_threads());
+        if n_threads <= 1 || n_tasks <= 1 {
             return (0..n_tasks).for_each(task);
         }
         let shared = &*self.shared;
@@ -190,7 +206,7 @@ impl Pool for ThreadPool {
             .running
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: only the lifetime changes. `run` returns after every task is done, and `work`
+        // SAFETY: only the lifetime changes. `run_on` returns after every task is done, and `work`
         // reads the function only for a task that is not.
         let task = unsafe { core::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
         // SAFETY: the last job is done and its ticket hands out no more tasks, so nobody reads.
@@ -199,11 +215,11 @@ impl Pool for ThreadPool {
         let job = Ticket(shared.ticket.load(Ordering::Relaxed))
             .job()
             .wrapping_add(1)
-            & 0xffff;
+            & Ticket::MAX_JOB;
         shared
             .ticket
-            .store(Ticket::new(job, n_tasks).0, Ordering::SeqCst);
-        self.wake();
+            .store(Ticket::new(job, n_threads, n_tasks).0, Ordering::SeqCst);
+        self.wake(n_threads - 1);
         shared.work();
         spin_while(|| shared.n_done.load(Ordering::Acquire) < n_tasks, None);
         if shared.panicked.swap(false, Ordering::Relaxed) {
@@ -231,6 +247,7 @@ impl Drop for ThreadPool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Limited;
 
     #[test]
     fn every_task_runs_once_per_job() {
@@ -243,6 +260,37 @@ mod tests {
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn threads_beyond_the_limit_run_nothing_and_sleep() {
+        let pool = ThreadPool::new(8);
+        // Tasks that wait for each other need a thread each.
+        let meet = |n_threads: usize| {
+            let all_here = std::sync::Barrier::new(n_threads);
+            Limited::new(&pool, n_threads).run(n_threads, &|_| {
+                all_here.wait();
+            });
+        };
+        let n_used = |n_threads: usize| {
+            let ids = Mutex::new(std::collections::BTreeSet::new());
+            Limited::new(&pool, n_threads).run(100, &|_| {
+                ids.lock()
+                    .unwrap()
+                    .insert(format!("{:?}", thread::current().id()));
+                thread::sleep(Duration::from_micros(50));
+            });
+            ids.into_inner().unwrap().len()
+        };
+        for n_threads in [1, 2, pool.n_threads()] {
+            let n_threads = n_threads.min(pool.n_threads());
+            meet(pool.n_threads());
+            meet(n_threads);
+            thread::sleep(YIELD_TIME * 3);
+            assert!(n_used(n_threads) <= n_threads);
+            let mut left_out = pool.shared.sleeps.iter().skip(n_threads - 1);
+            assert!(left_out.all(|sleeps| sleeps.load(Ordering::SeqCst)));
         }
     }
 

@@ -12,6 +12,8 @@ use tandem_engine::{
     Session, SessionOptions, ThreadPool,
 };
 
+use crate::threads;
+
 /// Which model, and how it runs.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
@@ -86,9 +88,13 @@ pub(crate) struct SessionArgs {
     /// Context size in tokens, prompt and reply together [default: the model's, at most 4096]
     #[arg(long, value_name = "N")]
     pub ctx: Option<NonZeroUsize>,
-    /// Threads to run on [default: the number of cores]
+    /// Threads to run on, never more than there are cores [default: all cores for the prompt; for
+    /// single tokens the fewest that reach full speed, measured at the start]
     #[arg(long, short, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+    /// Threads for single tokens [default: see --threads]
+    #[arg(long, value_name = "N")]
+    pub threads_decode: Option<NonZeroUsize>,
     /// Tokens of the prompt evaluated at once
     #[arg(long, value_name = "N", default_value = "256")]
     pub batch: NonZeroUsize,
@@ -125,9 +131,15 @@ fn level(name: &str) -> std::result::Result<Level, String> {
 }
 
 impl SessionArgs {
+    /// Threads for whatever the flags ask for.
     pub(crate) fn pool(&self) -> ThreadPool {
         let n_cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        ThreadPool::new(self.threads.unwrap_or_else(n_cores).get())
+        let n_threads = self.threads.unwrap_or_else(n_cores);
+        ThreadPool::new(
+            n_threads
+                .max(self.threads_decode.unwrap_or(n_threads))
+                .get(),
+        )
     }
 
     /// A session as the flags want it; `n_ctx` is the context where they name none.
@@ -138,7 +150,7 @@ impl SessionArgs {
         composition: Option<&'m Composition<'m>>,
         n_ctx: Option<usize>,
     ) -> Result<Session<'m, 'a>> {
-        let options = self.options(model, n_ctx);
+        let options = self.options(model, pool, n_ctx);
         let memory = Session::memory(&model.config, &options)
             .ok_or_else(|| anyhow!("this KV cache does not fit the model or the machine"))?;
         // Asked before it is taken, as a system that overcommits would give it and kill us later.
@@ -162,13 +174,15 @@ impl SessionArgs {
         Ok(session)
     }
 
-    pub(crate) fn options(&self, model: &Model<'_>, n_ctx: Option<usize>) -> SessionOptions {
+    fn options(&self, model: &Model<'_>, pool: &dyn Pool, n_ctx: Option<usize>) -> SessionOptions {
         let defaults = SessionOptions::for_model(&model.config);
         let default_kv = if self.exact {
             DType::F32
         } else {
             defaults.kv_type
         };
+        let level = self.cpu.unwrap_or(defaults.level);
+        let given = self.threads_decode.or(self.threads).map(NonZeroUsize::get);
         SessionOptions {
             n_ctx: self
                 .ctx
@@ -176,7 +190,10 @@ impl SessionArgs {
             n_batch: self.batch.get(),
             kv_type: self.kv_type.unwrap_or(default_kv),
             exact: self.exact,
-            level: self.cpu.unwrap_or(defaults.level),
+            level,
+            n_threads: self.threads.map_or(usize::MAX, NonZeroUsize::get),
+            n_threads_decode: given
+                .unwrap_or_else(|| threads::for_decode(model, pool, level, self.exact)),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `tandem bench`: how fast a model runs.
 
+mod switch;
+
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -9,15 +11,18 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 use tandem_engine::{Composition, Model, Pool};
+use tandem_kernels::Limited;
 
 use crate::adapters::Parts;
 use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
 use crate::open;
+use crate::progress::prefill;
 
 /// Measure how fast a model runs
 ///
 /// Prefill and decode are timed as llama-bench does (`pp`, `tg` rows), and beside them the
-/// memory's read bandwidth, which is decode's limit.
+/// memory's read bandwidth, which is decode's limit. Rows with a depth (`@d`) tell what a token
+/// costs behind so many others.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The models
@@ -29,12 +34,15 @@ pub(crate) struct Args {
     /// Tokens to generate; 0 leaves decode out
     #[arg(long, short = 'n', value_name = "N", default_value_t = 64)]
     gen_tokens: usize,
-    /// Tokens that are in the context already
+    /// Tokens that are in the context already; they are evaluated once, and not timed
     #[arg(long, short, value_name = "N", default_value_t = 0)]
     depth: usize,
     /// Runs that count, after one that does not
     #[arg(long, short, value_name = "N", default_value = "5")]
     repeat: NonZeroUsize,
+    /// Time changes of the composition instead: ready-made, and made on the spot by each method
+    #[arg(long)]
+    switch: bool,
     /// How to print
     #[arg(long, short, value_enum, default_value_t = Output::Md)]
     output: Output,
@@ -65,6 +73,8 @@ struct Row {
     deviation: f64,
     /// Median of the repetitions, which noise moves less than the mean.
     median: f64,
+    /// What a token costs, by that median.
+    ms_per_token: f64,
     /// Read bandwidth measured between the runs, GB/s.
     bandwidth: f64,
     /// Decode: the share of that bandwidth at which weights and factors were read.
@@ -78,7 +88,7 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
     );
     let pool = args.session.pool();
     let chosen = args.bundle.open()?;
-    let mut rows = Vec::new();
+    let (mut rows, mut switches) = (Vec::new(), Vec::new());
     for path in &args.model {
         let files = open::files(path)?;
         let gguf = files.parse()?;
@@ -101,6 +111,12 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
             &gguf,
             &model,
         )?;
+        if args.switch {
+            switch::measure(args, (&name, &model), &parts, &pool, |row| {
+                switches.push(row)
+            })?;
+            continue;
+        }
         let composition = parts.composition(&model.config)?;
         measure(args, &model, composition.as_ref(), &pool, |row| {
             rows.push(Row {
@@ -110,7 +126,10 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
             });
         })?;
     }
-    print(args.output, &rows)
+    match args.switch {
+        true => print(args.output, &switches),
+        false => print(args.output, &rows),
+    }
 }
 
 fn measure(
@@ -123,7 +142,6 @@ fn measure(
     let n_ctx = args
         .depth
         .saturating_add(args.prompt_tokens.max(args.gen_tokens));
-    let level = args.session.options(model, None).level;
     let mut session = args
         .session
         .session(model, pool, composition, Some(n_ctx))?;
@@ -133,13 +151,16 @@ fn measure(
     let n_vocab = model.config.n_vocab;
     let ids: Vec<u32> = (0..n_ctx).map(|i| (i * 7919 % n_vocab) as u32).collect();
     if args.depth > 0 {
-        session.eval(&ids[..args.depth])?;
+        let rest = prefill(&mut session, &ids[..args.depth], args.session.batch.get())?;
+        session.eval(rest)?;
     }
     let mut memory = ReadBandwidth::new();
     for (kind, n) in [("pp", args.prompt_tokens), ("tg", args.gen_tokens)] {
         if n == 0 {
             continue;
         }
+        let n_threads = session.n_threads(if kind == "pp" { n } else { 1 });
+        let pool = Limited::new(pool, n_threads);
         let (mut speeds, mut bandwidths) = (Vec::new(), Vec::new());
         for run in 0..=args.repeat.get() {
             session.truncate(args.depth);
@@ -151,7 +172,7 @@ fn measure(
                     .try_for_each(|id| session.step(*id).map(|_| ()))?,
             }
             let seconds = start.elapsed().as_secs_f64();
-            let bandwidth = memory.measure(pool);
+            let bandwidth = memory.measure(&pool);
             if run > 0 {
                 speeds.push(n as f64 / seconds);
                 bandwidths.push(bandwidth);
@@ -168,12 +189,13 @@ fn measure(
         add(Row {
             model: String::new(),
             size_bytes: 0,
-            level: level.name(),
-            threads: pool.n_threads(),
+            level: session.level().name(),
+            threads: n_threads,
             test: format!("{kind}{n}{depth}"),
             tokens_per_second: mean,
             deviation,
             median,
+            ms_per_token: 1e3 / median,
             bandwidth: bandwidth / 1e9,
             bandwidth_share: (kind == "tg").then(|| median * bytes_per_token as f64 / bandwidth),
         });
@@ -228,61 +250,77 @@ impl ReadBandwidth {
     }
 }
 
-fn print(output: Output, rows: &[Row]) -> Result<()> {
+/// What tables are printed of.
+trait Print: Serialize {
+    const CSV: &str;
+    const MD: &str;
+    fn csv(&self) -> String;
+    fn md(&self) -> String;
+}
+
+impl Print for Row {
+    const CSV: &str = "model,size_bytes,level,threads,test,tokens_per_second,deviation,median,ms_per_token,bandwidth,bandwidth_share";
+    const MD: &str = "| model | size | level | threads | test | tokens/s | median | ms/token | read GB/s | share |\n\
+        |---|---:|---|---:|---|---:|---:|---:|---:|---:|";
+
+    fn csv(&self) -> String {
+        format!(
+            "\"{}\",{},{},{},{},{:.3},{:.3},{:.3},{:.4},{:.3},{}",
+            self.model.replace('"', "\"\""),
+            self.size_bytes,
+            self.level,
+            self.threads,
+            self.test,
+            self.tokens_per_second,
+            self.deviation,
+            self.median,
+            self.ms_per_token,
+            self.bandwidth,
+            self.share(4)
+        )
+    }
+
+    fn md(&self) -> String {
+        format!(
+            "| {} | {:.2} GB | {} | {} | {} | {:.2} +- {:.2} | {:.2} | {:.2} | {:.1} | {} |",
+            self.model.replace('|', "\\|"),
+            self.size_bytes as f64 / 1e9,
+            self.level,
+            self.threads,
+            self.test,
+            self.tokens_per_second,
+            self.deviation,
+            self.median,
+            self.ms_per_token,
+            self.bandwidth,
+            self.share(3)
+        )
+    }
+}
+
+impl Row {
+    fn share(&self, digits: usize) -> String {
+        let share = self.bandwidth_share;
+        share.map_or(String::new(), |s| format!("{s:.digits$}"))
+    }
+}
+
+fn print<R: Print>(output: Output, rows: &[R]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let share = |row: &Row, digits: usize| {
-        row.bandwidth_share
-            .map_or(String::new(), |s| format!("{s:.digits$}"))
-    };
     match output {
         Output::Json => {
             serde_json::to_writer_pretty(&mut out, rows)?;
             writeln!(out)?;
         }
         Output::Csv => {
-            writeln!(
-                out,
-                "model,size_bytes,level,threads,test,tokens_per_second,deviation,median,bandwidth,bandwidth_share"
-            )?;
-            for r in rows {
-                let model = r.model.replace('"', "\"\"");
-                writeln!(
-                    out,
-                    "\"{model}\",{},{},{},{},{:.3},{:.3},{:.3},{:.3},{}",
-                    r.size_bytes,
-                    r.level,
-                    r.threads,
-                    r.test,
-                    r.tokens_per_second,
-                    r.deviation,
-                    r.median,
-                    r.bandwidth,
-                    share(r, 4)
-                )?;
-            }
+            writeln!(out, "{}", R::CSV)?;
+            rows.iter()
+                .try_for_each(|row| writeln!(out, "{}", row.csv()))?;
         }
         Output::Md => {
-            writeln!(
-                out,
-                "| model | size | level | threads | test | tokens/s | median | read GB/s | share |"
-            )?;
-            writeln!(out, "|---|---:|---|---:|---|---:|---:|---:|---:|")?;
-            for r in rows {
-                writeln!(
-                    out,
-                    "| {} | {:.2} GB | {} | {} | {} | {:.2} +- {:.2} | {:.2} | {:.1} | {} |",
-                    r.model.replace('|', "\\|"),
-                    r.size_bytes as f64 / 1e9,
-                    r.level,
-                    r.threads,
-                    r.test,
-                    r.tokens_per_second,
-                    r.deviation,
-                    r.median,
-                    r.bandwidth,
-                    share(r, 3)
-                )?;
-            }
+            writeln!(out, "{}", R::MD)?;
+            rows.iter()
+                .try_for_each(|row| writeln!(out, "{}", row.md()))?;
         }
     }
     Ok(())

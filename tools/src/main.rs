@@ -25,6 +25,7 @@ mod quantize;
 mod recipe;
 mod run;
 mod synth;
+mod threads;
 mod tokenize;
 
 use std::io;

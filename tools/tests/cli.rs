@@ -105,7 +105,7 @@ fn the_end_of_the_context_is_a_clear_stop() {
 #[test]
 fn every_level_and_thread_count_gives_the_same_greedy_text() {
     let model = fixture("pocket-q8_0.gguf");
-    let text = |cpu: &str, threads: &str| {
+    let text = |cpu: &str, threads: &str, threads_decode: &str| {
         let args = tandem!(
             "run",
             "--model",
@@ -119,13 +119,17 @@ fn every_level_and_thread_count_gives_the_same_greedy_text() {
             "--cpu",
             cpu,
             "-t",
-            threads
+            threads,
+            "--threads-decode",
+            threads_decode
         );
         args.ok().text()
     };
     let best = tandem_engine::Level::detect().name();
-    assert_eq!(text("scalar", "1"), text(best, "2"));
-    assert_eq!(text("scalar", "2"), text(best, "1"));
+    let expected = text("scalar", "1", "1");
+    assert_eq!(text(best, "2", "1"), expected);
+    assert_eq!(text(best, "1", "2"), expected);
+    assert_eq!(text("scalar", "2", "99"), expected);
     tandem!("run", "--model", model, "-p", "a", "--cpu", "z80").fails(2, "this CPU has scalar");
 }
 
@@ -144,6 +148,8 @@ fn usage_errors_exit_with_2() {
         ["--seed", "x"],
         ["--batch", "0"],
         ["--threads", "0"],
+        ["--threads-decode", "0"],
+        ["--threads-decode", "two"],
         ["--ctx", "0"],
         ["--kv-type", "q4_0"],
         ["--penalty-window", "99999999999"],
