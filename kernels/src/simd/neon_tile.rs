@@ -205,18 +205,12 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
     let token = |i: usize| i.min(y.len() - 1);
     // Eight rows at a time: four pairs of them, with `PAIRS` pairs of tokens.
     for octet in 0..TILE_ROWS / 8 {
+        // Of each pair of tokens two quads of rows for the first, then for the second.
         let mut acc = [[vdupq_n_f32(0.0); 4]; PAIRS];
         for t in 0..PAIRS {
-            for quad in 0..2 {
-                let (a, b) = {
-                    let at = 8 * octet + 4 * quad;
-                    (
-                        start(y[token(2 * t)].add(at), first),
-                        start(y[token(2 * t + 1)].add(at), first),
-                    )
-                };
-                acc[t][2 * quad] = vzip1q_f32(a, b);
-                acc[t][2 * quad + 1] = vzip2q_f32(a, b);
+            for j in 0..4 {
+                let y = y[token(2 * t + j / 2)];
+                acc[t][j] = start(y.add(8 * octet + 4 * (j % 2)), first);
             }
         }
         for b in 0..n_blocks {
@@ -242,39 +236,31 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
                         }
                     }
                 }
-                let (w_scale, w_min) = (&panel.scale[2 * b + half], &panel.min[2 * b + half]);
                 for t in 0..PAIRS {
-                    let (a, b) = (
-                        x.factors(token(2 * t), b, half),
-                        x.factors(token(2 * t + 1), b, half),
-                    );
-                    let both = |a: f32, b: f32| {
-                        let v = vset_lane_f32::<1>(b, vdup_n_f32(a));
-                        vcombine_f32(v, v)
-                    };
-                    let (scale, sum) = (both(a.0, b.0), both(a.1, b.1));
-                    for pair in 0..4 {
-                        let twice = |v: float32x4_t| match pair % 2 {
-                            0 => vzip1q_f32(v, v),
-                            _ => vzip2q_f32(v, v),
-                        };
-                        let quad = 2 * octet + pair / 2;
-                        let scale = vmulq_f32(twice(w_scale[quad]), scale);
-                        let products = vcvtq_f32_s32(sums[t][pair]);
-                        acc[t][pair] = vfmaq_f32(acc[t][pair], products, scale);
+                    // Sums of two rows and two tokens become sums of four rows.
+                    let sums = [
+                        vuzp1q_s32(sums[t][0], sums[t][1]),
+                        vuzp1q_s32(sums[t][2], sums[t][3]),
+                        vuzp2q_s32(sums[t][0], sums[t][1]),
+                        vuzp2q_s32(sums[t][2], sums[t][3]),
+                    ];
+                    for j in 0..4 {
+                        let quad = 2 * octet + j % 2;
+                        let (scale, sum) = x.factors(token(2 * t + j / 2), b, half);
+                        let scale = vmulq_n_f32(panel.scale[2 * b + half][quad], scale);
+                        acc[t][j] = vfmaq_f32(acc[t][j], vcvtq_f32_s32(sums[j]), scale);
                         if K::HAS_MIN {
-                            acc[t][pair] = vfmaq_f32(acc[t][pair], twice(w_min[quad]), sum);
+                            let min = panel.min[2 * b + half][quad];
+                            acc[t][j] = vfmaq_n_f32(acc[t][j], min, sum);
                         }
                     }
                 }
             }
         }
         for t in 0..PAIRS {
-            for quad in 0..2 {
-                let (a, b) = (acc[t][2 * quad], acc[t][2 * quad + 1]);
-                let at = 8 * octet + 4 * quad;
-                vst1q_f32(y[token(2 * t)].add(at), vuzp1q_f32(a, b));
-                vst1q_f32(y[token(2 * t + 1)].add(at), vuzp2q_f32(a, b));
+            for j in 0..4 {
+                let y = y[token(2 * t + j / 2)];
+                vst1q_f32(y.add(8 * octet + 4 * (j % 2)), acc[t][j]);
             }
         }
     }
