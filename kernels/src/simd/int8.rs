@@ -142,10 +142,12 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
             // many times 256 elements, by the slices' lengths.
             unsafe {
                 let here = row.as_ptr().add(s * n_bytes);
-                // A hint, which may point past the weights: the next rows, as a rule.
-                for line in (0..n_bytes).step_by(64) {
-                    prefetch(here.wrapping_add(PREFETCH_BYTES + line));
-                }
+                // Past the row lie the next rows, as a rule.
+                prefetch::<0>(here, n_bytes);
+                prefetch::<1>(here, n_bytes);
+                prefetch::<2>(here, n_bytes);
+                prefetch::<3>(here, n_bytes);
+                prefetch::<4>(here, n_bytes);
                 let x = Columns {
                     q: q.as_ptr().add(s * SUPER),
                     scale: scale.as_ptr().add(s * (SUPER / Q8_BLOCK)),
@@ -172,19 +174,29 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
     }
 }
 
-/// Asks for the cache line at an address, which need not exist.
+/// Asks for line `LINE` of the `n_bytes` that come [`PREFETCH_BYTES`] after `p`, if there are as
+/// many; the address need not exist.
 #[inline(always)]
-fn prefetch(p: *const u8) {
+fn prefetch<const LINE: usize>(p: *const u8, n_bytes: usize) {
+    if 64 * LINE >= n_bytes {
+        return;
+    }
     // SAFETY: x86-64 has the instruction, and it faults nowhere.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH_BYTES + 64 * LINE).cast());
     }
+    // The offset is part of the instruction, or the compiler would take the address ahead as the
+    // base of all loads, which are out of reach from there.
     // SAFETY: likewise; it touches no memory, register or flag.
     #[cfg(target_arch = "aarch64")]
     unsafe {
-        core::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, preserves_flags, readonly));
+        core::arch::asm!(
+            "prfm pldl1keep, [{p}, #{offset}]",
+            p = in(reg) p, offset = const PREFETCH_BYTES + 64 * LINE,
+            options(nostack, preserves_flags, readonly)
+        );
     }
 }
 

@@ -37,6 +37,23 @@ unsafe fn start(y: *const f32, first: bool) -> float32x4_t {
     }
 }
 
+/// `acc + scale_w scale sums + min_w sum` for a group of 16 columns and a quad of rows of the panel.
+#[inline(always)]
+unsafe fn add_scaled<K: Kind, const EXTENSION: u8>(
+    acc: float32x4_t,
+    sums: int32x4_t,
+    panel: &Panel<Neon<EXTENSION>>,
+    (group, quad): (usize, usize),
+    (scale, sum): (f32, f32),
+) -> float32x4_t {
+    let scale = vmulq_n_f32(panel.scale[group][quad], scale);
+    let acc = vfmaq_f32(acc, vcvtq_f32_s32(sums), scale);
+    match K::HAS_MIN {
+        true => vfmaq_n_f32(acc, panel.min[group][quad], sum),
+        false => acc,
+    }
+}
+
 /// Armv8.0: products along the rows, four rows at a time, whose sums are then brought together.
 pub(super) unsafe fn multiply<K: Kind, const N: usize>(
     panel: &Panel<Neon<BASE>>,
@@ -45,7 +62,6 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
     first: bool,
     y: [*mut f32; N],
 ) {
-    let halves = if K::WIDE { 1 } else { 2 };
     for quad in 0..TILE_ROWS / 4 {
         let mut acc = [vdupq_n_f32(0.0); N];
         for i in 0..N {
@@ -57,22 +73,22 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
                 let row = &panel.q[b / 2][4 * quad + r];
                 w[r] = [row[2 * (b % 2)], row[2 * (b % 2) + 1]];
             }
-            for i in 0..N {
-                let c = b * Q8_BLOCK;
-                let q = [x.sixteen(i, c), x.sixteen(i, c + 16)];
-                for half in 0..halves {
-                    let sums = if K::WIDE {
-                        quad_32::<K>(w, q)
-                    } else {
-                        let w = [w[0][half], w[1][half], w[2][half], w[3][half]];
-                        quad_16(w, q[half])
-                    };
-                    let (scale, sum) = x.factors(i, b, half);
-                    let scale = vmulq_n_f32(panel.scale[2 * b + half][quad], scale);
-                    acc[i] = vfmaq_f32(acc[i], vcvtq_f32_s32(sums), scale);
-                    if K::HAS_MIN {
-                        acc[i] = vfmaq_n_f32(acc[i], panel.min[2 * b + half][quad], sum);
-                    }
+            let c = b * Q8_BLOCK;
+            if K::WIDE {
+                for i in 0..N {
+                    let q = [x.sixteen(i, c), x.sixteen(i, c + 16)];
+                    let sums = quad_32::<K>(w, q);
+                    let factors = x.factors(i, b, 0);
+                    acc[i] = add_scaled::<K, _>(acc[i], sums, panel, (2 * b, quad), factors);
+                }
+                continue;
+            }
+            for half in 0..2 {
+                let w = [w[0][half], w[1][half], w[2][half], w[3][half]];
+                for i in 0..N {
+                    let sums = quad_16(w, x.sixteen(i, c + 16 * half));
+                    let at = (2 * b + half, quad);
+                    acc[i] = add_scaled::<K, _>(acc[i], sums, panel, at, x.factors(i, b, half));
                 }
             }
         }
@@ -116,7 +132,6 @@ pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
     first: bool,
     y: [*mut f32; N],
 ) {
-    let halves = if K::WIDE { 1 } else { 2 };
     // Eight rows at a time.
     for octet in 0..TILE_ROWS / 8 {
         let mut acc = [[vdupq_n_f32(0.0); 2]; N];
@@ -126,38 +141,15 @@ pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
             }
         }
         for b in 0..n_blocks {
-            for half in 0..halves {
-                let mut sums = [[vdupq_n_s32(0); 2]; N];
-                for part in half * 2 / halves..(half + 1) * 2 / halves {
-                    let mut q = [vdupq_n_s8(0); N];
-                    for i in 0..N {
-                        q[i] = x.sixteen(i, b * Q8_BLOCK + 16 * part);
-                    }
-                    let w = &panel.q[b / 2][8 * (b % 2) + 4 * part..][..4];
-                    for i in 0..N {
-                        for j in 0..2 {
-                            let w = |k: usize| w[k][2 * octet + j];
-                            let sum = sums[i][j];
-                            let sum = sdot_lane::<0>(sum, w(0), q[i]);
-                            let sum = sdot_lane::<1>(sum, w(1), q[i]);
-                            let sum = sdot_lane::<2>(sum, w(2), q[i]);
-                            sums[i][j] = sdot_lane::<3>(sum, w(3), q[i]);
-                        }
-                    }
-                }
-                for i in 0..N {
-                    let (scale, sum) = x.factors(i, b, half);
-                    for j in 0..2 {
-                        let quad = 2 * octet + j;
-                        let scale = vmulq_n_f32(panel.scale[2 * b + half][quad], scale);
-                        acc[i][j] = vfmaq_f32(acc[i][j], vcvtq_f32_s32(sums[i][j]), scale);
-                        if K::HAS_MIN {
-                            let min = panel.min[2 * b + half][quad];
-                            acc[i][j] = vfmaq_n_f32(acc[i][j], min, sum);
-                        }
-                    }
-                }
+            let zero = [[vdupq_n_s32(0); 2]; N];
+            let mut sums = sixteen_dotprod(zero, panel, x, (b, 0), octet);
+            if !K::WIDE {
+                acc = scaled_dotprod::<K, N>(acc, sums, panel, x, (b, 0), octet);
+                sums = zero;
             }
+            sums = sixteen_dotprod(sums, panel, x, (b, 1), octet);
+            let half = if K::WIDE { 0 } else { 1 };
+            acc = scaled_dotprod::<K, N>(acc, sums, panel, x, (b, half), octet);
         }
         for i in 0..N {
             for j in 0..2 {
@@ -165,6 +157,49 @@ pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
             }
         }
     }
+}
+
+/// Adds the products of 16 columns, a half of block `b`, of eight rows and `N` tokens.
+#[inline(always)] // into functions with the level's features
+unsafe fn sixteen_dotprod<const N: usize>(
+    mut sums: [[int32x4_t; 2]; N],
+    panel: &Panel<Neon<DOTPROD>>,
+    x: Columns,
+    (b, half): (usize, usize),
+    octet: usize,
+) -> [[int32x4_t; 2]; N] {
+    let w = &panel.q[b / 2][8 * (b % 2) + 4 * half..][..4];
+    for i in 0..N {
+        let x = x.sixteen(i, b * Q8_BLOCK + 16 * half);
+        for j in 0..2 {
+            let w = |k: usize| w[k][2 * octet + j];
+            let sum = sdot_lane::<0>(sums[i][j], w(0), x);
+            let sum = sdot_lane::<1>(sum, w(1), x);
+            let sum = sdot_lane::<2>(sum, w(2), x);
+            sums[i][j] = sdot_lane::<3>(sum, w(3), x);
+        }
+    }
+    sums
+}
+
+/// Adds the sums, scaled, of a half of block `b`, or of all of it.
+#[inline(always)]
+unsafe fn scaled_dotprod<K: Kind, const N: usize>(
+    mut acc: [[float32x4_t; 2]; N],
+    sums: [[int32x4_t; 2]; N],
+    panel: &Panel<Neon<DOTPROD>>,
+    x: Columns,
+    (b, half): (usize, usize),
+    octet: usize,
+) -> [[float32x4_t; 2]; N] {
+    for i in 0..N {
+        let factors = x.factors(i, b, half);
+        for j in 0..2 {
+            let at = (2 * b + half, 2 * octet + j);
+            acc[i][j] = add_scaled::<K, _>(acc[i][j], sums[i][j], panel, at, factors);
+        }
+    }
+    acc
 }
 
 /// With `smmla`: eight columns of two rows in a register, times eight columns of two tokens.
@@ -200,70 +235,86 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
     first: bool,
     y: &[*mut f32],
 ) {
-    let halves = if K::WIDE { 1 } else { 2 };
     // A single token is its own partner.
-    let token = |i: usize| i.min(y.len() - 1);
+    let last = y.len() - 1;
     // Eight rows at a time: four pairs of them, with `PAIRS` pairs of tokens.
     for octet in 0..TILE_ROWS / 8 {
         // Of each pair of tokens two quads of rows for the first, then for the second.
         let mut acc = [[vdupq_n_f32(0.0); 4]; PAIRS];
         for t in 0..PAIRS {
             for j in 0..4 {
-                let y = y[token(2 * t + j / 2)];
+                let y = y[last.min(2 * t + j / 2)];
                 acc[t][j] = start(y.add(8 * octet + 4 * (j % 2)), first);
             }
         }
         for b in 0..n_blocks {
-            for half in 0..halves {
-                let mut sums = [[vdupq_n_s32(0); 4]; PAIRS];
-                for part in half * 2 / halves..(half + 1) * 2 / halves {
-                    let mut q = [[vdupq_n_s8(0); 2]; PAIRS];
-                    for t in 0..PAIRS {
-                        let c = b * Q8_BLOCK + 16 * part;
-                        let (a, b) = (x.sixteen(token(2 * t), c), x.sixteen(token(2 * t + 1), c));
-                        let (a, b) = (vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b));
-                        q[t] = [
-                            vreinterpretq_s8_s64(vzip1q_s64(a, b)),
-                            vreinterpretq_s8_s64(vzip2q_s64(a, b)),
-                        ];
-                    }
-                    for eight in 0..2 {
-                        let w = &panel.q[b / 2][8 * (b % 2) + 4 * part + 2 * eight + octet];
-                        for t in 0..PAIRS {
-                            for pair in 0..4 {
-                                sums[t][pair] = smmla(sums[t][pair], w[pair], q[t][eight]);
-                            }
-                        }
-                    }
-                }
-                for t in 0..PAIRS {
-                    // Sums of two rows and two tokens become sums of four rows.
-                    let sums = [
-                        vuzp1q_s32(sums[t][0], sums[t][1]),
-                        vuzp1q_s32(sums[t][2], sums[t][3]),
-                        vuzp2q_s32(sums[t][0], sums[t][1]),
-                        vuzp2q_s32(sums[t][2], sums[t][3]),
-                    ];
-                    for j in 0..4 {
-                        let quad = 2 * octet + j % 2;
-                        let (scale, sum) = x.factors(token(2 * t + j / 2), b, half);
-                        let scale = vmulq_n_f32(panel.scale[2 * b + half][quad], scale);
-                        acc[t][j] = vfmaq_f32(acc[t][j], vcvtq_f32_s32(sums[j]), scale);
-                        if K::HAS_MIN {
-                            let min = panel.min[2 * b + half][quad];
-                            acc[t][j] = vfmaq_n_f32(acc[t][j], min, sum);
-                        }
-                    }
-                }
+            let zero = [[vdupq_n_s32(0); 4]; PAIRS];
+            let mut sums = sixteen_i8mm(zero, panel, (x, last), (b, 0), octet);
+            if !K::WIDE {
+                acc = scaled_i8mm::<K, PAIRS>(acc, sums, panel, (x, last), (b, 0), octet);
+                sums = zero;
             }
+            sums = sixteen_i8mm(sums, panel, (x, last), (b, 1), octet);
+            let half = if K::WIDE { 0 } else { 1 };
+            acc = scaled_i8mm::<K, PAIRS>(acc, sums, panel, (x, last), (b, half), octet);
         }
         for t in 0..PAIRS {
             for j in 0..4 {
-                let y = y[token(2 * t + j / 2)];
+                let y = y[last.min(2 * t + j / 2)];
                 vst1q_f32(y.add(8 * octet + 4 * (j % 2)), acc[t][j]);
             }
         }
     }
+}
+
+/// Adds the products of 16 columns, a half of block `b`, of four pairs of rows and `PAIRS` of tokens,
+/// the last of which is number `last`.
+#[inline(always)] // into functions with the level's features
+unsafe fn sixteen_i8mm<const PAIRS: usize>(
+    mut sums: [[int32x4_t; 4]; PAIRS],
+    panel: &Panel<Neon<I8MM>>,
+    (x, last): (Columns, usize),
+    (b, half): (usize, usize),
+    octet: usize,
+) -> [[int32x4_t; 4]; PAIRS] {
+    let (c, k) = (b * Q8_BLOCK + 16 * half, 8 * (b % 2) + 4 * half + octet);
+    let w = [&panel.q[b / 2][k], &panel.q[b / 2][k + 2]];
+    for t in 0..PAIRS {
+        let x = |i: usize| vreinterpretq_s64_s8(x.sixteen(last.min(2 * t + i), c));
+        let (low, high) = (vzip1q_s64(x(0), x(1)), vzip2q_s64(x(0), x(1)));
+        for pair in 0..4 {
+            let sum = smmla(sums[t][pair], w[0][pair], vreinterpretq_s8_s64(low));
+            sums[t][pair] = smmla(sum, w[1][pair], vreinterpretq_s8_s64(high));
+        }
+    }
+    sums
+}
+
+/// Adds the sums, scaled, of a half of block `b`, or of all of it.
+#[inline(always)]
+unsafe fn scaled_i8mm<K: Kind, const PAIRS: usize>(
+    mut acc: [[float32x4_t; 4]; PAIRS],
+    sums: [[int32x4_t; 4]; PAIRS],
+    panel: &Panel<Neon<I8MM>>,
+    (x, last): (Columns, usize),
+    (b, half): (usize, usize),
+    octet: usize,
+) -> [[float32x4_t; 4]; PAIRS] {
+    for t in 0..PAIRS {
+        // Sums of two rows and two tokens become sums of four rows.
+        let sums = [
+            vuzp1q_s32(sums[t][0], sums[t][1]),
+            vuzp1q_s32(sums[t][2], sums[t][3]),
+            vuzp2q_s32(sums[t][0], sums[t][1]),
+            vuzp2q_s32(sums[t][2], sums[t][3]),
+        ];
+        for j in 0..4 {
+            let factors = x.factors(last.min(2 * t + j / 2), b, half);
+            let at = (2 * b + half, 2 * octet + j % 2);
+            acc[t][j] = add_scaled::<K, _>(acc[t][j], sums[j], panel, at, factors);
+        }
+    }
+    acc
 }
 
 /// `acc[i] += sum_j w[4 i + j] x[4 LANE + j]`. The standard library's intrinsic is not stable.
