@@ -3,8 +3,9 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tandem_benches::{random, weights};
 use tandem_kernels::{
-    Activation, DType, KvHead, Level, Q8_BLOCK, Q8_GROUP, RopeStyle, TileMut, attention, gate,
-    quantize_q8, rms_norm, rope, softmax,
+    Activation, DType, KvHead, Level, LowRank, LowRankInput, LowRankType, Q8_BLOCK, Q8_GROUP,
+    RopeStyle, TileMut, add_low_rank, attention, gate, quantize_h, quantize_q8, rms_norm, rope,
+    softmax,
 };
 
 const N: usize = 8192;
@@ -55,6 +56,37 @@ fn bench(c: &mut Criterion) {
             let mut y = vec![0.0; 256];
             group.bench_function(BenchmarkId::new(dtype.name(), level.name()), |b| {
                 b.iter(|| attention(level, &kv, &x[..256], 256, &mut TileMut::new(&mut y, 256)));
+            });
+        }
+        group.finish();
+
+        // A rank of 32 added to 2048 outputs of one token and of 64.
+        let mut group = c.benchmark_group("low_rank_32");
+        for (kind, n_tokens) in [
+            (LowRankType::Q8, 1),
+            (LowRankType::Q8, 64),
+            (LowRankType::Q4, 1),
+        ] {
+            let (n_out, rank) = (2048, 32);
+            let mut data = vec![0; kind.n_bytes(n_out, rank).expect("a small rank")];
+            kind.pack(&random(n_out * rank), rank, &mut data);
+            let b = LowRank::new(kind, n_out, rank, &data).expect("bytes as packed");
+            let (mut q, mut scale) = (vec![0; n_tokens * rank], vec![0.0; n_tokens]);
+            for (q, scale) in q.chunks_exact_mut(rank).zip(&mut scale) {
+                quantize_h(level, &x[..rank], q, scale);
+            }
+            let h = LowRankInput::Q8 {
+                q: &q,
+                stride: rank,
+                scale: &scale,
+                scale_stride: 1,
+            };
+            let mut y = vec![0.0; n_tokens * n_out];
+            group.throughput(Throughput::Elements((n_tokens * n_out * rank) as u64));
+            let id = BenchmarkId::new(format!("{} x {n_tokens}", kind.name()), level.name());
+            group.bench_function(id, |bench| {
+                let y = &mut TileMut::new(&mut y, n_out);
+                bench.iter(|| add_low_rank(level, &b, 0..n_out, &h, 1.0, y));
             });
         }
         group.finish();
