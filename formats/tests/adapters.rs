@@ -201,6 +201,10 @@ fn malformed_configurations_are_refused() {
     names(&refused(&nested, &adapter()), "adapter_config.json");
     let slow = config(r#""alpha_pattern": {"(((((a{999}){999}){999}){999})": 1}"#);
     names(&refused(&slow, &adapter()), "alpha_pattern");
+    // Many small patterns take much more memory than their text.
+    let many: Vec<_> = (0..1025).map(|i| format!(r#""m{i}": 1"#)).collect();
+    let many = config(&format!(r#""rank_pattern": {{{}}}"#, many.join(",")));
+    names(&refused(&many, &adapter()), "more than 1024 patterns");
 }
 
 #[test]

@@ -45,6 +45,12 @@ const WITHOUT_EFFECT: [&str; 19] = [
 
 const CONFIG: &str = "adapter_config.json";
 
+/// The most patterns of one kind: more than a large model has modules.
+const MAX_PATTERNS: usize = 1024;
+/// The most bytes that a compiled pattern may take, which is far more than its text: with
+/// [`MAX_PATTERNS`] this bounds what a small file can ask for.
+const MAX_PATTERN_BYTES: usize = 1 << 17;
+
 /// What of the configuration decides the scales.
 struct Config {
     rank: usize,
@@ -59,8 +65,8 @@ struct Config {
 /// `base_model.model.`; in the order of their names.
 ///
 /// `rank_pattern` and `alpha_pattern` are regular expressions that must match the module's name as
-/// `(.*\.)?(key)$` from its start, the first match wins. Look-around and back
-/// references are refused.
+/// `(.*\.)?(key)$` from its start, the first match wins. Look-around, back references and very
+/// large patterns are refused, and more than 1024 of them.
 ///
 /// # Errors
 ///
@@ -217,9 +223,12 @@ fn patterns(key: &str, value: &RawValue) -> Result<Vec<(Regex, f64)>, AdapterErr
         return Ok(Vec::new());
     }
     let numbers: Vec<(String, f64)> = json_object(CONFIG, value.get().as_bytes())?;
+    if numbers.len() > MAX_PATTERNS {
+        return Err(wrong(key, "has more than 1024 patterns"));
+    }
     let pattern = |(pattern, number): (String, f64)| {
         let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-            .size_limit(1 << 20)
+            .size_limit(MAX_PATTERN_BYTES)
             .build();
         let regex = regex.map_err(|_| AdapterError::Unsupported {
             feature: format!("{key} {pattern}"),

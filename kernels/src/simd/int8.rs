@@ -201,9 +201,8 @@ fn prefetch<const LINE: usize>(p: *const u8, n_bytes: usize) {
 }
 
 /// Prefill: 16 rows for all tokens, `y[t][first + r] = w[r] . x[t]`; of fewer rows the last is
-/// taken again and again. The weights go through a panel
-/// of 256 columns, so that they are unpacked once for all tokens; sums between panels are kept in
-/// `y`.
+/// taken again and again. The weights go through a panel of 256 columns, so that they are unpacked
+/// once for all tokens; sums between panels are kept in `y`.
 ///
 /// # Safety
 ///
