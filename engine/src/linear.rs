@@ -36,7 +36,7 @@ pub(crate) struct LinearInput<'a> {
 /// Tasks per thread: enough that a thread which is held up does not hold up the others.
 const TASKS_PER_THREAD: usize = 8;
 /// The fewest rows of a task: a multiple of every kernel's rows at once.
-const MIN_ROWS: usize = 16;
+const MIN_ROWS: usize = 32;
 
 impl<'a> Exec<'a> {
     /// The linear with what the composition adds to it.

@@ -6,6 +6,8 @@ use crate::level::multilevel;
 pub const Q8_BLOCK: usize = 32;
 /// Elements for each sum in [`Q8Rows`]: the narrowest group of any weight format.
 pub const Q8_GROUP: usize = 16;
+/// Offsets for each block in [`Q8Rows`].
+pub const Q8_OFFSETS: usize = 3;
 
 /// Input rows `x` `[n_tokens, n_cols]`.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,10 @@ pub struct Q8Rows<'a> {
     /// For each block `scale` times the sum of its 32 integers, then that of the last 16,
     /// `[n_tokens, n_cols / 32, 2]`.
     pub sum: &'a [f32],
+    /// -128 times the sum of each block's integers: of all 32, of the first 16, of the last 16,
+    /// `[n_tokens, n_cols / 32, 3]`. Products with weights that were made unsigned by adding 128
+    /// start there.
+    pub offset: &'a [i32],
 }
 
 impl<'a> Q8Rows<'a> {
@@ -45,6 +51,7 @@ impl<'a> Q8Rows<'a> {
             q: &self.q[rows(n_cols)],
             scale: &self.scale[rows(n_cols / Q8_BLOCK)],
             sum: &self.sum[rows(n_cols / Q8_GROUP)],
+            offset: &self.offset[rows(n_cols / Q8_BLOCK * Q8_OFFSETS)],
         }
     }
 }
@@ -75,13 +82,15 @@ impl<'a> Input<'a> {
                 assert_eq!(x.q.len(), n_tokens * n_cols);
                 assert_eq!(x.scale.len(), n_tokens * (n_cols / Q8_BLOCK));
                 assert_eq!(x.sum.len(), n_tokens * (n_cols / Q8_GROUP));
+                assert_eq!(x.offset.len(), n_tokens * (n_cols / Q8_BLOCK) * Q8_OFFSETS);
             }
         }
     }
 }
 
 multilevel! {
-    /// Rounds `x` `[n]` to int8: `q` `[n]`, `scale` `[n / 32]`, `sum` `[n / 16]`; see [`Q8Rows`].
+    /// Rounds `x` `[n]` to int8: `q` `[n]`, `scale` `[n / 32]`, `sum` `[n / 16]`, `offset`
+    /// `[n / 32, 3]`; see [`Q8Rows`].
     ///
     /// The scale is the block's largest magnitude over 127, and rounding is to nearest, ties to
     /// even, so that every level gives the same integers. Values that are not finite make their
@@ -90,16 +99,27 @@ multilevel! {
     /// # Panics
     ///
     /// If `n` is no multiple of 32 or the buffers do not fit it.
-    pub fn quantize_q8(level: Level, x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [f32]) {
+    pub fn quantize_q8(
+        level: Level,
+        x: &[f32],
+        q: &mut [i8],
+        scale: &mut [f32],
+        sum: &mut [f32],
+        offset: &mut [i32],
+    ) {
         let (x, []) = x.as_chunks::<Q8_BLOCK>() else {
             panic!("{} elements are no whole number of blocks", x.len());
         };
         let (q, sum) = (q.as_chunks_mut::<Q8_BLOCK>().0, sum.as_chunks_mut::<2>().0);
-        assert!(q.len() == x.len() && scale.len() == x.len() && sum.len() == x.len());
-        for (((x, q), scale), sum) in x.iter().zip(q).zip(scale).zip(sum) {
+        let offset = offset.as_chunks_mut::<Q8_OFFSETS>().0;
+        assert!(q.len() == x.len() && scale.len() == x.len());
+        assert!(sum.len() == x.len() && offset.len() == x.len());
+        for ((((x, q), scale), sum), offset) in x.iter().zip(q).zip(scale).zip(sum).zip(offset) {
             quantize_block(x, q, scale);
-            let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
-            *sum = [*scale * total(q), *scale * total(&q[Q8_GROUP..])];
+            let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
+            let (first, last) = (total(&q[..Q8_GROUP]), total(&q[Q8_GROUP..]));
+            *sum = [*scale * (first + last) as f32, *scale * last as f32];
+            *offset = [first + last, first, last].map(|sum| -128 * sum);
         }
     }
 }
@@ -133,7 +153,8 @@ mod tests {
             *x = (i as f32 * 0.37).sin() * 3.0;
         }
         let (mut q, mut scale, mut sum) = ([0; 64], [f32::NAN; 2], [f32::NAN; 4]);
-        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum);
+        let mut offset = [0; 6];
+        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum, &mut offset);
         for (i, x) in x.iter().enumerate() {
             let step = scale[i / 32];
             assert!((step * f32::from(q[i]) - x).abs() <= step * 0.5001);
@@ -143,6 +164,9 @@ mod tests {
         assert_eq!(sum[3], expected);
         let expected = scale[1] * q[32..].iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
         assert_eq!(sum[2], expected);
+        let sums =
+            [32..64, 32..48, 48..64].map(|r| q[r].iter().map(|q| i32::from(*q)).sum::<i32>());
+        assert_eq!(offset[3..], sums.map(|sum| -128 * sum));
     }
 
     #[test]
@@ -150,8 +174,9 @@ mod tests {
         let mut x = [0.0_f32; 64];
         x[40] = f32::NAN;
         let (mut q, mut scale, mut sum) = ([1; 64], [f32::NAN; 2], [f32::NAN; 4]);
-        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum);
-        assert_eq!((scale[0], sum[0], q[0]), (0.0, 0.0, 0));
+        let mut offset = [1; 6];
+        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum, &mut offset);
+        assert_eq!((scale[0], sum[0], q[0], offset[0]), (0.0, 0.0, 0, 0));
         assert!(scale[1].is_nan());
     }
 }

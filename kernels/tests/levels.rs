@@ -1,7 +1,8 @@
 //! Every level's matmul against the scalar one, for every format and awkward shapes.
 
 use tandem_kernels::{
-    DType, Input, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8Rows, TileMut, matmul, quant, quantize_q8,
+    DType, Input, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8_OFFSETS, Q8Rows, TileMut, matmul, quant,
+    quantize_q8,
 };
 
 /// Numbers between -1 and 1, the same in every run.
@@ -50,6 +51,7 @@ struct Rounded {
     q: Vec<i8>,
     scale: Vec<f32>,
     sum: Vec<f32>,
+    offset: Vec<i32>,
 }
 
 impl Rounded {
@@ -58,8 +60,16 @@ impl Rounded {
             q: vec![0; x.len()],
             scale: vec![0.0; x.len() / Q8_BLOCK],
             sum: vec![0.0; x.len() / Q8_GROUP],
+            offset: vec![0; x.len() / Q8_BLOCK * Q8_OFFSETS],
         };
-        quantize_q8(Level::detect(), x, &mut r.q, &mut r.scale, &mut r.sum);
+        quantize_q8(
+            Level::detect(),
+            x,
+            &mut r.q,
+            &mut r.scale,
+            &mut r.sum,
+            &mut r.offset,
+        );
         r
     }
 
@@ -68,6 +78,7 @@ impl Rounded {
             q: &self.q,
             scale: &self.scale,
             sum: &self.sum,
+            offset: &self.offset,
         })
     }
 }

@@ -6,7 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tandem_engine::{Level, Model, Pool};
-use tandem_kernels::{Input, Q8_BLOCK, Q8_GROUP, Q8Rows, SharedMatrix, matmul, quantize_q8};
+use tandem_kernels::{
+    Input, Q8_BLOCK, Q8_GROUP, Q8_OFFSETS, Q8Rows, SharedMatrix, matmul, quantize_q8,
+};
 
 /// Bytes of weights read by one timed run: large enough that it takes longer than to start it.
 const RUN_BYTES: usize = 2 << 20;
@@ -66,7 +68,7 @@ struct Weights<'m> {
     level: Level,
     /// An input, `[n_cols]`, and the same rounded to int8 where the session would do that.
     x: Vec<f32>,
-    x_q8: Option<(Vec<i8>, Vec<f32>, Vec<f32>)>,
+    x_q8: Option<(Vec<i8>, Vec<f32>, Vec<f32>, Vec<i32>)>,
     /// Outputs of one run, `[n_rows]`.
     y: Vec<f32>,
     /// The first row of the next run.
@@ -81,8 +83,9 @@ impl<'m> Weights<'m> {
             let mut q = vec![0; x.len()];
             let mut scale = vec![0.0; x.len() / Q8_BLOCK];
             let mut sum = vec![0.0; x.len() / Q8_GROUP];
-            quantize_q8(level, &x, &mut q, &mut scale, &mut sum);
-            (q, scale, sum)
+            let mut offset = vec![0; x.len() / Q8_BLOCK * Q8_OFFSETS];
+            quantize_q8(level, &x, &mut q, &mut scale, &mut sum, &mut offset);
+            (q, scale, sum, offset)
         });
         let n_rows = (RUN_BYTES / w.row_bytes()).clamp(1, w.n_rows());
         Weights {
@@ -117,7 +120,12 @@ impl<'m> Weights<'m> {
             self.next = 0;
         }
         let x = match &self.x_q8 {
-            Some((q, scale, sum)) => Input::Q8(Q8Rows { q, scale, sum }),
+            Some((q, scale, sum, offset)) => Input::Q8(Q8Rows {
+                q,
+                scale,
+                sum,
+                offset,
+            }),
             None => Input::F32(&self.x),
         };
         let task_rows = n_rows

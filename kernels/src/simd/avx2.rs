@@ -11,10 +11,11 @@
 #![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
 
 use core::arch::x86_64::*;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{Kind, Super};
-use super::{Columns, Lanes, Panel, Simd, TILE_ROWS};
-use crate::{Q8_BLOCK, Q8_GROUP};
+use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd};
+use crate::{Q8_BLOCK, Q8_GROUP, Q8_OFFSETS};
 
 /// What is added to signed integers for VNNI.
 const OFFSET: f32 = 128.0;
@@ -101,6 +102,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
     type Sums = [__m256; 3];
+    const CENTERS: bool = VNNI;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> [__m256i; 2] {
@@ -256,11 +258,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     /// `[columns / 4][rows][4]`: a row in each lane.
     #[inline(always)]
-    unsafe fn arrange<K: Kind>(q: &mut [[__m256i; 2]; TILE_ROWS]) {
-        if VNNI && K::BITS == 8 {
+    unsafe fn arrange<K: Kind>(q: &mut [[__m256i; 2]; PANEL_ROWS]) {
+        let offset = match K::OFFSET {
+            _ if !VNNI => 0,
+            Some(offset) => 128 - offset,
+            None if K::BITS == 8 => 128,
+            None => 0,
+        };
+        if offset > 0 {
             for q in q.iter_mut() {
                 for q in q {
-                    *q = _mm256_xor_si256(*q, _mm256_set1_epi8(-128));
+                    *q = _mm256_add_epi8(*q, _mm256_set1_epi8(offset as i8));
                 }
             }
         }
@@ -268,13 +276,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn transpose(m: &mut [[__m256; 2]; TILE_ROWS]) {
-        let mut lanes = [[_mm256_setzero_si256(); 2]; TILE_ROWS];
-        for i in 0..TILE_ROWS {
+    unsafe fn transpose(m: &mut [[__m256; 2]; PANEL_ROWS]) {
+        let mut lanes = [[_mm256_setzero_si256(); 2]; PANEL_ROWS];
+        for i in 0..PANEL_ROWS {
             lanes[i] = [_mm256_castps_si256(m[i][0]), _mm256_castps_si256(m[i][1])];
         }
         transpose_lanes(&mut lanes);
-        for i in 0..TILE_ROWS {
+        for i in 0..PANEL_ROWS {
             m[i] = [
                 _mm256_castsi256_ps(lanes[i][0]),
                 _mm256_castsi256_ps(lanes[i][1]),
@@ -331,17 +339,22 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     unsafe fn multiply<K: Kind, const N: usize>(
-        panel: &Panel<Self>,
+        panels: &[Panel<Self>; 2],
         x: Columns,
         n_blocks: usize,
         first: bool,
-        y: [*mut f32; N],
+        mut y: [*mut f32; N],
     ) {
-        // The panels differ in their type only.
-        let p: *const Panel<Self> = panel;
-        match VNNI {
-            true => multiply_vnni::<K, N>(&*p.cast(), x, n_blocks, first, y),
-            false => multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
+        for panel in panels {
+            // The panels differ in their type only.
+            let p: *const Panel<Self> = panel;
+            match VNNI {
+                true => multiply_vnni::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y),
+                false => multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
+            }
+            for y in &mut y {
+                *y = y.wrapping_add(PANEL_ROWS);
+            }
         }
     }
 }
@@ -431,7 +444,7 @@ unsafe fn multiply<K: Kind, const N: usize>(
     };
     let n_safe = n_safe.min(n_steps);
     let ones = _mm256_set1_epi16(1);
-    for octet in 0..TILE_ROWS / 8 {
+    for octet in 0..PANEL_ROWS / 8 {
         let mut acc = [_mm256_setzero_ps(); N];
         if !first {
             for i in 0..N {
@@ -491,12 +504,23 @@ unsafe fn multiply_vnni<K: Kind, const N: usize>(
             acc[i] = Avx2::<true>::floats(y[i]);
         }
     }
-    let halves = if K::WIDE { 1 } else { 2 };
+    let w = panel.q.as_ptr().cast::<[__m256i; 2]>();
+    let (scales, mins) = (panel.scale.as_ptr(), panel.min.as_ptr());
     for b in 0..n_blocks {
-        for half in 0..halves {
+        for half in 0..if K::WIDE { 1 } else { 2 } {
             let mut sums = [[_mm256_setzero_si256(); 2]; N];
-            for k in half * 8 / halves..(half + 1) * 8 / halves {
-                let w = panel.q[b / 2][8 * (b % 2) + k];
+            if K::OFFSET.is_some() {
+                let sum = if K::WIDE { 0 } else { 1 + half };
+                for i in 0..N {
+                    let offset = x
+                        .offset
+                        .add((i * (x.n_cols / Q8_BLOCK) + b) * Q8_OFFSETS + sum);
+                    sums[i] = [_mm256_set1_epi32(*offset); 2];
+                }
+            }
+            let n_steps = if K::WIDE { 8 } else { 4 };
+            for k in half * n_steps..(half + 1) * n_steps {
+                let w = *w.add(8 * b + k);
                 for i in 0..N {
                     let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
                     let x = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
@@ -504,24 +528,30 @@ unsafe fn multiply_vnni<K: Kind, const N: usize>(
                         sums[i][j] = _mm256_dpbusd_avx_epi32(sums[i][j], w[j], x);
                     }
                 }
+                // As for AVX-512: no chains of products that wait for each other.
+                compiler_fence(Ordering::SeqCst);
             }
             let group = 2 * b + half;
-            for j in 0..2 {
-                let (w_scale, mut w_min) = (panel.scale[group][j], panel.min[group][j]);
-                if K::BITS == 8 {
-                    let offset = _mm256_set1_ps(-OFFSET);
-                    w_min = _mm256_fmadd_ps(w_scale, offset, w_min);
-                    if half == 1 {
-                        w_min = _mm256_fnmadd_ps(panel.scale[2 * b][j], offset, w_min);
-                    }
+            let w_scale = *scales.add(group);
+            let mut w_min = *mins.add(group);
+            if K::BITS == 8 && K::OFFSET.is_none() {
+                let offset = [_mm256_set1_ps(-OFFSET); 2];
+                w_min = Avx2::<true>::mul_add(w_scale, offset, w_min);
+                if half == 1 {
+                    let offset = [_mm256_set1_ps(OFFSET); 2];
+                    w_min = Avx2::<true>::mul_add(*scales.add(2 * b), offset, w_min);
                 }
-                for i in 0..N {
-                    let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
-                    let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + group);
-                    let scale = _mm256_mul_ps(w_scale, _mm256_set1_ps(scale));
+            }
+            for i in 0..N {
+                let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
+                let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + group);
+                for j in 0..2 {
+                    let scale = _mm256_mul_ps(w_scale[j], _mm256_set1_ps(scale));
                     let products = _mm256_cvtepi32_ps(sums[i][j]);
                     acc[i][j] = _mm256_fmadd_ps(products, scale, acc[i][j]);
-                    acc[i][j] = _mm256_fmadd_ps(w_min, _mm256_set1_ps(sum), acc[i][j]);
+                    if K::OFFSET.is_none() {
+                        acc[i][j] = _mm256_fmadd_ps(w_min[j], _mm256_set1_ps(sum), acc[i][j]);
+                    }
                 }
             }
         }
@@ -535,9 +565,9 @@ unsafe fn multiply_vnni<K: Kind, const N: usize>(
 /// Transposes 16 by 16 lanes of 32 bits: four squares of 8 by 8.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn transpose_lanes(m: &mut [[__m256i; 2]; TILE_ROWS]) {
+unsafe fn transpose_lanes(m: &mut [[__m256i; 2]; PANEL_ROWS]) {
     let mut squares = [[[_mm256_setzero_si256(); 8]; 2]; 2];
-    for i in 0..TILE_ROWS {
+    for i in 0..PANEL_ROWS {
         for j in 0..2 {
             squares[j][i / 8][i % 8] = m[i][j];
         }

@@ -9,10 +9,11 @@
 #![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
 
 use core::arch::x86_64::*;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{Kind, Super};
-use super::{Columns, Lanes, Panel, Simd, TILE_ROWS};
-use crate::{Q8_BLOCK, Q8_GROUP};
+use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd};
+use crate::{Q8_BLOCK, Q8_GROUP, Q8_OFFSETS};
 
 pub(crate) struct Avx512;
 
@@ -82,6 +83,7 @@ impl Lanes for Avx512 {
 impl Simd for Avx512 {
     type Bytes = __m512i;
     type Sums = [__m512; 3];
+    const CENTERS: bool = true;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> __m512i {
@@ -207,23 +209,28 @@ impl Simd for Avx512 {
 
     /// `[columns / 4][rows][4]`: a row in each lane.
     #[inline(always)]
-    unsafe fn arrange<K: Kind>(q: &mut [__m512i; TILE_ROWS]) {
-        if K::BITS == 8 {
+    unsafe fn arrange<K: Kind>(q: &mut [__m512i; PANEL_ROWS]) {
+        let offset = match K::OFFSET {
+            Some(offset) => 128 - offset,
+            None if K::BITS == 8 => 128,
+            None => 0,
+        };
+        if offset > 0 {
             for q in q.iter_mut() {
-                *q = _mm512_xor_si512(*q, Self::splat(0x80));
+                *q = _mm512_add_epi8(*q, Self::splat(offset));
             }
         }
         transpose_lanes(q);
     }
 
     #[inline(always)]
-    unsafe fn transpose(m: &mut [__m512; TILE_ROWS]) {
-        let mut lanes = [_mm512_setzero_si512(); TILE_ROWS];
-        for i in 0..TILE_ROWS {
+    unsafe fn transpose(m: &mut [__m512; PANEL_ROWS]) {
+        let mut lanes = [_mm512_setzero_si512(); PANEL_ROWS];
+        for i in 0..PANEL_ROWS {
             lanes[i] = _mm512_castps_si512(m[i]);
         }
         transpose_lanes(&mut lanes);
-        for i in 0..TILE_ROWS {
+        for i in 0..PANEL_ROWS {
             m[i] = _mm512_castsi512_ps(lanes[i]);
         }
     }
@@ -268,13 +275,13 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn multiply<K: Kind, const N: usize>(
-        panel: &Panel<Self>,
+        panels: &[Panel<Self>; 2],
         x: Columns,
         n_blocks: usize,
         first: bool,
         y: [*mut f32; N],
     ) {
-        multiply::<K, N>(panel, x, n_blocks, first, y)
+        multiply::<K::Centered, N>(panels, x, n_blocks, first, y)
     }
 }
 
@@ -288,53 +295,105 @@ unsafe fn halves(a: i8, b: i8) -> __m512i {
 /// [`Simd::multiply`], a function of its own for each kind of format.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn multiply<K: Kind, const N: usize>(
-    panel: &Panel<Avx512>,
+    panels: &[Panel<Avx512>; 2],
     x: Columns,
     n_blocks: usize,
     first: bool,
     y: [*mut f32; N],
 ) {
-    let mut acc = [_mm512_setzero_ps(); N];
+    let mut acc = [[_mm512_setzero_ps(); 2]; N];
     if !first {
         for i in 0..N {
-            acc[i] = _mm512_loadu_ps(y[i]);
+            acc[i] = [_mm512_loadu_ps(y[i]), _mm512_loadu_ps(y[i].add(16))];
         }
     }
     let mut q = [x.q; N];
     for i in 0..N {
         q[i] = x.q.add(i * x.n_cols);
     }
-    let halves = if K::WIDE { 1 } else { 2 };
+    // By pointers: from an array's length the compiler would take that there are eight blocks at
+    // most, and write them all out.
+    let w = [
+        panels[0].q.as_ptr().cast::<__m512i>(),
+        panels[1].q.as_ptr().cast::<__m512i>(),
+    ];
+    let scales = [panels[0].scale.as_ptr(), panels[1].scale.as_ptr()];
+    let mins = [panels[0].min.as_ptr(), panels[1].min.as_ptr()];
     for b in 0..n_blocks {
-        for half in 0..halves {
-            let mut products = [_mm512_setzero_si512(); N];
-            for k in half * 8 / halves..(half + 1) * 8 / halves {
-                let w = panel.q[b / 2][8 * (b % 2) + k];
+        // The first half's sums, scaled, where the second has a scale of its own.
+        let mut first_half = [[_mm512_setzero_ps(); 2]; N];
+        for half in 0..if K::WIDE { 1 } else { 2 } {
+            let mut products = [[_mm512_setzero_si512(); 2]; N];
+            if K::OFFSET.is_some() {
+                let sum = if K::WIDE { 0 } else { 1 + half };
+                for i in 0..N {
+                    let offset = x
+                        .offset
+                        .add((i * (x.n_cols / Q8_BLOCK) + b) * Q8_OFFSETS + sum);
+                    products[i] = [_mm512_set1_epi32(*offset); 2];
+                }
+            }
+            let n_steps = if K::WIDE { 8 } else { 4 };
+            if b % 2 == 0 && half == 0 {
+                // What the next tokens need.
+                for i in 0..N {
+                    _mm_prefetch::<_MM_HINT_T0>(q[i].wrapping_add(N * x.n_cols + b * Q8_BLOCK));
+                }
+            }
+            for k in half * n_steps..(half + 1) * n_steps {
+                let w = [*w[0].add(8 * b + k), *w[1].add(8 * b + k)];
                 for i in 0..N {
                     let four = q[i].add(b * Q8_BLOCK + 4 * k).cast::<i32>();
                     let four = _mm512_set1_epi32(four.read_unaligned());
-                    products[i] = _mm512_dpbusd_epi32(products[i], w, four);
+                    for j in 0..2 {
+                        products[i][j] = _mm512_dpbusd_epi32(products[i][j], w[j], four);
+                    }
                 }
+                // Or the compiler would sum up one token after the other, in chains of products
+                // that wait for each other.
+                compiler_fence(Ordering::SeqCst);
             }
-            let (w_scale, mut w_min) = (panel.scale[2 * b + half], panel.min[2 * b + half]);
-            if K::BITS == 8 {
-                let offset = _mm512_set1_ps(-OFFSET);
-                w_min = _mm512_fmadd_ps(w_scale, offset, w_min);
-                if half == 1 {
-                    w_min = _mm512_fnmadd_ps(panel.scale[2 * b], offset, w_min);
-                }
-            }
+            let group = 2 * b + half;
+            let w_scale = [*scales[0].add(group), *scales[1].add(group)];
             for i in 0..N {
-                let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
-                let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + 2 * b + half);
-                let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(scale));
-                acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[i]), scale, acc[i]);
-                acc[i] = _mm512_fmadd_ps(w_min, _mm512_set1_ps(sum), acc[i]);
+                let scale = _mm512_set1_ps(*x.scale.add(i * (x.n_cols / Q8_BLOCK) + b));
+                for j in 0..2 {
+                    let products = _mm512_cvtepi32_ps(products[i][j]);
+                    // Joined halves take an operation less, but more registers than minima leave.
+                    if K::WIDE || K::OFFSET.is_none() {
+                        let scale = _mm512_mul_ps(w_scale[j], scale);
+                        acc[i][j] = _mm512_fmadd_ps(products, scale, acc[i][j]);
+                    } else if half == 0 {
+                        first_half[i][j] = _mm512_mul_ps(products, w_scale[j]);
+                    } else {
+                        let both = _mm512_fmadd_ps(products, w_scale[j], first_half[i][j]);
+                        acc[i][j] = _mm512_fmadd_ps(both, scale, acc[i][j]);
+                    }
+                }
+            }
+            if K::OFFSET.is_none() {
+                let mut w_min = [*mins[0].add(group), *mins[1].add(group)];
+                if K::BITS == 8 {
+                    let offset = _mm512_set1_ps(-OFFSET);
+                    for j in 0..2 {
+                        w_min[j] = _mm512_fmadd_ps(w_scale[j], offset, w_min[j]);
+                        if half == 1 {
+                            w_min[j] = _mm512_fnmadd_ps(*scales[j].add(2 * b), offset, w_min[j]);
+                        }
+                    }
+                }
+                for i in 0..N {
+                    let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + group);
+                    for j in 0..2 {
+                        acc[i][j] = _mm512_fmadd_ps(w_min[j], _mm512_set1_ps(sum), acc[i][j]);
+                    }
+                }
             }
         }
     }
     for i in 0..N {
-        _mm512_storeu_ps(y[i], acc[i]);
+        _mm512_storeu_ps(y[i], acc[i][0]);
+        _mm512_storeu_ps(y[i].add(16), acc[i][1]);
     }
 }
 

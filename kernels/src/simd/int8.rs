@@ -3,8 +3,8 @@
 use core::mem::MaybeUninit;
 
 use super::load::{self, Format, Kind, super_bytes};
-use super::{Columns, Panel, SUPER, Simd, TILE_ROWS, on_level};
-use crate::{DType, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8Rows, TileMut};
+use super::{Columns, PANEL_ROWS, Panel, SUPER, Simd, TILE_ROWS, on_level};
+use crate::{DType, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8_OFFSETS, Q8Rows, TileMut};
 
 /// How far ahead of the weights in use decode asks for those to come.
 const PREFETCH_BYTES: usize = 2048;
@@ -152,6 +152,7 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
                     q: q.as_ptr().add(s * SUPER),
                     scale: scale.as_ptr().add(s * (SUPER / Q8_BLOCK)),
                     sum: sum.as_ptr().add(s * (SUPER / Q8_GROUP)),
+                    offset: core::ptr::null(), // only tiles use it
                     n_cols,
                 };
                 sums = S::dot::<F::Kind>(F::load(here), x, sums);
@@ -163,6 +164,7 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
                 q: tail.q.as_ptr(),
                 scale: tail.scale.as_ptr(),
                 sum: tail.sum.as_ptr(),
+                offset: core::ptr::null(),
                 n_cols,
             };
             // SAFETY: the buffers are as long as 256 weights of a format with blocks of 32; the
@@ -200,8 +202,8 @@ fn prefetch<const LINE: usize>(p: *const u8, n_bytes: usize) {
     }
 }
 
-/// Prefill: 16 rows for all tokens, `y[t][first + r] = w[r] . x[t]`; of fewer rows the last is
-/// taken again and again. The weights go through a panel of 256 columns, so that they are unpacked
+/// Prefill: 32 rows for all tokens, `y[t][first + r] = w[r] . x[t]`; of fewer rows the last is
+/// taken again and again. The weights go through panels of 256 columns, so that they are unpacked
 /// once for all tokens; sums between panels are kept in `y`.
 ///
 /// # Safety
@@ -220,7 +222,7 @@ unsafe fn tile<S: Simd, F: Format>(
     if n_cols == 0 {
         return (0..n_tokens).for_each(|t| y.row(t)[first..][..TILE_ROWS].fill(0.0));
     }
-    let mut panel = MaybeUninit::<Panel<S>>::uninit();
+    let mut panels = MaybeUninit::<[Panel<S>; 2]>::uninit();
     for c in (0..n_cols).step_by(SUPER) {
         let tails;
         let start = c / SUPER * n_bytes;
@@ -231,8 +233,15 @@ unsafe fn tile<S: Simd, F: Format>(
                 core::array::from_fn(|r| tails[r].as_ptr())
             }
         };
-        // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up.
-        let panel = unsafe { fill::<S, F>(&mut panel, rows) };
+        // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up; the panels
+        // are whole when both are filled.
+        let panels = unsafe {
+            let p = panels.as_mut_ptr().cast::<Panel<S>>();
+            let (upper, lower) = rows.split_at(PANEL_ROWS);
+            fill::<S, F>(p, upper);
+            fill::<S, F>(p.add(1), lower);
+            panels.assume_init_ref()
+        };
         let n_blocks = (n_cols - c).min(SUPER) / Q8_BLOCK;
         let mut t = 0;
         while t < n_tokens {
@@ -246,16 +255,16 @@ unsafe fn tile<S: Simd, F: Format>(
             // SAFETY: the caller's.
             unsafe {
                 match n_tokens - t {
-                    n if S::WIDE_TILE && n >= 12 => {
-                        multiply::<S, F::Kind, 12>(panel, x, y, part);
-                        t += 12;
+                    n if S::WIDE_TILE && <F::Kind as Kind>::WIDE && n >= 6 => {
+                        multiply::<S, F::Kind, 6>(panels, x, y, part);
+                        t += 6;
                     }
                     n if n >= 4 => {
-                        multiply::<S, F::Kind, 4>(panel, x, y, part);
+                        multiply::<S, F::Kind, 4>(panels, x, y, part);
                         t += 4;
                     }
                     _ => {
-                        multiply::<S, F::Kind, 1>(panel, x, y, part);
+                        multiply::<S, F::Kind, 1>(panels, x, y, part);
                         t += 1;
                     }
                 }
@@ -264,36 +273,37 @@ unsafe fn tile<S: Simd, F: Format>(
     }
 }
 
-/// Unpacks 256 weights of each row into the panel.
+/// Unpacks 256 weights of each of 16 rows into the panel at `p`.
 ///
 /// # Safety
 ///
-/// As [`matmul_format`], and each pointer is to the bytes of 256 readable weights.
+/// As [`matmul_format`]; `p` is a panel to write, and each row points to the bytes of 256 readable
+/// weights.
 #[inline(always)]
-unsafe fn fill<S: Simd, F: Format>(
-    panel: &mut MaybeUninit<Panel<S>>,
-    rows: [*const u8; TILE_ROWS],
-) -> &Panel<S> {
-    let p = panel.as_mut_ptr();
+unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8]) {
+    let is_centered = S::CENTERS && F::Kind::OFFSET.is_some();
+    let has_min = F::Kind::HAS_MIN && !is_centered;
     // SAFETY: the fields are written through pointers into the panel, all of them before it is
     // taken for whole; the reads are the caller's.
     unsafe {
-        for (r, row) in rows.into_iter().enumerate() {
-            let w = F::load::<S>(row);
+        for (r, row) in rows.iter().enumerate() {
+            let w = F::load::<S>(*row);
             for (i, q) in w.q.into_iter().enumerate() {
                 (&raw mut (*p).q[i][r]).write(q);
             }
             (&raw mut (*p).scale[r]).write(w.scale);
-            (&raw mut (*p).min[r]).write(w.min);
+            let min = if has_min { w.min } else { S::splat_float(0.0) };
+            (&raw mut (*p).min[r]).write(min);
         }
-        let panel = panel.assume_init_mut();
+        let panel = &mut *p;
         // No closure: that would be compiled without the level's features.
         for q in &mut panel.q {
             S::arrange::<F::Kind>(q);
         }
         S::transpose(&mut panel.scale);
-        S::transpose(&mut panel.min);
-        panel
+        if has_min {
+            S::transpose(&mut panel.min);
+        }
     }
 }
 
@@ -308,14 +318,14 @@ struct Part {
     first: usize,
 }
 
-/// Adds a panel's part to the outputs of `N` tokens.
+/// Adds the panels' part to the outputs of `N` tokens.
 ///
 /// # Safety
 ///
 /// As [`matmul_format`].
 #[inline(always)]
 unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
-    panel: &Panel<S>,
+    panels: &[Panel<S>; 2],
     x: &Q8Rows<'_>,
     y: &mut TileMut<'_>,
     part: Part,
@@ -331,11 +341,13 @@ unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
     assert!((t + N) * n_cols <= x.q.len());
     assert!((t + N) * (n_cols / Q8_BLOCK) <= x.scale.len());
     assert!((t + N) * (n_cols / Q8_GROUP) <= x.sum.len());
+    assert!((t + N) * (n_cols / Q8_BLOCK) * Q8_OFFSETS <= x.offset.len());
     let start = t * n_cols + c;
     let x = Columns {
         q: x.q[start..].as_ptr(),
         scale: x.scale[start / Q8_BLOCK..].as_ptr(),
         sum: x.sum[start / Q8_GROUP..].as_ptr(),
+        offset: x.offset[start / Q8_BLOCK * Q8_OFFSETS..].as_ptr(),
         n_cols,
     };
     let mut outputs = [core::ptr::null_mut(); N];
@@ -343,6 +355,6 @@ unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
         *output = y.row(t + i)[first..][..TILE_ROWS].as_mut_ptr();
     }
     // SAFETY: the caller's; all of the blocks of `N` tokens are in the input by the assertions, and
-    // each output has 16 elements.
-    unsafe { S::multiply::<K, N>(panel, x, n_blocks, c == 0, outputs) }
+    // each output has 32 elements.
+    unsafe { S::multiply::<K, N>(panels, x, n_blocks, c == 0, outputs) }
 }

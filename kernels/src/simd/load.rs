@@ -15,17 +15,34 @@ pub(super) trait Kind {
     const BITS: u32;
     /// Whether both halves of each 32 weights have the same scale and minimum.
     const WIDE: bool;
+    /// In a format without minima of its own, what is to be taken off the integers:
+    /// `w = scale (q - offset)`.
+    const OFFSET: Option<u8>;
+    /// The kind once the offset is taken off.
+    type Centered: Kind;
+
     /// Whether minima may differ from zero.
-    const HAS_MIN: bool;
+    const HAS_MIN: bool = !matches!(Self::OFFSET, Some(0));
 }
 
-pub(super) struct Ints<const BITS: u32, const WIDE: bool>;
+/// Formats with a minimum for each scale: `w = scale q + min`.
+pub(super) struct Affine<const BITS: u32, const WIDE: bool>;
 
-impl<const BITS: u32, const WIDE: bool> Kind for Ints<BITS, WIDE> {
+impl<const BITS: u32, const WIDE: bool> Kind for Affine<BITS, WIDE> {
     const BITS: u32 = BITS;
     const WIDE: bool = WIDE;
-    // The signed formats with blocks of 32 are symmetric.
-    const HAS_MIN: bool = !(BITS == 8 && WIDE);
+    const OFFSET: Option<u8> = None;
+    type Centered = Self;
+}
+
+/// Formats with a scale only: `w = scale (q - OFFSET)`.
+pub(super) struct Symmetric<const BITS: u32, const WIDE: bool, const OFFSET: u8>;
+
+impl<const BITS: u32, const WIDE: bool, const OFFSET: u8> Kind for Symmetric<BITS, WIDE, OFFSET> {
+    const BITS: u32 = BITS;
+    const WIDE: bool = WIDE;
+    const OFFSET: Option<u8> = Some(OFFSET);
+    type Centered = Symmetric<8, WIDE, 0>;
 }
 
 /// 256 weights.
@@ -85,11 +102,11 @@ macro_rules! four {
 }
 
 macro_rules! formats {
-    ($($name:ident: $dtype:ident, $bits:literal, $wide:literal, $load:ident;)*) => {$(
+    ($($name:ident: $dtype:ident, $kind:ty, $load:ident;)*) => {$(
         pub(super) struct $name;
         impl Format for $name {
             const DTYPE: DType = DType::$dtype;
-            type Kind = Ints<$bits, $wide>;
+            type Kind = $kind;
             #[inline(always)]
             unsafe fn load<S: Simd>(p: *const u8) -> Super<S> {
                 // SAFETY: the trait's conditions are the function's.
@@ -100,18 +117,18 @@ macro_rules! formats {
 }
 
 formats! {
-    Q40: Q4_0, 4, true, q4_0;
-    Q41: Q4_1, 4, true, q4_1;
-    Q50: Q5_0, 5, true, q5_0;
-    Q51: Q5_1, 5, true, q5_1;
-    Q80: Q8_0, 8, true, q8_0;
-    Iq4Nl: IQ4_NL, 8, true, iq4_nl;
-    Iq4Xs: IQ4_XS, 8, true, iq4_xs;
-    Q2K: Q2_K, 4, false, q2_k;
-    Q3K: Q3_K, 4, false, q3_k;
-    Q4K: Q4_K, 4, true, q4_k;
-    Q5K: Q5_K, 5, true, q5_k;
-    Q6K: Q6_K, 6, false, q6_k;
+    Q40: Q4_0, Symmetric<4, true, 8>, q4_0;
+    Q41: Q4_1, Affine<4, true>, q4_1;
+    Q50: Q5_0, Symmetric<5, true, 16>, q5_0;
+    Q51: Q5_1, Affine<5, true>, q5_1;
+    Q80: Q8_0, Symmetric<8, true, 0>, q8_0;
+    Iq4Nl: IQ4_NL, Symmetric<8, true, 0>, iq4_nl;
+    Iq4Xs: IQ4_XS, Symmetric<8, true, 0>, iq4_xs;
+    Q2K: Q2_K, Affine<4, false>, q2_k;
+    Q3K: Q3_K, Symmetric<4, false, 4>, q3_k;
+    Q4K: Q4_K, Affine<4, true>, q4_k;
+    Q5K: Q5_K, Affine<5, true>, q5_k;
+    Q6K: Q6_K, Symmetric<6, false, 32>, q6_k;
 }
 
 // The functions below are unsafe as `Format::load` is, with the same conditions: every read stays
@@ -350,7 +367,7 @@ macro_rules! unpacked_formats {
         pub(super) struct $name;
         impl Format for $name {
             const DTYPE: DType = DType::$dtype;
-            type Kind = Ints<8, false>;
+            type Kind = Affine<8, false>;
             #[inline(always)]
             unsafe fn load<S: Simd>(p: *const u8) -> Super<S> {
                 // SAFETY: the trait's conditions are the function's.

@@ -26,8 +26,10 @@ use load::{Kind, Super};
 
 /// Weights read at once.
 const SUPER: usize = 256;
-/// Rows of a prefill tile.
-const TILE_ROWS: usize = 16;
+/// Rows of a panel: as many as [`Lanes`] there are.
+const PANEL_ROWS: usize = 16;
+/// Rows of a prefill tile, which is two panels.
+const TILE_ROWS: usize = 2 * PANEL_ROWS;
 
 /// 16 floats, in as many registers as that takes.
 ///
@@ -71,6 +73,9 @@ trait Simd: Lanes {
     type Bytes: Copy;
     /// Partial sums of one dot product.
     type Sums: Copy;
+    /// Whether [`Simd::arrange`] takes the offset off the integers of formats that have one, so that
+    /// tiles need no minima for them.
+    const CENTERS: bool;
 
     /// 32 bytes at `a`, then 32 at `b`.
     unsafe fn load_two(a: *const u8, b: *const u8) -> Self::Bytes;
@@ -105,14 +110,14 @@ trait Simd: Lanes {
 
     /// Brings 64 columns of 16 rows, a row in each vector, into the order that
     /// [`Simd::multiply`] wants.
-    unsafe fn arrange<K: Kind>(q: &mut [Self::Bytes; TILE_ROWS]);
+    unsafe fn arrange<K: Kind>(q: &mut [Self::Bytes; PANEL_ROWS]);
     /// Transposes 16 by 16 floats.
-    unsafe fn transpose(m: &mut [Self::Floats; TILE_ROWS]);
-    /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panel's first `n_blocks` blocks of 32 columns,
-    /// for `N` tokens whose outputs, 16 each, begin at `y`. Where `first` is set `y` is
-    /// overwritten instead. `N` is 1, 4 or, with [`Lanes::WIDE_TILE`], 12.
+    unsafe fn transpose(m: &mut [Self::Floats; PANEL_ROWS]);
+    /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panels' first `n_blocks` blocks of 32 columns,
+    /// for `N` tokens whose outputs, 32 each, begin at `y`. Where `first` is set `y` is
+    /// overwritten instead. `N` is 1, 4 or, with [`Lanes::WIDE_TILE`], 6.
     unsafe fn multiply<K: Kind, const N: usize>(
-        panel: &Panel<Self>,
+        panels: &[Panel<Self>; 2],
         x: Columns,
         n_blocks: usize,
         first: bool,
@@ -134,10 +139,10 @@ trait Simd: Lanes {
 #[repr(C, align(64))]
 struct Panel<S: Simd> {
     /// The integers of 64 columns each, arranged as the level wants them.
-    q: [[S::Bytes; TILE_ROWS]; SUPER / 64],
+    q: [[S::Bytes; PANEL_ROWS]; SUPER / 64],
     /// `[16 groups][16 rows]`.
     scale: [S::Floats; SUPER / Q8_GROUP],
-    /// As `scale`.
+    /// As `scale`; not used, and zero, where there are none.
     min: [S::Floats; SUPER / Q8_GROUP],
 }
 
@@ -147,6 +152,7 @@ struct Columns {
     q: *const i8,
     scale: *const f32,
     sum: *const f32,
+    offset: *const i32,
     /// Elements from one token to the next.
     n_cols: usize,
 }

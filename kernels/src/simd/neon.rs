@@ -9,7 +9,7 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 
 use super::load::{Kind, Super};
-use super::{Columns, Lanes, Panel, Simd, TILE_ROWS, neon_tile};
+use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd, neon_tile};
 
 /// Armv8.0.
 pub(crate) const BASE: u8 = 0;
@@ -112,6 +112,7 @@ impl<const EXTENSION: u8> Lanes for Neon<EXTENSION> {
 impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     type Bytes = [int8x16_t; 4];
     type Sums = [float32x4_t; 4];
+    const CENTERS: bool = true;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> [int8x16_t; 4] {
@@ -295,7 +296,14 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
-    unsafe fn arrange<K: Kind>(q: &mut [[int8x16_t; 4]; TILE_ROWS]) {
+    unsafe fn arrange<K: Kind>(q: &mut [[int8x16_t; 4]; PANEL_ROWS]) {
+        if let Some(offset @ 1..) = K::OFFSET {
+            for q in q.iter_mut() {
+                for q in q {
+                    *q = vsubq_s8(*q, vdupq_n_s8(offset as i8));
+                }
+            }
+        }
         match EXTENSION {
             // As they are: this level's products sum along a row.
             BASE => {}
@@ -305,15 +313,15 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
-    unsafe fn transpose(m: &mut [[float32x4_t; 4]; TILE_ROWS]) {
-        let mut lanes = [[vdupq_n_s8(0); 4]; TILE_ROWS];
-        for i in 0..TILE_ROWS {
+    unsafe fn transpose(m: &mut [[float32x4_t; 4]; PANEL_ROWS]) {
+        let mut lanes = [[vdupq_n_s8(0); 4]; PANEL_ROWS];
+        for i in 0..PANEL_ROWS {
             for j in 0..4 {
                 lanes[i][j] = vreinterpretq_s8_f32(m[i][j]);
             }
         }
         neon_tile::transpose_lanes(&mut lanes);
-        for i in 0..TILE_ROWS {
+        for i in 0..PANEL_ROWS {
             for j in 0..4 {
                 m[i][j] = vreinterpretq_f32_s8(lanes[i][j]);
             }
@@ -363,18 +371,23 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
 
     #[inline(always)]
     unsafe fn multiply<K: Kind, const N: usize>(
-        panel: &Panel<Self>,
+        panels: &[Panel<Self>; 2],
         x: Columns,
         n_blocks: usize,
         first: bool,
-        y: [*mut f32; N],
+        mut y: [*mut f32; N],
     ) {
-        // The panels differ in their type only.
-        let p: *const Panel<Self> = panel;
-        match EXTENSION {
-            BASE => neon_tile::multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
-            DOTPROD => neon_tile::multiply_dotprod::<K, N>(&*p.cast(), x, n_blocks, first, y),
-            _ => neon_tile::multiply_i8mm::<K, N>(&*p.cast(), x, n_blocks, first, y),
+        for panel in panels {
+            // The panels differ in their type only.
+            let p: *const Panel<Self> = panel;
+            match EXTENSION {
+                BASE => neon_tile::multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
+                DOTPROD => neon_tile::multiply_dotprod::<K, N>(&*p.cast(), x, n_blocks, first, y),
+                _ => neon_tile::multiply_i8mm::<K, N>(&*p.cast(), x, n_blocks, first, y),
+            }
+            for y in &mut y {
+                *y = y.wrapping_add(PANEL_ROWS);
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use core::arch::asm;
 
 use super::load::Kind;
 use super::neon::{BASE, DOTPROD, I8MM, Neon, dot_32, products, products_32};
-use super::{Columns, Panel, TILE_ROWS};
+use super::{Columns, PANEL_ROWS, Panel};
 use crate::{Q8_BLOCK, Q8_GROUP};
 
 impl Columns {
@@ -48,7 +48,8 @@ unsafe fn add_scaled<K: Kind, const EXTENSION: u8>(
 ) -> float32x4_t {
     let scale = vmulq_n_f32(panel.scale[group][quad], scale);
     let acc = vfmaq_f32(acc, vcvtq_f32_s32(sums), scale);
-    match K::HAS_MIN {
+    // Offsets are off the integers.
+    match K::OFFSET.is_none() {
         true => vfmaq_n_f32(acc, panel.min[group][quad], sum),
         false => acc,
     }
@@ -62,7 +63,7 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
     first: bool,
     y: [*mut f32; N],
 ) {
-    for quad in 0..TILE_ROWS / 4 {
+    for quad in 0..PANEL_ROWS / 4 {
         let mut acc = [vdupq_n_f32(0.0); N];
         for i in 0..N {
             acc[i] = start(y[i].add(4 * quad), first);
@@ -133,7 +134,7 @@ pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
     y: [*mut f32; N],
 ) {
     // Eight rows at a time.
-    for octet in 0..TILE_ROWS / 8 {
+    for octet in 0..PANEL_ROWS / 8 {
         let mut acc = [[vdupq_n_f32(0.0); 2]; N];
         for i in 0..N {
             for j in 0..2 {
@@ -238,7 +239,7 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
     // A single token is its own partner.
     let last = y.len() - 1;
     // Eight rows at a time: four pairs of them, with `PAIRS` pairs of tokens.
-    for octet in 0..TILE_ROWS / 8 {
+    for octet in 0..PANEL_ROWS / 8 {
         // Of each pair of tokens two quads of rows for the first, then for the second.
         let mut acc = [[vdupq_n_f32(0.0); 4]; PAIRS];
         for t in 0..PAIRS {
@@ -347,7 +348,7 @@ unsafe fn smmla(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
 
 /// Transposes 16 by 16 lanes of 32 bits: 16 squares of 4 by 4.
 #[inline(always)]
-pub(super) unsafe fn transpose_lanes(m: &mut [[int8x16_t; 4]; TILE_ROWS]) {
+pub(super) unsafe fn transpose_lanes(m: &mut [[int8x16_t; 4]; PANEL_ROWS]) {
     let from = *m;
     for i in 0..4 {
         for j in 0..4 {
@@ -365,7 +366,7 @@ pub(super) unsafe fn transpose_lanes(m: &mut [[int8x16_t; 4]; TILE_ROWS]) {
 
 /// `[columns / 8][rows / 2][2][8]` of 16 rows of 64 columns.
 #[inline(always)]
-pub(super) unsafe fn interleave_pairs(m: &mut [[int8x16_t; 4]; TILE_ROWS]) {
+pub(super) unsafe fn interleave_pairs(m: &mut [[int8x16_t; 4]; PANEL_ROWS]) {
     let from = *m;
     for pair in 0..8 {
         for part in 0..4 {
