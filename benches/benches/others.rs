@@ -4,7 +4,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use tandem_benches::{random, weights};
 use tandem_kernels::{
     Activation, DType, KvHead, Level, LowRank, LowRankInput, LowRankType, Q8_BLOCK, Q8_GROUP,
-    Q8_OFFSETS, RopeStyle, TileMut, add_low_rank, attention, gate, quantize_h, quantize_q8,
+    Q8_STARTS, RopeStyle, TileMut, add_low_rank, attention, gate, quantize_h, quantize_q8,
     rms_norm, rope, softmax,
 };
 
@@ -34,9 +34,9 @@ fn bench(c: &mut Criterion) {
         });
         let (mut q, mut scale, mut sum) =
             (vec![0; N], vec![0.0; N / Q8_BLOCK], vec![0.0; N / Q8_GROUP]);
-        let mut offset = vec![0; N / Q8_BLOCK * Q8_OFFSETS];
+        let mut start = vec![0; N / Q8_BLOCK * Q8_STARTS];
         group.bench_function(BenchmarkId::new("quantize_q8", level.name()), |b| {
-            b.iter(|| quantize_q8(level, &x, &mut q, &mut scale, &mut sum, &mut offset));
+            b.iter(|| quantize_q8(level, &x, &mut q, &mut scale, &mut sum, &mut start));
         });
         group.finish();
 

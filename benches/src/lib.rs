@@ -1,7 +1,7 @@
 //! Shared by the microbenchmarks: random data, as zeros would be faster than anything real.
 
 use tandem_kernels::{
-    DType, Input, Level, Q8_BLOCK, Q8_GROUP, Q8_OFFSETS, Q8Rows, quant, quantize_q8,
+    DType, Input, Level, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, quant, quantize_q8,
 };
 
 /// `n` numbers between -1 and 1, the same in every run.
@@ -29,7 +29,7 @@ pub struct Rounded {
     q: Vec<i8>,
     scale: Vec<f32>,
     sum: Vec<f32>,
-    offset: Vec<i32>,
+    start: Vec<i32>,
 }
 
 impl Rounded {
@@ -39,7 +39,7 @@ impl Rounded {
             q: vec![0; n],
             scale: vec![0.0; n / Q8_BLOCK],
             sum: vec![0.0; n / Q8_GROUP],
-            offset: vec![0; n / Q8_BLOCK * Q8_OFFSETS],
+            start: vec![0; n / Q8_BLOCK * Q8_STARTS],
         };
         let level = Level::detect();
         quantize_q8(
@@ -48,7 +48,7 @@ impl Rounded {
             &mut r.q,
             &mut r.scale,
             &mut r.sum,
-            &mut r.offset,
+            &mut r.start,
         );
         r
     }
@@ -59,7 +59,7 @@ impl Rounded {
             q: &self.q,
             scale: &self.scale,
             sum: &self.sum,
-            offset: &self.offset,
+            start: &self.start,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use tandem_kernels::{Input, Q8_BLOCK, Q8_GROUP, Q8_OFFSETS, Q8Rows, SharedMatrix, quantize_q8};
+use tandem_kernels::{Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, SharedMatrix, quantize_q8};
 
 use crate::linear::{Exec, LinearInput};
 use crate::rank_pass::Ranks;
@@ -54,7 +54,7 @@ pub(crate) struct Activations {
     q: Vec<i8>,
     scale: Vec<f32>,
     sum: Vec<f32>,
-    offset: Vec<i32>,
+    start: Vec<i32>,
 }
 
 impl Activations {
@@ -70,13 +70,13 @@ impl Activations {
             q: zeroed(n_quantized)?,
             scale: zeroed(n_quantized / Q8_BLOCK)?,
             sum: zeroed(n_quantized / Q8_GROUP)?,
-            offset: zeroed(n_quantized / Q8_BLOCK * Q8_OFFSETS)?,
+            start: zeroed(n_quantized / Q8_BLOCK * Q8_STARTS)?,
         })
     }
 
     fn n_bytes(n_batch: usize, n_cols: usize) -> usize {
         let n_blocks = n_cols / Q8_BLOCK;
-        n_batch * (5 * n_cols + 4 * (n_blocks + n_cols / Q8_GROUP + n_blocks * Q8_OFFSETS))
+        n_batch * (5 * n_cols + 4 * (n_blocks + n_cols / Q8_GROUP + n_blocks * Q8_STARTS))
     }
 
     /// The first `n_tokens` rows as the input of `users`, rounded to int8 if one of them wants it.
@@ -104,28 +104,28 @@ impl Activations {
                 TOKENS_PER_TASK,
                 n_groups,
             );
-            let n_offsets = n_blocks * Q8_OFFSETS;
-            let offset = SharedMatrix::new(
-                &mut self.offset[..n / Q8_BLOCK * Q8_OFFSETS],
-                n_offsets,
+            let n_starts = n_blocks * Q8_STARTS;
+            let start = SharedMatrix::new(
+                &mut self.start[..n / Q8_BLOCK * Q8_STARTS],
+                n_starts,
                 TOKENS_PER_TASK,
-                n_offsets,
+                n_starts,
             );
             exec.light_pool(n_tokens)
                 .run(n_tokens.div_ceil(TOKENS_PER_TASK), &|i| {
                     let (mut q, mut scale) = (q.tile(i, 0), scale.tile(i, 0));
-                    let (mut sum, mut offset) = (sum.tile(i, 0), offset.tile(i, 0));
+                    let (mut sum, mut start) = (sum.tile(i, 0), start.tile(i, 0));
                     let rows = x[i * TOKENS_PER_TASK * n_cols..].chunks_exact(n_cols);
                     for (t, x) in rows.take(TOKENS_PER_TASK).enumerate() {
                         let (q, scale) = (q.row(t), scale.row(t));
-                        quantize_q8(exec.level, x, q, scale, sum.row(t), offset.row(t));
+                        quantize_q8(exec.level, x, q, scale, sum.row(t), start.row(t));
                     }
                 });
             Input::Q8(Q8Rows {
                 q: &self.q[..n],
                 scale: &self.scale[..n / Q8_BLOCK],
                 sum: &self.sum[..n / Q8_GROUP],
-                offset: &self.offset[..n / Q8_BLOCK * Q8_OFFSETS],
+                start: &self.start[..n / Q8_BLOCK * Q8_STARTS],
             })
         });
         LinearInput {

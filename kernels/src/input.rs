@@ -6,8 +6,10 @@ use crate::level::multilevel;
 pub const Q8_BLOCK: usize = 32;
 /// Elements for each sum in [`Q8Rows`]: the narrowest group of any weight format.
 pub const Q8_GROUP: usize = 16;
-/// Offsets for each block in [`Q8Rows`].
-pub const Q8_OFFSETS: usize = 3;
+/// Starts for each block in [`Q8Rows`].
+pub const Q8_STARTS: usize = 3;
+/// 1.5 times 2^23: its bits plus an integer below 2^22 are those of the sum of both.
+pub(crate) const INTEGER: f32 = 12_582_912.0;
 
 /// Input rows `x` `[n_tokens, n_cols]`.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +24,7 @@ pub enum Input<'a> {
 ///
 /// One layout serves every weight format: a scale for each 32 elements, which is the block of the
 /// small formats and divides that of the large ones, and sums, with which a format's minimum (or the
-/// offset of its unsigned integers) is multiplied: of the 32 elements, and of their second half
+/// start of its unsigned integers) is multiplied: of the 32 elements, and of their second half
 /// for the formats whose minimum changes there.
 #[derive(Clone, Copy, Debug)]
 pub struct Q8Rows<'a> {
@@ -33,10 +35,10 @@ pub struct Q8Rows<'a> {
     /// For each block `scale` times the sum of its 32 integers, then that of the last 16,
     /// `[n_tokens, n_cols / 32, 2]`.
     pub sum: &'a [f32],
-    /// -128 times the sum of each block's integers: of all 32, of the first 16, of the last 16,
-    /// `[n_tokens, n_cols / 32, 3]`. Products with weights that were made unsigned by adding 128
-    /// start there.
-    pub offset: &'a [i32],
+    /// [`INTEGER`]'s bits less 128 times the sum of each block's integers: of all 32, of the first
+    /// 16, of the last 16, `[n_tokens, n_cols / 32, 3]`. Products with weights that were made
+    /// unsigned by adding 128 start there, and end as the bits of a float.
+    pub start: &'a [i32],
 }
 
 impl<'a> Q8Rows<'a> {
@@ -51,7 +53,7 @@ impl<'a> Q8Rows<'a> {
             q: &self.q[rows(n_cols)],
             scale: &self.scale[rows(n_cols / Q8_BLOCK)],
             sum: &self.sum[rows(n_cols / Q8_GROUP)],
-            offset: &self.offset[rows(n_cols / Q8_BLOCK * Q8_OFFSETS)],
+            start: &self.start[rows(n_cols / Q8_BLOCK * Q8_STARTS)],
         }
     }
 }
@@ -82,14 +84,14 @@ impl<'a> Input<'a> {
                 assert_eq!(x.q.len(), n_tokens * n_cols);
                 assert_eq!(x.scale.len(), n_tokens * (n_cols / Q8_BLOCK));
                 assert_eq!(x.sum.len(), n_tokens * (n_cols / Q8_GROUP));
-                assert_eq!(x.offset.len(), n_tokens * (n_cols / Q8_BLOCK) * Q8_OFFSETS);
+                assert_eq!(x.start.len(), n_tokens * (n_cols / Q8_BLOCK) * Q8_STARTS);
             }
         }
     }
 }
 
 multilevel! {
-    /// Rounds `x` `[n]` to int8: `q` `[n]`, `scale` `[n / 32]`, `sum` `[n / 16]`, `offset`
+    /// Rounds `x` `[n]` to int8: `q` `[n]`, `scale` `[n / 32]`, `sum` `[n / 16]`, `start`
     /// `[n / 32, 3]`; see [`Q8Rows`].
     ///
     /// The scale is the block's largest magnitude over 127, and rounding is to nearest, ties to
@@ -105,21 +107,21 @@ multilevel! {
         q: &mut [i8],
         scale: &mut [f32],
         sum: &mut [f32],
-        offset: &mut [i32],
+        start: &mut [i32],
     ) {
         let (x, []) = x.as_chunks::<Q8_BLOCK>() else {
             panic!("{} elements are no whole number of blocks", x.len());
         };
         let (q, sum) = (q.as_chunks_mut::<Q8_BLOCK>().0, sum.as_chunks_mut::<2>().0);
-        let offset = offset.as_chunks_mut::<Q8_OFFSETS>().0;
+        let start = start.as_chunks_mut::<Q8_STARTS>().0;
         assert!(q.len() == x.len() && scale.len() == x.len());
-        assert!(sum.len() == x.len() && offset.len() == x.len());
-        for ((((x, q), scale), sum), offset) in x.iter().zip(q).zip(scale).zip(sum).zip(offset) {
+        assert!(sum.len() == x.len() && start.len() == x.len());
+        for ((((x, q), scale), sum), start) in x.iter().zip(q).zip(scale).zip(sum).zip(start) {
             quantize_block(x, q, scale);
             let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
             let (first, last) = (total(&q[..Q8_GROUP]), total(&q[Q8_GROUP..]));
             *sum = [*scale * (first + last) as f32, *scale * last as f32];
-            *offset = [first + last, first, last].map(|sum| -128 * sum);
+            *start = [first + last, first, last].map(|sum| INTEGER.to_bits() as i32 - 128 * sum);
         }
     }
 }
@@ -134,10 +136,9 @@ pub(crate) fn quantize_block(x: &[f32], q: &mut [i8], scale: &mut f32) {
     let amax = f32::from_bits(amax as u32);
     *scale = amax / 127.0;
     let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
-    /// Adding it rounds to an integer, which then stands in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     for (q, x) in q.iter_mut().zip(x) {
-        *q = (x * inverse + ROUND).to_bits() as i8;
+        // The sum is rounded to an integer, which then stands in the low bits.
+        *q = (x * inverse + INTEGER).to_bits() as i8;
     }
 }
 
@@ -153,8 +154,8 @@ mod tests {
             *x = (i as f32 * 0.37).sin() * 3.0;
         }
         let (mut q, mut scale, mut sum) = ([0; 64], [f32::NAN; 2], [f32::NAN; 4]);
-        let mut offset = [0; 6];
-        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum, &mut offset);
+        let mut start = [0; 6];
+        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum, &mut start);
         for (i, x) in x.iter().enumerate() {
             let step = scale[i / 32];
             assert!((step * f32::from(q[i]) - x).abs() <= step * 0.5001);
@@ -166,7 +167,10 @@ mod tests {
         assert_eq!(sum[2], expected);
         let sums =
             [32..64, 32..48, 48..64].map(|r| q[r].iter().map(|q| i32::from(*q)).sum::<i32>());
-        assert_eq!(offset[3..], sums.map(|sum| -128 * sum));
+        assert_eq!(
+            start[3..],
+            sums.map(|sum| (INTEGER - 128.0 * sum as f32).to_bits() as i32)
+        );
     }
 
     #[test]
@@ -174,9 +178,12 @@ mod tests {
         let mut x = [0.0_f32; 64];
         x[40] = f32::NAN;
         let (mut q, mut scale, mut sum) = ([1; 64], [f32::NAN; 2], [f32::NAN; 4]);
-        let mut offset = [1; 6];
-        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum, &mut offset);
-        assert_eq!((scale[0], sum[0], q[0], offset[0]), (0.0, 0.0, 0, 0));
+        let mut start = [1; 6];
+        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum, &mut start);
+        assert_eq!(
+            (scale[0], sum[0], q[0], f32::from_bits(start[0] as u32)),
+            (0.0, 0.0, 0, INTEGER)
+        );
         assert!(scale[1].is_nan());
     }
 }

@@ -30,7 +30,7 @@ mod thread_pool;
 pub use activation::{Activation, gate};
 pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention, store_key};
 pub use dtype::DType;
-pub use input::{Input, Q8_BLOCK, Q8_GROUP, Q8_OFFSETS, Q8Rows, quantize_q8};
+pub use input::{Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, quantize_q8};
 pub use level::Level;
 pub use low_rank::{
     LOW_RANK_TILE, LowRank, LowRankInput, LowRankType, MAX_RANK, add_low_rank, quantize_h,

@@ -1,7 +1,7 @@
 //! Every level's matmul against the scalar one, for every format and awkward shapes.
 
 use tandem_kernels::{
-    DType, Input, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8_OFFSETS, Q8Rows, TileMut, matmul, quant,
+    DType, Input, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, TileMut, matmul, quant,
     quantize_q8,
 };
 
@@ -51,7 +51,7 @@ struct Rounded {
     q: Vec<i8>,
     scale: Vec<f32>,
     sum: Vec<f32>,
-    offset: Vec<i32>,
+    start: Vec<i32>,
 }
 
 impl Rounded {
@@ -60,7 +60,7 @@ impl Rounded {
             q: vec![0; x.len()],
             scale: vec![0.0; x.len() / Q8_BLOCK],
             sum: vec![0.0; x.len() / Q8_GROUP],
-            offset: vec![0; x.len() / Q8_BLOCK * Q8_OFFSETS],
+            start: vec![0; x.len() / Q8_BLOCK * Q8_STARTS],
         };
         quantize_q8(
             Level::detect(),
@@ -68,7 +68,7 @@ impl Rounded {
             &mut r.q,
             &mut r.scale,
             &mut r.sum,
-            &mut r.offset,
+            &mut r.start,
         );
         r
     }
@@ -78,7 +78,7 @@ impl Rounded {
             q: &self.q,
             scale: &self.scale,
             sum: &self.sum,
-            offset: &self.offset,
+            start: &self.start,
         })
     }
 }
@@ -98,15 +98,15 @@ fn run(level: Level, w: &Matrix<'_>, x: &Input<'_>, n_tokens: usize) -> Vec<f32>
     y
 }
 
-fn check(dtype: DType, n_rows: usize, n_cols: usize, n_tokens: usize, x: &[f32], offset: usize) {
+fn check(dtype: DType, n_rows: usize, n_cols: usize, n_tokens: usize, x: &[f32], start: usize) {
     let mut random = Random(0x1234_5678_9abc_def1 + n_rows as u64);
     // The weights begin at any address.
-    let bytes = [vec![0; offset], random.weights(dtype, n_rows * n_cols)].concat();
-    let w = Matrix::new(dtype, n_rows, n_cols, &bytes[offset..]).unwrap();
+    let bytes = [vec![0; start], random.weights(dtype, n_rows * n_cols)].concat();
+    let w = Matrix::new(dtype, n_rows, n_cols, &bytes[start..]).unwrap();
     let rounded = dtype.is_quantized().then(|| Rounded::new(x));
     let inputs = [Some(Input::F32(x)), rounded.as_ref().map(Rounded::input)];
     let mut weights = vec![0.0; n_rows * n_cols];
-    quant::dequantize(dtype, &bytes[offset..], &mut weights);
+    quant::dequantize(dtype, &bytes[start..], &mut weights);
     for (kind, x_input) in inputs
         .iter()
         .enumerate()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tandem_engine::{Level, Model, Pool};
 use tandem_kernels::{
-    Input, Q8_BLOCK, Q8_GROUP, Q8_OFFSETS, Q8Rows, SharedMatrix, matmul, quantize_q8,
+    Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, SharedMatrix, matmul, quantize_q8,
 };
 
 /// Bytes of weights read by one timed run: large enough that it takes longer than to start it.
@@ -83,9 +83,9 @@ impl<'m> Weights<'m> {
             let mut q = vec![0; x.len()];
             let mut scale = vec![0.0; x.len() / Q8_BLOCK];
             let mut sum = vec![0.0; x.len() / Q8_GROUP];
-            let mut offset = vec![0; x.len() / Q8_BLOCK * Q8_OFFSETS];
-            quantize_q8(level, &x, &mut q, &mut scale, &mut sum, &mut offset);
-            (q, scale, sum, offset)
+            let mut start = vec![0; x.len() / Q8_BLOCK * Q8_STARTS];
+            quantize_q8(level, &x, &mut q, &mut scale, &mut sum, &mut start);
+            (q, scale, sum, start)
         });
         let n_rows = (RUN_BYTES / w.row_bytes()).clamp(1, w.n_rows());
         Weights {
@@ -120,11 +120,11 @@ impl<'m> Weights<'m> {
             self.next = 0;
         }
         let x = match &self.x_q8 {
-            Some((q, scale, sum, offset)) => Input::Q8(Q8Rows {
+            Some((q, scale, sum, start)) => Input::Q8(Q8Rows {
                 q,
                 scale,
                 sum,
-                offset,
+                start,
             }),
             None => Input::F32(&self.x),
         };

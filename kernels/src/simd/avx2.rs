@@ -15,7 +15,8 @@ use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{Kind, Super};
 use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd};
-use crate::{Q8_BLOCK, Q8_GROUP, Q8_OFFSETS};
+use crate::input::INTEGER;
+use crate::{Q8_BLOCK, Q8_GROUP, Q8_STARTS};
 
 /// What is added to signed integers for VNNI.
 const OFFSET: f32 = 128.0;
@@ -433,6 +434,8 @@ unsafe fn multiply<K: Kind, const N: usize>(
     first: bool,
     y: [*mut f32; N],
 ) {
+    let w = panel.q.as_ptr().cast::<[__m256i; 2]>();
+    let (scales, mins) = (panel.scale.as_ptr(), panel.min.as_ptr());
     let halves = if K::WIDE { 1 } else { 2 };
     // Four columns at a time; so many of their sums of pairs fit 16 bits.
     let n_steps = 8 / halves;
@@ -458,7 +461,7 @@ unsafe fn multiply<K: Kind, const N: usize>(
                     let mut pairs = [_mm256_setzero_si256(); N];
                     for k in 0..n_safe {
                         let k = half * n_steps + run * n_safe + k;
-                        let w = panel.q[b / 2][8 * (b % 2) + k][octet];
+                        let w = (*w.add(8 * b + k))[octet];
                         for i in 0..N {
                             let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
                             let x = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
@@ -471,7 +474,7 @@ unsafe fn multiply<K: Kind, const N: usize>(
                     }
                 }
                 let group = 2 * b + half;
-                let (w_scale, w_min) = (panel.scale[group][octet], panel.min[group][octet]);
+                let (w_scale, w_min) = ((*scales.add(group))[octet], (*mins.add(group))[octet]);
                 for i in 0..N {
                     let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
                     let scale = _mm256_mul_ps(w_scale, _mm256_set1_ps(scale));
@@ -486,6 +489,28 @@ unsafe fn multiply<K: Kind, const N: usize>(
         for i in 0..N {
             _mm256_storeu_ps(y[i].add(8 * octet), acc[i]);
         }
+    }
+}
+
+/// What sums of products start from.
+#[inline(always)]
+unsafe fn zero<K: Kind>() -> __m256i {
+    match K::SHORT_SCALE {
+        true => _mm256_castps_si256(_mm256_set1_ps(INTEGER)),
+        false => _mm256_setzero_si256(),
+    }
+}
+
+/// Sums that started from [`zero`], times the weights' scale.
+#[inline(always)]
+unsafe fn scaled<K: Kind>(sums: __m256i, scale: __m256) -> __m256 {
+    match K::SHORT_SCALE {
+        // `scale (INTEGER + n) - scale INTEGER` for the sum `n`, exact but for one rounding.
+        true => {
+            let zero = _mm256_mul_ps(scale, _mm256_set1_ps(-INTEGER));
+            _mm256_fmadd_ps(_mm256_castsi256_ps(sums), scale, zero)
+        }
+        false => _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scale),
     }
 }
 
@@ -508,14 +533,14 @@ unsafe fn multiply_vnni<K: Kind, const N: usize>(
     let (scales, mins) = (panel.scale.as_ptr(), panel.min.as_ptr());
     for b in 0..n_blocks {
         for half in 0..if K::WIDE { 1 } else { 2 } {
-            let mut sums = [[_mm256_setzero_si256(); 2]; N];
+            let mut sums = [[zero::<K>(); 2]; N];
             if K::OFFSET.is_some() {
                 let sum = if K::WIDE { 0 } else { 1 + half };
                 for i in 0..N {
-                    let offset = x
-                        .offset
-                        .add((i * (x.n_cols / Q8_BLOCK) + b) * Q8_OFFSETS + sum);
-                    sums[i] = [_mm256_set1_epi32(*offset); 2];
+                    let start = x
+                        .start
+                        .add((i * (x.n_cols / Q8_BLOCK) + b) * Q8_STARTS + sum);
+                    sums[i] = [_mm256_set1_epi32(*start); 2];
                 }
             }
             let n_steps = if K::WIDE { 8 } else { 4 };
@@ -546,9 +571,8 @@ unsafe fn multiply_vnni<K: Kind, const N: usize>(
                 let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
                 let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + group);
                 for j in 0..2 {
-                    let scale = _mm256_mul_ps(w_scale[j], _mm256_set1_ps(scale));
-                    let products = _mm256_cvtepi32_ps(sums[i][j]);
-                    acc[i][j] = _mm256_fmadd_ps(products, scale, acc[i][j]);
+                    let products = scaled::<K>(sums[i][j], w_scale[j]);
+                    acc[i][j] = _mm256_fmadd_ps(products, _mm256_set1_ps(scale), acc[i][j]);
                     if K::OFFSET.is_none() {
                         acc[i][j] = _mm256_fmadd_ps(w_min[j], _mm256_set1_ps(sum), acc[i][j]);
                     }

@@ -13,7 +13,8 @@ use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{Kind, Super};
 use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd};
-use crate::{Q8_BLOCK, Q8_GROUP, Q8_OFFSETS};
+use crate::input::INTEGER;
+use crate::{Q8_BLOCK, Q8_GROUP, Q8_STARTS};
 
 pub(crate) struct Avx512;
 
@@ -320,17 +321,19 @@ unsafe fn multiply<K: Kind, const N: usize>(
     let scales = [panels[0].scale.as_ptr(), panels[1].scale.as_ptr()];
     let mins = [panels[0].min.as_ptr(), panels[1].min.as_ptr()];
     for b in 0..n_blocks {
-        // The first half's sums, scaled, where the second has a scale of its own.
-        let mut first_half = [[_mm512_setzero_ps(); 2]; N];
         for half in 0..if K::WIDE { 1 } else { 2 } {
-            let mut products = [[_mm512_setzero_si512(); 2]; N];
+            let zero = match K::SHORT_SCALE {
+                true => _mm512_castps_si512(_mm512_set1_ps(INTEGER)),
+                false => _mm512_setzero_si512(),
+            };
+            let mut products = [[zero; 2]; N];
             if K::OFFSET.is_some() {
                 let sum = if K::WIDE { 0 } else { 1 + half };
                 for i in 0..N {
-                    let offset = x
-                        .offset
-                        .add((i * (x.n_cols / Q8_BLOCK) + b) * Q8_OFFSETS + sum);
-                    products[i] = [_mm512_set1_epi32(*offset); 2];
+                    let start = x
+                        .start
+                        .add((i * (x.n_cols / Q8_BLOCK) + b) * Q8_STARTS + sum);
+                    products[i] = [_mm512_set1_epi32(*start); 2];
                 }
             }
             let n_steps = if K::WIDE { 8 } else { 4 };
@@ -358,17 +361,17 @@ unsafe fn multiply<K: Kind, const N: usize>(
             for i in 0..N {
                 let scale = _mm512_set1_ps(*x.scale.add(i * (x.n_cols / Q8_BLOCK) + b));
                 for j in 0..2 {
-                    let products = _mm512_cvtepi32_ps(products[i][j]);
-                    // Joined halves take an operation less, but more registers than minima leave.
-                    if K::WIDE || K::OFFSET.is_none() {
-                        let scale = _mm512_mul_ps(w_scale[j], scale);
-                        acc[i][j] = _mm512_fmadd_ps(products, scale, acc[i][j]);
-                    } else if half == 0 {
-                        first_half[i][j] = _mm512_mul_ps(products, w_scale[j]);
-                    } else {
-                        let both = _mm512_fmadd_ps(products, w_scale[j], first_half[i][j]);
-                        acc[i][j] = _mm512_fmadd_ps(both, scale, acc[i][j]);
-                    }
+                    let products = match K::SHORT_SCALE {
+                        // `w_scale (INTEGER + n) - w_scale INTEGER` for the sum `n`, exact but for
+                        // one rounding.
+                        true => {
+                            let zero = _mm512_mul_ps(w_scale[j], _mm512_set1_ps(-INTEGER));
+                            let products = _mm512_castsi512_ps(products[i][j]);
+                            _mm512_fmadd_ps(products, w_scale[j], zero)
+                        }
+                        false => _mm512_mul_ps(_mm512_cvtepi32_ps(products[i][j]), w_scale[j]),
+                    };
+                    acc[i][j] = _mm512_fmadd_ps(products, scale, acc[i][j]);
                 }
             }
             if K::OFFSET.is_none() {

@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use super::load::{self, Format, Kind, super_bytes};
 use super::{Columns, PANEL_ROWS, Panel, SUPER, Simd, TILE_ROWS, on_level};
-use crate::{DType, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8_OFFSETS, Q8Rows, TileMut};
+use crate::{DType, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, TileMut};
 
 /// How far ahead of the weights in use decode asks for those to come.
 const PREFETCH_BYTES: usize = 2048;
@@ -152,7 +152,7 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
                     q: q.as_ptr().add(s * SUPER),
                     scale: scale.as_ptr().add(s * (SUPER / Q8_BLOCK)),
                     sum: sum.as_ptr().add(s * (SUPER / Q8_GROUP)),
-                    offset: core::ptr::null(), // only tiles use it
+                    start: core::ptr::null(), // only tiles use it
                     n_cols,
                 };
                 sums = S::dot::<F::Kind>(F::load(here), x, sums);
@@ -164,7 +164,7 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
                 q: tail.q.as_ptr(),
                 scale: tail.scale.as_ptr(),
                 sum: tail.sum.as_ptr(),
-                offset: core::ptr::null(),
+                start: core::ptr::null(),
                 n_cols,
             };
             // SAFETY: the buffers are as long as 256 weights of a format with blocks of 32; the
@@ -341,13 +341,13 @@ unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
     assert!((t + N) * n_cols <= x.q.len());
     assert!((t + N) * (n_cols / Q8_BLOCK) <= x.scale.len());
     assert!((t + N) * (n_cols / Q8_GROUP) <= x.sum.len());
-    assert!((t + N) * (n_cols / Q8_BLOCK) * Q8_OFFSETS <= x.offset.len());
+    assert!((t + N) * (n_cols / Q8_BLOCK) * Q8_STARTS <= x.start.len());
     let start = t * n_cols + c;
     let x = Columns {
         q: x.q[start..].as_ptr(),
         scale: x.scale[start / Q8_BLOCK..].as_ptr(),
         sum: x.sum[start / Q8_GROUP..].as_ptr(),
-        offset: x.offset[start / Q8_BLOCK * Q8_OFFSETS..].as_ptr(),
+        start: x.start[start / Q8_BLOCK * Q8_STARTS..].as_ptr(),
         n_cols,
     };
     let mut outputs = [core::ptr::null_mut(); N];

@@ -152,7 +152,7 @@ struct Columns {
     q: *const i8,
     scale: *const f32,
     sum: *const f32,
-    offset: *const i32,
+    start: *const i32,
     /// Elements from one token to the next.
     n_cols: usize,
 }
