@@ -101,9 +101,12 @@ def loops(functions):
                 found[level, f"tile of {name}"] = hot_loop(lines, prefetches=False)
         elif "9neon_tile" in symbol:
             plain = subprocess.check_output(["c++filt", "-s", "rust", symbol], text=True)
-            match = re.search(r"neon_tile::(\w+)::<.*Ints<(\d): u32, (true|false): bool>, 4: usize", plain)
+            match = re.search(
+                r"neon_tile::(\w+)::<.*(Symmetric|Affine)<(\d): u32, (true|false): bool.*>, 4: usize", plain
+            )
             if match and match[1] in TILES:
-                what = f"tile, {match[2]} bits, a scale for {32 if match[3] == 'true' else 16}"
+                minima = " and a minimum" if match[2] == "Affine" else ""
+                what = f"tile, {match[3]} bits, a scale{minima} for {32 if match[4] == 'true' else 16}"
                 found[TILES[match[1]], what] = hot_loop(lines, prefetches=False)
     order = {name: i for i, name in enumerate(names)}
     # What a loop calls is not counted: there is nothing to say about formats that are unpacked elsewhere.

@@ -23,6 +23,7 @@ pub(super) trait Kind {
 
     /// Whether scales have at most 22 significant digits (others than Q8_K's have 19), so that
     /// their products with [`INTEGER`](crate::input::INTEGER) are exact.
+    #[cfg(target_arch = "x86_64")]
     const SHORT_SCALE: bool = Self::BITS < 8 || Self::OFFSET.is_some();
     /// Whether minima may differ from zero.
     const HAS_MIN: bool = !matches!(Self::OFFSET, Some(0));

@@ -382,8 +382,10 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
             let p: *const Panel<Self> = panel;
             match EXTENSION {
                 BASE => neon_tile::multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
-                DOTPROD => neon_tile::multiply_dotprod::<K, N>(&*p.cast(), x, n_blocks, first, y),
-                _ => neon_tile::multiply_i8mm::<K, N>(&*p.cast(), x, n_blocks, first, y),
+                DOTPROD => {
+                    neon_tile::multiply_dotprod::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y)
+                }
+                _ => neon_tile::multiply_i8mm::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y),
             }
             for y in &mut y {
                 *y = y.wrapping_add(PANEL_ROWS);
