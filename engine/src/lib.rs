@@ -5,8 +5,8 @@
 //! tensors ([`weights`]); a [`Session`] owns everything that changes (the KV cache, the scratch
 //! buffers) and evaluates tokens; `forward` and `layer` are the network itself.
 //!
-//! `no_std` with `alloc`; the feature `std` adds what needs an operating system: turning text into
-//! tokens, and chat templates.
+//! `no_std` with `alloc`; the feature `std` adds threads, files, chat templates, and turning text into
+//! tokens by byte-level vocabularies.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(unsafe_code)]
@@ -23,6 +23,7 @@ mod generate;
 mod kv_cache;
 mod layer;
 mod linear;
+pub mod prompt;
 mod rank_pass;
 mod sampler;
 mod scratch;

@@ -20,7 +20,6 @@ mod merge;
 mod open;
 mod perplexity;
 mod progress;
-mod prompt;
 mod quantize;
 mod recipe;
 mod run;
@@ -32,6 +31,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tandem_engine::prompt;
 
 /// Run language models on small machines.
 #[derive(Parser)]
