@@ -24,7 +24,6 @@ mod quantize;
 mod recipe;
 mod run;
 mod synth;
-mod threads;
 mod tokenize;
 
 use std::io;
