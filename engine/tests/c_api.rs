@@ -1,5 +1,8 @@
 //! The C interface, called as C would call it: what works, and every wrong use that it can tell.
 
+// All pointers are to live values or null, and every wrong use here is one that the interface tells.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
