@@ -5,8 +5,8 @@
 //! tensors ([`weights`]); a [`Session`] owns everything that changes (the KV cache, the scratch
 //! buffers) and evaluates tokens; `forward` and `layer` are the network itself.
 //!
-//! `no_std` with `alloc`; the feature `std` adds what needs an operating system: turning text into
-//! tokens, and chat templates.
+//! `no_std` with `alloc`; the feature `std` adds threads, files, chat templates, and turning text into
+//! tokens by byte-level vocabularies.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(unsafe_code)]
@@ -14,6 +14,8 @@
 extern crate alloc;
 
 pub mod adapters;
+#[cfg(feature = "c-api")]
+pub mod c_api;
 #[cfg(feature = "std")]
 pub mod chat_template;
 mod config;
@@ -23,10 +25,15 @@ mod generate;
 mod kv_cache;
 mod layer;
 mod linear;
+#[cfg(feature = "std")]
+mod memory;
+pub mod prompt;
 mod rank_pass;
 mod sampler;
 mod scratch;
 mod session;
+#[cfg(feature = "std")]
+pub mod threads;
 pub mod tokenizer;
 pub mod weights;
 
@@ -35,6 +42,8 @@ pub use config::{Arch, Config, LocalAttention, NormKind};
 pub use error::{ModelError, SessionError};
 pub use generate::{StopReason, generate};
 pub use kv_cache::KvCache;
+#[cfg(feature = "std")]
+pub use memory::free_memory;
 pub use sampler::{MAX_PENALTY_WINDOW, Sampler, SamplerOptions, argmax};
 pub use session::{Memory, Session, SessionOptions};
 #[cfg(feature = "std")]

@@ -9,10 +9,8 @@ use clap::builder::TypedValueParser as _;
 use tandem_engine::adapters::calibration::Kind;
 use tandem_engine::{
     AdapterType, Composition, DType, Level, MAX_PENALTY_WINDOW, Model, Pool, SamplerOptions,
-    Session, SessionOptions, ThreadPool,
+    Session, SessionOptions, ThreadPool, free_memory, threads,
 };
-
-use crate::threads;
 
 /// Which model, and how it runs.
 #[derive(clap::Args)]
@@ -196,16 +194,6 @@ impl SessionArgs {
                 .unwrap_or_else(|| threads::for_decode(model, pool, level, self.exact)),
         }
     }
-}
-
-/// Bytes of memory that the system could give, where it tells.
-fn free_memory() -> Option<usize> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kilobytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kilobytes.checked_mul(1024)
 }
 
 /// How tokens are picked.

@@ -173,6 +173,6 @@ impl Conversation {
             .iter()
             .map(|(role, content)| Message { role, content })
             .collect();
-        chat.encode(tokenizer, &messages)
+        Ok(chat.encode(tokenizer, &messages)?)
     }
 }

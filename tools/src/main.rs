@@ -20,18 +20,17 @@ mod merge;
 mod open;
 mod perplexity;
 mod progress;
-mod prompt;
 mod quantize;
 mod recipe;
 mod run;
 mod synth;
-mod threads;
 mod tokenize;
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tandem_engine::prompt;
 
 /// Run language models on small machines.
 #[derive(Parser)]

@@ -46,6 +46,8 @@ pub enum TokenizerError {
         /// The array's length.
         found: usize,
     },
+    /// A byte-level vocabulary, by which text is encoded with the feature `std` only.
+    NeedsStd,
     /// The list of tokens is empty.
     NoTokens,
     /// A token's type is a number without a meaning.
@@ -150,6 +152,9 @@ impl fmt::Display for TokenizerError {
             Count { key, wanted, found } => write!(
                 f,
                 "{key} has {found} elements, but there are {wanted} tokens"
+            ),
+            NeedsStd => f.write_str(
+                "this build encodes text by SentencePiece vocabularies only, not byte-level ones",
             ),
             NoTokens => f.write_str("tokenizer.ggml.tokens is empty"),
             UnknownKind { id, found } => {

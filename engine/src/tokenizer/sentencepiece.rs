@@ -7,17 +7,18 @@
 //! crate also spells an unknown character in bytes before it merges, so that a token which
 //! contains the character would never be found.
 
-use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
-use std::vec::Vec;
+use alloc::collections::BinaryHeap;
+use alloc::vec::Vec;
+use core::cmp::Ordering;
 
+use super::Map;
 use super::error::TokenizerError;
 use super::vocab::{SCORES, SPACE_MARK, Vocab, byte_of};
 
 const NONE: usize = usize::MAX;
 
 pub(super) struct SentencePiece<'a> {
-    by_text: HashMap<&'a [u8], u32>,
+    by_text: Map<&'a [u8], u32>,
     scores: Vec<f32>,
     longest: usize,
     /// The token for each byte of a character that is no token.
@@ -27,7 +28,7 @@ pub(super) struct SentencePiece<'a> {
 impl<'a> SentencePiece<'a> {
     pub(super) fn new(
         vocab: &Vocab<'a>,
-        by_text: HashMap<&'a [u8], u32>,
+        by_text: Map<&'a [u8], u32>,
     ) -> Result<Self, TokenizerError> {
         let scores = vocab.scores().and_then(|s| s.iter_f32());
         let scores = scores.ok_or(TokenizerError::MissingKey { key: SCORES })?;
@@ -199,7 +200,7 @@ mod tests {
 
     fn encode(tokens: &[(&'static str, f32)], text: &str) -> Vec<&'static str> {
         let by_text = tokens.iter().zip(0..);
-        let by_text: HashMap<_, _> = by_text.map(|((t, _), id)| (t.as_bytes(), id)).collect();
+        let by_text: Map<_, _> = by_text.map(|((t, _), id)| (t.as_bytes(), id)).collect();
         let model = SentencePiece {
             longest: 8,
             scores: tokens.iter().map(|(_, s)| *s).collect(),

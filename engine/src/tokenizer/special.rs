@@ -1,8 +1,8 @@
 //! Finding the texts of control and user-defined tokens in a text.
 
-use std::collections::HashMap;
-use std::vec::Vec;
+use alloc::vec::Vec;
 
+use super::Map;
 use super::error::TokenizerError;
 use super::vocab::{TokenKind, Vocab};
 
@@ -19,7 +19,7 @@ pub(super) enum Fragment<'t> {
 
 /// The special tokens by their texts.
 pub(super) struct Specials<'a> {
-    by_text: HashMap<&'a [u8], Special>,
+    by_text: Map<&'a [u8], Special>,
     /// By falling length.
     lengths: Vec<Length>,
     strip_after: bool,
@@ -41,7 +41,7 @@ struct Length {
 
 impl<'a> Specials<'a> {
     pub(super) fn new(vocab: &Vocab<'a>) -> Result<Specials<'a>, TokenizerError> {
-        let mut by_text = HashMap::new();
+        let mut by_text = Map::new();
         let mut lengths: Vec<Length> = Vec::new();
         for id in 0..vocab.n_tokens() as u32 {
             let (Some(kind), Some(text)) = (vocab.kind(id), vocab.token_text(id)) else {
@@ -77,7 +77,7 @@ impl<'a> Specials<'a> {
                 }
             }
         }
-        lengths.sort_by_key(|l| std::cmp::Reverse(l.n_bytes));
+        lengths.sort_by_key(|l| core::cmp::Reverse(l.n_bytes));
         Ok(Specials {
             by_text,
             lengths,

@@ -112,11 +112,9 @@ pub struct Vocab<'a> {
     add_bos: bool,
     add_eos: bool,
     add_space_prefix: bool,
-    #[cfg_attr(not(feature = "std"), allow(dead_code))] // as below
     strip_after_special: bool,
     pre: &'a str,
     // Only `Tokenizer` reads these; checked here so that opening a file reports what is wrong.
-    #[cfg_attr(not(feature = "std"), allow(dead_code))]
     scores: Option<Array<'a>>,
     #[cfg_attr(not(feature = "std"), allow(dead_code))]
     merges: Option<Array<'a>>,
@@ -354,12 +352,10 @@ impl<'a> Vocab<'a> {
         StreamDecoder::new(self, control, false)
     }
 
-    #[cfg(feature = "std")]
     pub(super) fn strip_after_special(&self) -> bool {
         self.strip_after_special
     }
 
-    #[cfg(feature = "std")]
     pub(super) fn scores(&self) -> Option<Array<'a>> {
         self.scores
     }

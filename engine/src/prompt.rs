@@ -1,22 +1,103 @@
-//! From what the user says to token ids.
+//! From what the user says to token ids: by the prompt of a composition, by the file's chat template,
+//! or as it is.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use anyhow::{Context as _, Result};
-use tandem_engine::chat_template::{ChatTemplate, Message};
-use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, TokenKind, Tokenizer, Vocab};
+#[cfg(feature = "std")]
 use tandem_formats::Gguf;
+use tandem_formats::GgufError;
 use tandem_formats::bundle::INPUT_MARK;
 
+#[cfg(feature = "std")]
+use crate::chat_template::{ChatTemplate, ChatTemplateError, Message};
+#[cfg(feature = "std")]
+use crate::tokenizer::ControlTokens;
+use crate::tokenizer::{EncodeOptions, TokenKind, Tokenizer, TokenizerError, Vocab};
+
+/// Why a text was not turned into a prompt.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum PromptError {
+    /// The text is not UTF-8.
+    NotUtf8,
+    /// The chat template's metadata could not be read.
+    Gguf(GgufError),
+    /// The chat template is not valid, or refuses the conversation.
+    #[cfg(feature = "std")]
+    Template(ChatTemplateError),
+    /// The chat template does not write the messages as they are.
+    Torn,
+    /// The vocabulary has more control tokens than can be looked for.
+    TooManyTokens,
+    /// The text cannot be encoded.
+    Tokenizer(TokenizerError),
+}
+
+impl fmt::Display for PromptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PromptError::NotUtf8 => f.write_str("the prompt is not UTF-8"),
+            PromptError::Gguf(error) => error.fmt(f),
+            #[cfg(feature = "std")]
+            PromptError::Template(error) => error.fmt(f),
+            PromptError::Torn => f.write_str("the chat template tears its messages apart"),
+            PromptError::TooManyTokens => f.write_str("the vocabulary has too many control tokens"),
+            PromptError::Tokenizer(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for PromptError {
+    // The message is that of the error inside, so the cause is what is behind that.
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            PromptError::Gguf(error) => error.source(),
+            PromptError::Tokenizer(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<GgufError> for PromptError {
+    fn from(error: GgufError) -> Self {
+        PromptError::Gguf(error)
+    }
+}
+
+#[cfg(feature = "std")]
+impl From<ChatTemplateError> for PromptError {
+    fn from(error: ChatTemplateError) -> Self {
+        PromptError::Template(error)
+    }
+}
+
+impl From<TokenizerError> for PromptError {
+    fn from(error: TokenizerError) -> Self {
+        PromptError::Tokenizer(error)
+    }
+}
+
 /// A conversation's form: the file's chat template with the texts of its special tokens.
-pub(crate) struct Chat {
+#[cfg(feature = "std")]
+#[derive(Debug)]
+pub struct Chat {
     template: ChatTemplate,
     bos: String,
     eos: String,
 }
 
+#[cfg(feature = "std")]
 impl Chat {
     /// The file's chat template, or `None` where it has none.
-    pub(crate) fn from_gguf(gguf: &Gguf<'_>, vocab: &Vocab<'_>) -> Result<Option<Chat>> {
+    ///
+    /// # Errors
+    ///
+    /// A template that cannot be read.
+    pub fn from_gguf(gguf: &Gguf<'_>, vocab: &Vocab<'_>) -> Result<Option<Chat>, PromptError> {
         let Some(source) = gguf.get_str("tokenizer.chat_template")? else {
             return Ok(None);
         };
@@ -32,13 +113,17 @@ impl Chat {
     }
 
     /// The ids of a conversation, ready for the assistant's next message.
-    pub(crate) fn encode(
+    ///
+    /// # Errors
+    ///
+    /// A template that fails or refuses the conversation; a text that the vocabulary cannot express.
+    pub fn encode(
         &self,
         tokenizer: &Tokenizer<'_>,
         messages: &[Message<'_>],
-    ) -> Result<Vec<u32>> {
+    ) -> Result<Vec<u32>, PromptError> {
         let vocab = tokenizer.vocab();
-        let hidden = Hidden::new(vocab, messages)?;
+        let hidden = Hidden::new(vocab, messages.iter().map(|m| m.content))?;
         let messages: Vec<_> = messages
             .iter()
             .zip(&hidden.contents)
@@ -71,23 +156,30 @@ struct Hidden<'a> {
 }
 
 impl<'a> Hidden<'a> {
-    fn new(vocab: &Vocab<'_>, messages: &[Message<'a>]) -> Result<Hidden<'a>> {
+    fn new(
+        vocab: &Vocab<'_>,
+        contents: impl Iterator<Item = &'a str>,
+    ) -> Result<Hidden<'a>, PromptError> {
         let control = (0..vocab.n_tokens() as u32)
             .filter(|id| vocab.kind(*id) == Some(TokenKind::Control))
             .filter_map(|id| vocab.token_text(id))
             .filter(|text| !text.is_empty());
         let hide = Hide::new(control)?;
         let mut texts = Vec::new();
-        let contents = messages
-            .iter()
-            .map(|m| hide.hide(m.content, &mut texts))
+        let contents = contents
+            .map(|content| hide.hide(content, &mut texts))
             .collect();
         Ok(Hidden { contents, texts })
     }
 
     /// The ids of a text with marks: what they hide as plain text, the rest with control tokens.
-    fn encode(&self, tokenizer: &Tokenizer<'_>, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        let mut encode = |text: &str, parse_special| -> Result<()> {
+    fn encode(
+        &self,
+        tokenizer: &Tokenizer<'_>,
+        text: &str,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), PromptError> {
+        let mut encode = |text: &str, parse_special| -> Result<(), PromptError> {
             let options = EncodeOptions {
                 add_special: false,
                 parse_special,
@@ -103,7 +195,7 @@ impl<'a> Hidden<'a> {
                 (0, _) if part.is_empty() => {}
                 (0, _) => encode(part, true)?,
                 (_, Some(hidden)) => encode(hidden, false)?,
-                (_, None) => anyhow::bail!("the chat template tears its messages apart"),
+                (_, None) => return Err(PromptError::Torn),
             }
         }
         Ok(())
@@ -114,12 +206,13 @@ impl<'a> Hidden<'a> {
 struct Hide(AhoCorasick);
 
 impl Hide {
-    fn new<'t>(control: impl Iterator<Item = &'t [u8]>) -> Result<Hide> {
+    fn new<'t>(control: impl Iterator<Item = &'t [u8]>) -> Result<Hide, PromptError> {
         let texts = control.chain(["\u{f8ff}".as_bytes()]); // MARK
         // One pass however many texts there are; of several at a place the longest.
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
-            .build(texts)?;
+            .build(texts)
+            .map_err(|_| PromptError::TooManyTokens)?;
         Ok(Hide(finder))
     }
 
@@ -147,19 +240,25 @@ impl Hide {
 
 /// The ids of a prompt: a user's message by the file's chat template, or, `raw` or without a
 /// template, the text itself, special tokens in it included.
-pub(crate) fn encode(
+///
+/// # Errors
+///
+/// A template that cannot be read, fails or refuses the message; a text that is not UTF-8, unless
+/// it is taken as it is, or that the vocabulary cannot express.
+#[cfg(feature = "std")]
+pub fn encode(
     gguf: &Gguf<'_>,
     tokenizer: &Tokenizer<'_>,
     text: &[u8],
     raw: bool,
-) -> Result<Vec<u32>> {
+) -> Result<Vec<u32>, PromptError> {
     let chat = match raw {
         true => None,
         false => Chat::from_gguf(gguf, tokenizer.vocab())?,
     };
     match chat {
         Some(chat) => {
-            let content = core::str::from_utf8(text).context("the prompt is not UTF-8")?;
+            let content = core::str::from_utf8(text).map_err(|_| PromptError::NotUtf8)?;
             let message = Message {
                 role: "user",
                 content,
@@ -178,11 +277,18 @@ pub(crate) fn encode(
 
 /// The ids of a composition's prompt with `input` in it, which is plain text: special tokens are
 /// those of the prompt only.
-pub(crate) fn fill(tokenizer: &Tokenizer<'_>, prompt: &str, input: &[u8]) -> Result<Vec<u32>> {
-    let content = core::str::from_utf8(input).context("the prompt is not UTF-8")?;
+///
+/// # Errors
+///
+/// An input that is not UTF-8, a text that the vocabulary cannot express.
+pub fn fill(
+    tokenizer: &Tokenizer<'_>,
+    prompt: &str,
+    input: &[u8],
+) -> Result<Vec<u32>, PromptError> {
+    let content = core::str::from_utf8(input).map_err(|_| PromptError::NotUtf8)?;
     let vocab = tokenizer.vocab();
-    let role = "user";
-    let hidden = Hidden::new(vocab, &[Message { role, content }])?;
+    let hidden = Hidden::new(vocab, core::iter::once(content))?;
     let content = hidden.contents.first().map_or("", String::as_str);
     let text = prompt.replace(INPUT_MARK, content);
     let mut ids = Vec::new();

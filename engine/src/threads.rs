@@ -4,11 +4,14 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::vec;
+use std::vec::Vec;
 
-use tandem_engine::{Level, Model, Pool};
 use tandem_kernels::{
     Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, SharedMatrix, matmul, quantize_q8,
 };
+
+use crate::{Level, Model, Pool};
 
 /// Bytes of weights read by one timed run: large enough that it takes longer than to start it.
 const RUN_BYTES: usize = 2 << 20;
@@ -26,7 +29,7 @@ const PAGE_BYTES: usize = 4096;
 /// The fewest threads of `pool` that multiply the model's weights as fast as any number of them
 /// does, for one token: measured, in some milliseconds, on its largest matrix. All threads, where
 /// others use the cores so much that it cannot be measured.
-pub(crate) fn for_decode(model: &Model<'_>, pool: &dyn Pool, level: Level, exact: bool) -> usize {
+pub fn for_decode(model: &Model<'_>, pool: &dyn Pool, level: Level, exact: bool) -> usize {
     let counts: Vec<usize> = (1..=pool.n_threads())
         .filter(|n| *n <= N_CLOSE || n.is_multiple_of(4))
         .collect();

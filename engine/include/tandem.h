@@ -1,0 +1,256 @@
+/* The C interface of Tandem, an inference engine for language models on small machines.
+ *
+ * Made by cbindgen from engine/src/c_api.rs; engine/examples/generate.c shows its use.
+ *
+ * Handles (tandem_model, tandem_bundle, tandem_session) are made by a function that sets a pointer,
+ * and freed by the one called ..._free, once. A model or a bundle may be freed while sessions made
+ * from it live on. A handle is a number, not an address: one that was freed, is of another kind or
+ * was made up gives TANDEM_HANDLE.
+ *
+ * Every function may be called from any thread, at any time. A session runs one generation at a
+ * time: another call meanwhile, from the callback too, gives TANDEM_BUSY; sessions of their own run
+ * side by side. tandem_cancel is for other threads. A thread that calls needs 512 KiB of stack.
+ *
+ * Texts that go in as a path, a name or a level end with a zero, others have a length and need not.
+ * Texts that come out end with a zero, and belong to the library. What points to memory is NULL only
+ * where that is said to be allowed.
+ *
+ * Functions that return a tandem_status give TANDEM_OK or a reason, and tandem_error_message then
+ * says more, for the thread that made the call.
+ */
+
+#ifndef TANDEM_H
+#define TANDEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// What a call came to. The message of a failure is `tandem_error_message`'s.
+typedef enum tandem_status {
+  // It worked.
+  TANDEM_OK = 0,
+  // A null pointer where none may be, or a number out of its range.
+  TANDEM_ARGUMENT = 1,
+  // A handle that was freed, is of another kind or never was one.
+  TANDEM_HANDLE = 2,
+  // The session is at work in another call.
+  TANDEM_BUSY = 3,
+  // A file cannot be opened.
+  TANDEM_IO = 4,
+  // The file is no model, a damaged one, or one that is not supported.
+  TANDEM_MODEL = 5,
+  // The file is no bundle, damaged, or for another model; or there is no such composition.
+  TANDEM_BUNDLE = 6,
+  // The text is not UTF-8, or the model cannot express it.
+  TANDEM_TEXT = 7,
+  // The prompt does not fit the context.
+  TANDEM_CONTEXT = 8,
+  // There is not enough memory.
+  TANDEM_MEMORY = 9,
+  // A defect of Tandem.
+  TANDEM_INTERNAL = 10,
+} tandem_status;
+
+// Why a generation ended.
+typedef enum tandem_stop {
+  // The model said that the text ends.
+  TANDEM_STOP_END_OF_TEXT = 0,
+  // As many tokens as were asked for.
+  TANDEM_STOP_MAX_TOKENS = 1,
+  // The context is full.
+  TANDEM_STOP_CONTEXT_FULL = 2,
+  // The callback or `tandem_cancel` stopped it.
+  TANDEM_STOP_CANCELLED = 3,
+} tandem_stop;
+
+// An open bundle of adapters.
+typedef struct tandem_bundle tandem_bundle;
+
+// An open model.
+typedef struct tandem_model tandem_model;
+
+// A model at work on one text, alone or with a composition of a bundle.
+typedef struct tandem_session tandem_session;
+
+// How a session runs. Fill it by `tandem_session_defaults`, then change what you want.
+typedef struct tandem_session_options {
+  // Tokens of the context, prompt and reply together; 0: the model's, at most 4096.
+  uint32_t n_ctx;
+  // Tokens of the prompt evaluated at once; 0: 256.
+  uint32_t n_batch;
+  // Threads, never more than there are cores; 0: all cores.
+  uint32_t n_threads;
+  // Threads for single tokens, which wait for memory more than they compute; 0: `n_threads`, or
+  // where that is 0 the fewest that reach full speed, measured in some milliseconds.
+  uint32_t n_threads_decode;
+  // 1 keeps activations in float32 where they would be rounded to int8 for quantized weights.
+  uint32_t exact;
+  // Instructions to use, a name as `tandem run --cpu` takes it; NULL: the best there are.
+  const char *level;
+} tandem_session_options;
+
+// How a text is continued. Fill it by `tandem_generate_defaults`, then change what you want.
+typedef struct tandem_generate_options {
+  // The most tokens to generate. Default: 256.
+  uint32_t max_tokens;
+  // 1 takes the text as it is, special tokens in it included, instead of as the input of the
+  // composition's prompt or as a user's message in the model's chat template. Default: 0.
+  uint32_t raw;
+  // Seed of the random numbers: the same one gives the same text. Default: by the clock.
+  uint64_t seed;
+  // 0 always picks the most likely token. Default: 0.8.
+  float temperature;
+  // Pick among so many most likely tokens; 0 is off. Default: 40.
+  uint32_t top_k;
+  // Pick among the most likely tokens up to this probability; 1 is off. Default: 0.95.
+  float top_p;
+  // Pick among tokens at least this times as likely as the most likely; 0 is off. Default: 0.05.
+  float min_p;
+  // Pick among the most typical tokens up to this probability; 1 is off. Default: 1.
+  float typical_p;
+  // The logits of recent tokens are divided by it; 1 is off. Default: 1.
+  float repeat_penalty;
+  // Subtracted from a recent token's logit for each time it occurred. Default: 0.
+  float frequency_penalty;
+  // Subtracted from a recent token's logit. Default: 0.
+  float presence_penalty;
+  // How many tokens count as recent, at most 4096. Default: 64.
+  uint32_t penalty_window;
+} tandem_generate_options;
+
+// Gets the text as it is generated, in whole characters of UTF-8: `n_bytes` bytes, and a zero
+// after them. They are gone when it returns. It runs on the thread that called `tandem_generate`.
+// It must return, by neither `longjmp` nor a C++ exception: 0 to go on, anything else to stop.
+typedef int32_t (*tandem_on_text)(const char *text, size_t n_bytes, void *user);
+
+// What a generation came to.
+typedef struct tandem_result {
+  // Tokens of the prompt.
+  size_t n_prompt;
+  // Tokens generated, one that ends the text included.
+  size_t n_generated;
+  // Why it ended.
+  enum tandem_stop stop;
+} tandem_result;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// The version of the library, such as "0.1.0".
+const char *tandem_version(void);
+
+// The name of the best instructions that this CPU has and Tandem uses, such as "neon" or "avx2":
+// what sessions run on that ask for nothing else.
+const char *tandem_level(void);
+
+// The message of the last call that failed on this thread, in English, "" where none has. It stays
+// until the next failure on the thread.
+const char *tandem_error_message(void);
+
+// Opens the model at `path`, a GGUF file (of a split model, the first part), and sets `model`,
+// to NULL on a failure. The file is mapped, not copied: it must not change while it is open.
+//
+// `path` ends with a zero, `model` can be written to.
+enum tandem_status tandem_model_open(const char *path, struct tandem_model **model);
+
+// Opens a model that lies in memory, a GGUF file of `n_bytes`, and sets `model`, to NULL on a
+// failure. The bytes are used where they are: they must stay, unchanged, until the model and all
+// sessions made from it are freed.
+//
+// `bytes` are `n_bytes` that stay as said, `model` can be written to.
+enum tandem_status tandem_model_open_memory(const void *bytes,
+                                            size_t n_bytes,
+                                            struct tandem_model **model);
+
+// Frees a model; NULL is none. Sessions made from it keep what they need.
+enum tandem_status tandem_model_free(struct tandem_model *model);
+
+// Turns a text into token ids, BOS included where the model wants one. The texts of control tokens
+// in it become these tokens where `parse_special` is not 0. At most `capacity` ids are written to
+// `ids`; `n_ids` is set to how many there are, which may be more: call again with more room then.
+//
+// `text` are `n_bytes` bytes, `ids` has room for `capacity` ids (it may be NULL where that is 0),
+// `n_ids` can be written to.
+enum tandem_status tandem_tokenize(const struct tandem_model *model,
+                                   const char *text,
+                                   size_t n_bytes,
+                                   int32_t parse_special,
+                                   uint32_t *ids,
+                                   size_t capacity,
+                                   size_t *n_ids);
+
+// Opens the bundle at `path` and sets `bundle`, to NULL on a failure. The file is mapped, not
+// copied: it must not change while it is open.
+//
+// `path` ends with a zero, `bundle` can be written to.
+enum tandem_status tandem_bundle_open(const char *path, struct tandem_bundle **bundle);
+
+// Opens a bundle that lies in memory, and sets `bundle`, to NULL on a failure. The bytes are used
+// where they are: they must stay, unchanged, until the bundle and all sessions made with it are
+// freed.
+//
+// `bytes` are `n_bytes` that stay as said, `bundle` can be written to.
+enum tandem_status tandem_bundle_open_memory(const void *bytes,
+                                             size_t n_bytes,
+                                             struct tandem_bundle **bundle);
+
+// Frees a bundle; NULL is none. Sessions made with it keep what they need.
+enum tandem_status tandem_bundle_free(struct tandem_bundle *bundle);
+
+// How many compositions a bundle has; 0 for what is no bundle.
+size_t tandem_bundle_n_compositions(const struct tandem_bundle *bundle);
+
+// The name of a bundle's composition, counted from 0; NULL where there is none. It stays until
+// the bundle is freed.
+const char *tandem_bundle_composition(const struct tandem_bundle *bundle, size_t index);
+
+// Fills in the defaults: zeros.
+//
+// `options` can be written to, or is NULL.
+void tandem_session_defaults(struct tandem_session_options *options);
+
+// Makes a session and sets `session`, to NULL on a failure. `bundle` and `composition` are both
+// NULL for the model alone; otherwise the bundle must be for the model, and is checked. `options`
+// NULL is the defaults. To switch compositions, make a session for each.
+//
+// `composition` and the level in `options` end with zeros, `session` can be written to.
+enum tandem_status tandem_session_new(const struct tandem_model *model,
+                                      const struct tandem_bundle *bundle,
+                                      const char *composition,
+                                      const struct tandem_session_options *options,
+                                      struct tandem_session **session);
+
+// Frees a session; NULL is none. A generation that is at work goes on to its end: `tandem_cancel`
+// stops it.
+enum tandem_status tandem_session_free(struct tandem_session *session);
+
+// Fills in the defaults.
+//
+// `options` can be written to, or is NULL.
+void tandem_generate_defaults(struct tandem_generate_options *options);
+
+// Answers a text, or continues it where `options` say raw, and gives the new text to `on_text`
+// piece by piece, with `user`. It begins a new conversation each time; what of the prompt is the
+// same as the last time is not evaluated again. `options` NULL is the defaults; `result` may be
+// NULL. A cancelled generation is no failure.
+//
+// `text` are `n_bytes` bytes, `options` and `result` are as declared, `on_text` keeps the rules of
+// its type.
+enum tandem_status tandem_generate(const struct tandem_session *session,
+                                   const char *text,
+                                   size_t n_bytes,
+                                   const struct tandem_generate_options *options,
+                                   tandem_on_text on_text,
+                                   void *user,
+                                   struct tandem_result *result);
+
+// Stops the generation that is at work in a session, after the token or the part of the prompt
+// that is being evaluated. Does nothing where none is. May be called from any thread.
+enum tandem_status tandem_cancel(const struct tandem_session *session);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* TANDEM_H */
