@@ -174,7 +174,13 @@ impl SessionArgs {
         Ok(session)
     }
 
-    fn options(&self, model: &Model<'_>, pool: &dyn Pool, n_ctx: Option<usize>) -> SessionOptions {
+    /// What a session is made with; `n_ctx` is the context where the flags name none.
+    pub(crate) fn options(
+        &self,
+        model: &Model<'_>,
+        pool: &dyn Pool,
+        n_ctx: Option<usize>,
+    ) -> SessionOptions {
         let defaults = SessionOptions::for_model(&model.config);
         let default_kv = if self.exact {
             DType::F32
@@ -199,7 +205,7 @@ impl SessionArgs {
 }
 
 /// Bytes of memory that the system could give, where it tells.
-fn free_memory() -> Option<usize> {
+pub(crate) fn free_memory() -> Option<usize> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo
         .lines()
@@ -244,6 +250,7 @@ pub(crate) struct SamplerArgs {
 }
 
 impl SamplerArgs {
+    /// What a session is made with; `n_ctx` is the context where the flags name none.
     pub(crate) fn options(&self) -> SamplerOptions {
         SamplerOptions {
             temperature: self.temp,

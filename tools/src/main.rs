@@ -10,10 +10,12 @@ macro_rules! tell {
 
 mod adapters;
 mod args;
+mod bandwidth;
 mod bench;
 mod bundle;
 mod chat;
 mod demo;
+mod doctor;
 mod inspect;
 mod logits;
 mod merge;
@@ -56,6 +58,7 @@ enum Command {
     Synth(synth::Args),
     Bench(bench::Args),
     Perplexity(perplexity::Args),
+    Doctor(doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Synth(args) => synth::synth(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
