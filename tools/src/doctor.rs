@@ -1,6 +1,6 @@
 //! `tandem doctor`: what a machine has, and what a model may expect of it.
 
-mod cpu;
+pub(crate) mod cpu;
 mod fit;
 mod machine;
 mod report;
@@ -66,7 +66,7 @@ pub(crate) fn doctor(args: &Args) -> Result<()> {
             let levels = Level::available().map(Level::name);
             (level.name(), Some(levels.collect()))
         }
-        false => (cpu.level(), None),
+        false => (cpu::level(&cpu.features), None),
     };
     let pool = args.session.pool();
     let bandwidth = match is_here {

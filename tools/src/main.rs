@@ -14,6 +14,8 @@ mod bandwidth;
 mod bench;
 mod bundle;
 mod chat;
+#[cfg(feature = "cross")]
+mod cross;
 mod demo;
 mod doctor;
 mod inspect;
@@ -59,6 +61,8 @@ enum Command {
     Bench(bench::Args),
     Perplexity(perplexity::Args),
     Doctor(doctor::Args),
+    #[cfg(feature = "cross")]
+    Cross(cross::Args),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +81,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
         Command::Doctor(args) => doctor::doctor(&args),
+        #[cfg(feature = "cross")]
+        Command::Cross(args) => cross::cross(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

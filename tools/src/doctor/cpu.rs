@@ -135,13 +135,13 @@ impl Cpu {
             features: FEATURES.into_iter().filter(|f| has.contains(f)).collect(),
         }
     }
+}
 
-    /// The highest level that the features allow: what `Level::detect` finds on the machine itself.
-    pub(super) fn level(&self) -> &'static str {
-        let has = |feature: &&str| self.features.contains(feature);
-        let level = LEVELS.iter().find(|(_, needs)| needs.iter().all(has));
-        level.map_or("scalar", |(name, _)| name)
-    }
+/// The highest level that the features allow: what `Level::detect` finds on the machine itself.
+pub(crate) fn level(features: &[&str]) -> &'static str {
+    let has = |feature: &&str| features.contains(feature);
+    let level = LEVELS.iter().find(|(_, needs)| needs.iter().all(has));
+    level.map_or("scalar", |(name, _)| name)
 }
 
 impl Cores {
