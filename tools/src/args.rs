@@ -123,7 +123,8 @@ fn adapter_types() -> impl clap::builder::TypedValueParser<Value = AdapterType> 
         .map(|name| AdapterType::from_name(&name).unwrap_or(AdapterType::F32))
 }
 
-fn level(name: &str) -> std::result::Result<Level, String> {
+/// The level of a name, if this CPU has it.
+pub(crate) fn level(name: &str) -> std::result::Result<Level, String> {
     Level::from_name(name).ok_or_else(|| {
         let names: Vec<_> = Level::available().map(Level::name).collect();
         format!("this CPU has {}", names.join(", "))
