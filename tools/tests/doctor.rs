@@ -1,5 +1,6 @@
 //! `tandem doctor`: on this machine, and on copies of what others tell of themselves.
 
+#[expect(dead_code, reason = "of the shared helpers this needs some")]
 mod common;
 
 use std::fs;
@@ -86,7 +87,7 @@ fn a_lower_level_and_a_composition_may_be_chosen() {
     let (model, bundle) = (fixture("pocket-q8_0.gguf"), fixture("pocket.tandem"));
     let tokens = |flags: &[&std::ffi::OsStr]| {
         let all = ["doctor", "--json", "--threads", "1", "--model"].map(std::ffi::OsStr::new);
-        let run = common::run(&[&all, &[model.as_os_str()], flags].concat(), b"");
+        let run = common::run(&[&all[..], &[model.as_os_str()], flags].concat(), b"");
         run.ok().json()["model"]["bytes_per_token"]
             .as_u64()
             .unwrap()
