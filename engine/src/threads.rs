@@ -30,9 +30,7 @@ const PAGE_BYTES: usize = 4096;
 /// does, for one token: measured, in some milliseconds, on its largest matrix. All threads, where
 /// others use the cores so much that it cannot be measured.
 pub fn for_decode(model: &Model<'_>, pool: &dyn Pool, level: Level, exact: bool) -> usize {
-    let counts: Vec<usize> = (1..=pool.n_threads())
-        .filter(|n| *n <= N_CLOSE || n.is_multiple_of(4))
-        .collect();
+    let counts = counts(pool.n_threads());
     if counts.len() == 1 {
         return 1;
     }
@@ -57,8 +55,15 @@ pub fn for_decode(model: &Model<'_>, pool: &dyn Pool, level: Level, exact: bool)
     }
 }
 
+/// The numbers of threads that are tried, of at most `n_threads`.
+pub fn counts(n_threads: usize) -> Vec<usize> {
+    (1..=n_threads)
+        .filter(|n| *n <= N_CLOSE || n.is_multiple_of(4))
+        .collect()
+}
+
 /// The first of `counts` whose time is within the tolerance of the shortest.
-fn fewest(counts: &[usize], times: &[f64]) -> usize {
+pub fn fewest(counts: &[usize], times: &[f64]) -> usize {
     let limit = times.iter().copied().fold(f64::INFINITY, f64::min) * (1.0 + TOLERANCE);
     let first = counts.iter().zip(times).find(|(_, time)| **time <= limit);
     first.map_or(1, |(n, _)| *n)

@@ -47,10 +47,11 @@ pub enum Level {
     /// AVX-512 with VNNI: Intel servers since Ice Lake, AMD since Zen 4.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
-    /// Armv8.0: Raspberry Pi 3 and 4, Jetson Nano.
+    /// Armv8.0: Raspberry Pi 3, 4 and Zero 2 W, Jetson Nano; Armv8.2 without dot products: Jetson
+    /// Xavier NX.
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
-    /// With dot products: Raspberry Pi 5, Jetson Xavier NX and Orin.
+    /// With dot products: Raspberry Pi 5, Jetson Orin.
     #[cfg(target_arch = "aarch64")]
     Dotprod(Dotprod),
     /// With matrix products: Cortex-A710 and later, Neoverse V1 and N2.

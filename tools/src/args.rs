@@ -121,7 +121,8 @@ fn adapter_types() -> impl clap::builder::TypedValueParser<Value = AdapterType> 
         .map(|name| AdapterType::from_name(&name).unwrap_or(AdapterType::F32))
 }
 
-fn level(name: &str) -> std::result::Result<Level, String> {
+/// The level of a name, if this CPU has it.
+pub(crate) fn level(name: &str) -> std::result::Result<Level, String> {
     Level::from_name(name).ok_or_else(|| {
         let names: Vec<_> = Level::available().map(Level::name).collect();
         format!("this CPU has {}", names.join(", "))
@@ -172,7 +173,13 @@ impl SessionArgs {
         Ok(session)
     }
 
-    fn options(&self, model: &Model<'_>, pool: &dyn Pool, n_ctx: Option<usize>) -> SessionOptions {
+    /// What a session is made with; `n_ctx` is the context where the flags name none.
+    pub(crate) fn options(
+        &self,
+        model: &Model<'_>,
+        pool: &dyn Pool,
+        n_ctx: Option<usize>,
+    ) -> SessionOptions {
         let defaults = SessionOptions::for_model(&model.config);
         let default_kv = if self.exact {
             DType::F32
@@ -232,6 +239,7 @@ pub(crate) struct SamplerArgs {
 }
 
 impl SamplerArgs {
+    /// What a session is made with; `n_ctx` is the context where the flags name none.
     pub(crate) fn options(&self) -> SamplerOptions {
         SamplerOptions {
             temperature: self.temp,

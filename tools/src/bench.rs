@@ -15,6 +15,7 @@ use tandem_kernels::Limited;
 
 use crate::adapters::Parts;
 use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
+use crate::bandwidth::ReadBandwidth;
 use crate::open;
 use crate::progress::prefill;
 
@@ -154,7 +155,7 @@ fn measure(
         let rest = prefill(&mut session, &ids[..args.depth], args.session.batch.get())?;
         session.eval(rest)?;
     }
-    let mut memory = ReadBandwidth::new();
+    let memory = ReadBandwidth::new();
     for (kind, n) in [("pp", args.prompt_tokens), ("tg", args.gen_tokens)] {
         if n == 0 {
             continue;
@@ -213,41 +214,6 @@ fn mean_and_deviation(x: &[f64]) -> (f64, f64) {
 fn median(x: &mut [f64]) -> f64 {
     x.sort_by(f64::total_cmp);
     x[x.len() / 2]
-}
-
-/// A buffer larger than caches as a rule are, read through by all threads.
-struct ReadBandwidth {
-    buffer: Vec<u64>,
-}
-
-impl ReadBandwidth {
-    const N_BYTES: usize = 1 << 29;
-    const TASK_WORDS: usize = 1 << 17;
-
-    fn new() -> ReadBandwidth {
-        // Not zeros: pages of zeros may all be one.
-        ReadBandwidth {
-            buffer: (0..Self::N_BYTES as u64 / 8).collect(),
-        }
-    }
-
-    /// Bytes a second.
-    fn measure(&mut self, pool: &dyn Pool) -> f64 {
-        let start = Instant::now();
-        let tasks = self.buffer.chunks(Self::TASK_WORDS);
-        pool.run(tasks.len(), &|i| {
-            let words = &self.buffer[i * Self::TASK_WORDS..][..Self::TASK_WORDS];
-            // Independent sums, so that the additions do not wait for each other.
-            let mut sums = [0_u64; 32];
-            for words in words.chunks_exact(32) {
-                sums.iter_mut()
-                    .zip(words)
-                    .for_each(|(s, w)| *s = s.wrapping_add(*w));
-            }
-            std::hint::black_box(sums);
-        });
-        Self::N_BYTES as f64 / start.elapsed().as_secs_f64()
-    }
 }
 
 /// What tables are printed of.

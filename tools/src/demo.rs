@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result};
 use tandem_engine::adapters::from_bundle;
 use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
 use tandem_engine::{
-    AdapterType, Composition, PackedAdapter, Sampler, SamplerOptions, Session, SessionOptions,
-    ThreadPool, generate,
+    AdapterType, Composition, Level, PackedAdapter, Sampler, SamplerOptions, Session,
+    SessionOptions, ThreadPool, generate,
 };
 
+use crate::args::level;
 use crate::{bundle, open, prompt};
 
 /// Show two tasks at once on the small model that the repository carries
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     /// Describe this instead of the inputs that come with the demo
     #[arg(long, value_name = "TEXT")]
     input: Option<String>,
+    /// Use the instructions of a lower CPU level [default: the best that the CPU has]
+    #[arg(long, value_name = "LEVEL", env = "TANDEM_CPU", value_parser = level)]
+    cpu: Option<Level>,
 }
 
 /// Descriptions of packages, written for the demo.
@@ -86,7 +90,12 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
         compositions.push((*label, composition));
     }
     let pool = ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from));
-    let mut session = Session::new(&model, &pool, SessionOptions::for_model(&model.config))?;
+    let defaults = SessionOptions::for_model(&model.config);
+    let options = SessionOptions {
+        level: args.cpu.unwrap_or(defaults.level),
+        ..defaults
+    };
+    let mut session = Session::new(&model, &pool, options)?;
     let opened = start.elapsed();
 
     let mut out = std::io::stdout().lock();

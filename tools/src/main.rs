@@ -10,10 +10,14 @@ macro_rules! tell {
 
 mod adapters;
 mod args;
+mod bandwidth;
 mod bench;
 mod bundle;
 mod chat;
+#[cfg(feature = "cross")]
+mod cross;
 mod demo;
+mod doctor;
 mod inspect;
 mod logits;
 mod merge;
@@ -55,6 +59,9 @@ enum Command {
     Synth(synth::Args),
     Bench(bench::Args),
     Perplexity(perplexity::Args),
+    Doctor(doctor::Args),
+    #[cfg(feature = "cross")]
+    Cross(cross::Args),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +79,9 @@ fn main() -> ExitCode {
         Command::Synth(args) => synth::synth(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        #[cfg(feature = "cross")]
+        Command::Cross(args) => cross::cross(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,370 @@
+//! The directory that is copied to a board.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use sha2::{Digest as _, Sha256};
+
+use super::boards::Board;
+use crate::inspect::size;
+use crate::{bundle, open};
+
+/// The files beside the model's.
+const BINARY: &str = "tandem";
+const SOCKET: &str = "tandem.socket";
+const SERVICE: &str = "tandem@.service";
+const README: &str = "README";
+const SUMS: &str = "SHA256SUMS";
+
+/// Where the units expect it all on the board.
+const FOLDER: &str = "/opt/tandem";
+
+/// What goes to the board besides the program.
+pub(super) struct Content {
+    /// The files of the model: several of a split one.
+    model: Vec<PathBuf>,
+    /// A bundle and one of its compositions.
+    bundle: Option<(PathBuf, String)>,
+}
+
+impl Content {
+    /// Opens what the flags name, as a board should get nothing that it cannot run.
+    pub(super) fn open(
+        model: Option<&Path>,
+        bundle: Option<&Path>,
+        compose: Option<&str>,
+    ) -> Result<Content> {
+        let Some(path) = model else {
+            return Ok(Content {
+                model: Vec::new(),
+                bundle: None,
+            });
+        };
+        let files = open::files(path)?;
+        let gguf = files.parse()?;
+        open::model(path, &gguf)?;
+        let chosen = match (bundle, compose) {
+            (Some(bundle_path), Some(name)) => {
+                let unusable = || format!("cannot use {}", bundle_path.display());
+                let mapping = bundle::map(bundle_path)?;
+                let bundle = bundle::parse(bundle_path, &mapping)?;
+                bundle.verify().with_context(unusable)?;
+                bundle.contents().check_base(&gguf).with_context(unusable)?;
+                bundle.parts(name).with_context(unusable)?;
+                Some((bundle_path.to_path_buf(), name.to_string()))
+            }
+            _ => None,
+        };
+        let content = Content {
+            model: files.paths().map(Path::to_path_buf).collect(),
+            bundle: chosen,
+        };
+        let mut names: HashSet<_> = [BINARY, SOCKET, SERVICE, README, SUMS]
+            .map(str::to_string)
+            .into();
+        for path in content.paths() {
+            let name = name(path)?;
+            ensure!(
+                !names.contains(&name),
+                "two files would be named {name}: rename one"
+            );
+            names.insert(name);
+        }
+        Ok(content)
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        let bundle = self.bundle.iter().map(|(path, _)| path);
+        self.model.iter().chain(bundle).map(PathBuf::as_path)
+    }
+
+    /// Flags of `run` and `doctor`, each as it is.
+    fn flags(&self, folder: &str) -> Result<Vec<String>> {
+        let mut flags = Vec::new();
+        if let Some(path) = self.model.first() {
+            flags.extend(["--model".to_string(), format!("{folder}{}", name(path)?)]);
+        }
+        if let Some((path, composition)) = &self.bundle {
+            flags.extend(["--bundle".to_string(), format!("{folder}{}", name(path)?)]);
+            flags.extend(["--compose".to_string(), composition.clone()]);
+        }
+        Ok(flags)
+    }
+}
+
+/// The name of a file, which may stand in units, checksums and commands.
+fn name(path: &Path) -> Result<String> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
+    let name = name.filter(|name| name.chars().all(is_plain) && !name.starts_with('-'));
+    let name = name.map(str::to_string);
+    name.ok_or_else(|| anyhow!("{}: name it by plain letters and digits", path.display()))
+}
+
+/// A directory that was written.
+pub(super) struct Package {
+    folder: PathBuf,
+    /// Names of its files and their sizes.
+    files: Vec<(String, u64)>,
+    flags: Vec<String>,
+}
+
+impl Package {
+    /// Paths of all files.
+    pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.iter().map(|(name, _)| self.folder.join(name))
+    }
+
+    /// Bytes of all files.
+    pub(super) fn n_bytes(&self) -> u64 {
+        self.files.iter().map(|(_, n)| n).sum()
+    }
+
+    /// Flags by which `tandem doctor` on the board looks at what was copied, for its shell.
+    pub(super) fn doctor_flags(&self) -> String {
+        let quoted = self
+            .flags
+            .iter()
+            .map(|flag| format!("'{}'", flag.replace('\'', r"'\''")));
+        quoted.collect::<Vec<_>>().join(" ")
+    }
+
+    /// What was written, for the user.
+    pub(super) fn describe(&self) -> String {
+        let files = self.files.iter().map(|(name, n)| {
+            let n = usize::try_from(*n).unwrap_or(usize::MAX);
+            format!("  {name:<24} {}\n", size(n))
+        });
+        format!("{}:\n{}", self.folder.display(), files.collect::<String>())
+    }
+}
+
+/// Looks whether the directory can be written; asked before the build, which takes minutes.
+pub(super) fn check_out(out: &Path) -> Result<()> {
+    let parent = parent(out);
+    ensure!(
+        parent.is_dir(),
+        "there is no folder {}: make it, or choose another --out",
+        parent.display()
+    );
+    if !out.exists() {
+        return Ok(());
+    }
+    let is_empty = fs::read_dir(out).is_ok_and(|mut files| files.next().is_none());
+    ensure!(
+        is_empty || out.join(SUMS).is_file() && out.join(BINARY).is_file(),
+        "{} is there and was not written by `tandem cross`: choose another --out",
+        out.display()
+    );
+    Ok(())
+}
+
+fn parent(out: &Path) -> &Path {
+    match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes the directory, all of it or nothing.
+pub(super) fn write(
+    out: &Path,
+    board: &Board,
+    binary: &Path,
+    content: &Content,
+) -> Result<Package> {
+    let written = write_all(out, board, binary, content);
+    written.map_err(|error| {
+        let mut causes = error
+            .chain()
+            .filter_map(|cause| cause.downcast_ref::<io::Error>());
+        match causes.any(|error| error.kind() == io::ErrorKind::StorageFull) {
+            true => error.context("no space for the directory: make some, or choose another --out"),
+            false => error,
+        }
+    })
+}
+
+fn write_all(out: &Path, board: &Board, binary: &Path, content: &Content) -> Result<Package> {
+    let cannot = || format!("cannot write {}", out.display());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".tandem-").suffix(".tmp");
+    // Beside its place, so that it can be renamed; gone with all that is in it if we fail.
+    let temp = builder.tempdir_in(parent(out)).with_context(cannot)?;
+    let folder = temp.path().join("new");
+    fs::create_dir(&folder).with_context(cannot)?;
+
+    copy(binary, &folder.join(BINARY)).with_context(cannot)?;
+    for path in content.paths() {
+        copy(path, &folder.join(name(path)?)).with_context(cannot)?;
+    }
+    let text = |name: &str, text: String| fs::write(folder.join(name), text).with_context(cannot);
+    text(SOCKET, socket())?;
+    text(SERVICE, service(content)?)?;
+    text(README, readme(board, content)?)?;
+    let mut names = vec![BINARY.to_string()];
+    names.extend(content.paths().map(name).collect::<Result<Vec<_>>>()?);
+    names.extend([SOCKET, SERVICE, README].map(str::to_string));
+    let mut sums = String::new();
+    for name in &names {
+        let sum = sha256(&folder.join(name)).with_context(cannot)?;
+        sums += &format!("{sum}  {name}\n");
+    }
+    text(SUMS, sums)?;
+    names.push(SUMS.to_string());
+
+    if out.exists() {
+        fs::rename(out, temp.path().join("old")).with_context(cannot)?;
+    }
+    if let Err(error) = fs::rename(&folder, out) {
+        // The old one was whole.
+        let _ = fs::rename(temp.path().join("old"), out);
+        return Err(error).with_context(cannot);
+    }
+    let n_bytes = |name: String| {
+        let n = fs::metadata(out.join(&name)).with_context(cannot)?.len();
+        Ok((name, n))
+    };
+    Ok(Package {
+        folder: out.to_path_buf(),
+        files: names.into_iter().map(n_bytes).collect::<Result<_>>()?,
+        flags: content.flags("")?,
+    })
+}
+
+/// Copies a file with its permissions, and has it on the disk: what is short of space shows here.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::copy(from, to)?;
+    File::open(to)?.sync_all()
+}
+
+fn sha256(path: &Path) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hash)?;
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+/// A word of a unit's command line: nothing in it is expanded.
+fn quote(word: &str) -> String {
+    let word = word.replace('\\', r"\\").replace('"', "\\\"");
+    format!("\"{}\"", word.replace('%', "%%").replace('$', "$$"))
+}
+
+fn socket() -> String {
+    format!(
+        "[Unit]
+Description=Tandem: a prompt in, an answer out
+
+[Socket]
+ListenStream=/run/tandem.sock
+SocketMode=0660
+Accept=yes
+MaxConnections=1
+
+[Install]
+WantedBy=sockets.target
+
+# Installed with the rest in {FOLDER}; see {README}.
+"
+    )
+}
+
+fn service(content: &Content) -> Result<String> {
+    let mut flags = content.flags(&format!("{FOLDER}/"))?;
+    if flags.is_empty() {
+        flags = vec!["--model".to_string(), format!("{FOLDER}/model.gguf")];
+    }
+    let flags: Vec<_> = flags.iter().map(|flag| quote(flag)).collect();
+    Ok(format!(
+        "[Unit]
+Description=Tandem: one answer
+
+[Service]
+ExecStart={FOLDER}/{BINARY} run {} --prompt-file -
+StandardInput=socket
+StandardOutput=socket
+StandardError=journal
+DynamicUser=yes
+NoNewPrivileges=yes
+PrivateDevices=yes
+PrivateNetwork=yes
+PrivateTmp=yes
+ProtectHome=yes
+ProtectKernelTunables=yes
+ProtectSystem=strict
+MemoryDenyWriteExecute=yes
+RestrictAddressFamilies=AF_UNIX
+",
+        flags.join(" ")
+    ))
+}
+
+fn readme(board: &Board, content: &Content) -> Result<String> {
+    let (title, cpu, level, version) = (
+        board.title,
+        board.cpu,
+        board.level(),
+        env!("CARGO_PKG_VERSION"),
+    );
+    let flags = content.flags("")?;
+    let flags: Vec<_> = flags
+        .iter()
+        .map(|flag| match flag.starts_with("--") {
+            true => flag.clone(),
+            false => format!("'{}'", flag.replace('\'', r"'\''")),
+        })
+        .collect();
+    let (flags, model) = match flags.is_empty() {
+        false => (flags.join(" "), String::new()),
+        true => (
+            "--model model.gguf".to_string(),
+            format!("\nNo model is here yet: the service looks for {FOLDER}/model.gguf.\n"),
+        ),
+    };
+    Ok(format!(
+        "Tandem {version} for {title}
+
+The program is linked statically: it needs no library, whatever the system's glibc, and kernels with
+pages of 4, 16 and 64 KiB run it. It is the same for every 64-bit Arm board and chooses at start what
+the CPU has; on this board ({cpu}) that is the level {level}.
+
+    sha256sum -c {SUMS}      # the copy is whole
+    ./tandem doctor {flags}
+    ./tandem run {flags} --prompt 'Why is the sky blue?'
+    ./tandem chat {flags}
+{model}
+As a service (a prompt to the socket, the answer from it, one at a time):
+
+    sudo mkdir -p {FOLDER} && sudo cp -r . {FOLDER}/
+    sudo cp {SOCKET} {SERVICE} /etc/systemd/system/
+    sudo systemctl daemon-reload && sudo systemctl enable --now {SOCKET}
+    echo 'Why is the sky blue?' | sudo nc -N -U /run/tandem.sock
+"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_units_are_not_expanded() {
+        assert_eq!(quote("a b"), "\"a b\"");
+        assert_eq!(quote(r#"50% of $HOME "\"#), r#""50%% of $$HOME \"\\""#);
+    }
+
+    #[test]
+    fn names_need_no_quotes() {
+        assert_eq!(name(Path::new("/a b/q4_0-1.gguf")).unwrap(), "q4_0-1.gguf");
+        for path in ["a b", "a;b", "-a", "a\nb", "/", "ä"] {
+            assert!(name(Path::new(path)).is_err(), "{path}");
+        }
+    }
+}
