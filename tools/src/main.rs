@@ -27,6 +27,8 @@ mod run;
 mod synth;
 mod threads;
 mod tokenize;
+#[cfg(feature = "train")]
+mod train;
 
 use std::io;
 use std::process::ExitCode;
@@ -56,6 +58,10 @@ enum Command {
     Synth(synth::Args),
     Bench(bench::Args),
     Perplexity(perplexity::Args),
+    #[cfg(feature = "train")]
+    Calibrate(train::CalibrateArgs),
+    #[cfg(feature = "train")]
+    TrainLora(train::TrainLoraArgs),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +79,10 @@ fn main() -> ExitCode {
         Command::Synth(args) => synth::synth(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        #[cfg(feature = "train")]
+        Command::Calibrate(args) => train::calibrate(&args),
+        #[cfg(feature = "train")]
+        Command::TrainLora(args) => train::train_lora(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
