@@ -29,6 +29,8 @@ mod recipe;
 mod run;
 mod synth;
 mod tokenize;
+#[cfg(feature = "train")]
+mod train;
 
 use std::io;
 use std::process::ExitCode;
@@ -62,6 +64,10 @@ enum Command {
     Doctor(doctor::Args),
     #[cfg(feature = "cross")]
     Cross(cross::Args),
+    #[cfg(feature = "train")]
+    Calibrate(train::CalibrateArgs),
+    #[cfg(feature = "train")]
+    TrainLora(train::TrainLoraArgs),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +88,10 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::doctor(&args),
         #[cfg(feature = "cross")]
         Command::Cross(args) => cross::cross(&args),
+        #[cfg(feature = "train")]
+        Command::Calibrate(args) => train::calibrate(&args),
+        #[cfg(feature = "train")]
+        Command::TrainLora(args) => train::train_lora(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
