@@ -13,6 +13,8 @@ use clap::Subcommand;
 use tandem_formats::bundle::{BaseMatch, Bundle, Contents};
 use tandem_formats::{Mapping, write_atomically};
 
+pub(crate) use inspect::{n_parameters, section_bytes};
+
 use crate::open;
 
 /// Make, show, check and change adapter bundles

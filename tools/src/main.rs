@@ -13,7 +13,9 @@ mod args;
 mod bench;
 mod bundle;
 mod chat;
+mod dataset;
 mod demo;
+mod eval;
 mod inspect;
 mod logits;
 mod merge;
@@ -56,6 +58,7 @@ enum Command {
     Synth(synth::Args),
     Bench(bench::Args),
     Perplexity(perplexity::Args),
+    Eval(eval::Args),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Synth(args) => synth::synth(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        Command::Eval(args) => eval::eval(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
