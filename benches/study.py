@@ -13,6 +13,7 @@ can be stopped and goes on. --no-train evaluates what has been trained so far.
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import json
 import os
@@ -100,20 +101,29 @@ class Study:
         flags += ["--curve", self.work / f"{task}-{name}-{seed}.svg"]
         if self.args.threads:
             flags += ["--threads", self.args.threads]
-        start, cpu = time.monotonic(), os.times()
-        self.tandem(command, recipe, *flags)
-        seconds = time.monotonic() - start
-        cpu = os.times().children_user - cpu.children_user
-        known = {"task": task, "name": name, "seed": seed, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
+        command = [str(self.args.tandem), command, *map(str, [recipe, *flags])]
+        print("$", shlex.join(command), file=sys.stderr, flush=True)
+        start = time.monotonic()
+        with open(record.with_suffix(".log"), "wb") as log:
+            process = subprocess.Popen(command, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            sys.exit(f"{name} of {task} failed: {record.with_suffix('.log').read_text()}")
+        seconds, cpu = round(time.monotonic() - start, 1), round(usage.ru_utime + usage.ru_stime, 1)
+        known = {"task": task, "name": name, "seed": seed, "seconds": seconds, "cpu_seconds": cpu}
         record.write_text(json.dumps(known) + "\n")
         return known
 
     def train_all(self):
-        known = []
-        for seed in self.args.seeds:
-            for name, command, flags in TRAININGS:
-                for task in TASKS:
-                    known.append(self.train(task, name, command, flags, seed))
+        wanted = [
+            (task, name, command, flags, seed)
+            for seed in self.args.seeds
+            for name, command, flags in TRAININGS
+            for task in TASKS
+        ]
+        with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
+            known = list(pool.map(lambda training: self.train(*training), wanted))
         return [k for k in known if k]
 
     def bundle(self, task, name, compositions, adapters=()):
@@ -362,6 +372,7 @@ def main():
     parser.add_argument("--tandem", type=pathlib.Path, default=ROOT / "target" / "release" / "tandem")
     parser.add_argument("--shared", type=pathlib.Path, default=ROOT.parent / "shared", help="data and models")
     parser.add_argument("--seeds", default="1,2", type=lambda text: [int(s) for s in text.split(",")])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--threads", help="threads of a training")
     parser.add_argument("--no-train", action="store_true", help="evaluate what has been trained")
     parser.add_argument("--again", action="store_true", help="train what has been trained")

@@ -64,37 +64,45 @@ fn embed(model: &Model<'_>, tokens: &[u32], x: &mut [f32]) {
 
 /// Sets the rotary frequencies of global and local layers for a context of `n_ctx`.
 pub(crate) fn set_frequencies(model: &Model<'_>, s: &mut Scratch, n_ctx: usize) {
-    let Config {
-        rope_base,
-        rope_scaling,
-        rope_magnitude,
-        n_ctx_orig,
-        ref local,
-        ..
-    } = model.config;
-    let factors = &model.rope_factors;
-    let factors = match n_ctx > n_ctx_orig && !factors.long.is_empty() {
-        true => &factors.long,
-        false => &factors.short,
-    };
-    s.rope.set(rope_base, rope_scaling, factors, rope_magnitude);
-    match local {
-        Some(local) if !local.rope_scaled => {
-            s.rope_local
-                .set(local.rope_base, RopeScaling::None, &[], 1.0)
+    for (table, is_local) in [(&mut s.rope, false), (&mut s.rope_local, true)] {
+        table.magnitude = model.rope_frequencies(n_ctx, is_local, &mut table.inv_freq);
+    }
+}
+
+impl Model<'_> {
+    /// The rotary frequencies of global or local layers for a context of `n_ctx`, in radians a
+    /// position, into `inv_freq` `[n_rot / 2]`; returns what turned vectors are multiplied with.
+    ///
+    /// # Panics
+    ///
+    /// If `inv_freq` is of another length.
+    pub fn rope_frequencies(&self, n_ctx: usize, is_local: bool, inv_freq: &mut [f32]) -> f32 {
+        let Config {
+            rope_base,
+            rope_scaling,
+            rope_magnitude,
+            n_ctx_orig,
+            ref local,
+            ..
+        } = self.config;
+        let factors = &self.rope_factors;
+        let factors = match n_ctx > n_ctx_orig && !factors.long.is_empty() {
+            true => &factors.long,
+            false => &factors.short,
+        };
+        match local.as_ref().filter(|_| is_local) {
+            Some(local) if !local.rope_scaled => {
+                rope_frequencies(local.rope_base, RopeScaling::None, &[], inv_freq)
+            }
+            Some(local) => {
+                rope_magnitude * rope_frequencies(local.rope_base, rope_scaling, factors, inv_freq)
+            }
+            None => rope_magnitude * rope_frequencies(rope_base, rope_scaling, factors, inv_freq),
         }
-        Some(local) => s
-            .rope_local
-            .set(local.rope_base, rope_scaling, factors, rope_magnitude),
-        None => {}
     }
 }
 
 impl RopeTable {
-    fn set(&mut self, base: f32, scaling: RopeScaling, factors: &[f32], magnitude: f32) {
-        self.magnitude = magnitude * rope_frequencies(base, scaling, factors, &mut self.inv_freq);
-    }
-
     /// The angles of `n_tokens` positions from `first` up.
     fn turn_to(&mut self, first: usize, n_tokens: usize) {
         let n_pairs = self.inv_freq.len();

@@ -1,17 +1,19 @@
 //! Arithmetic in a form that the compiler vectorizes: loops over independent lanes, no branches.
+//!
+//! All of it is inlined, so that it takes the instructions of whoever calls it.
 
 /// Sums that are kept apart, so that additions need not wait for each other.
 const LANES: usize = 16;
 
 /// `sum_i a[i] b[i]` over the shorter of the two.
 #[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     reduce(a, b, |a, b| a * b)
 }
 
 /// `sum_i f(a[i], b[i])` over the shorter of the two, lane by lane.
 #[inline(always)]
-pub(crate) fn reduce(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+pub fn reduce(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let n = a.len().min(b.len());
     let (a, a_rest) = a[..n].as_chunks::<LANES>();
     let (b, b_rest) = b[..n].as_chunks::<LANES>();
@@ -45,7 +47,7 @@ pub(crate) fn across(mut v: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 /// `e^x = 2^n e^r` with `r` between plus and minus half of ln 2, `e^r` by the polynomial of the
 /// Cephes library's `expf`.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4; // few bits, so that its multiples are exact
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding it rounds to an integer, which then stands in the low bits.

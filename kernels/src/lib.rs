@@ -13,7 +13,7 @@ mod activation;
 mod attention;
 mod dtype;
 mod input;
-mod lanes;
+pub mod lanes;
 mod level;
 mod low_rank;
 mod matmul;

@@ -16,6 +16,8 @@ use tandem_formats::{Mapping, write_atomically};
 pub(crate) use inspect::{n_parameters, section_bytes};
 
 use crate::open;
+#[cfg(feature = "train")]
+pub(crate) use pack::corrections;
 
 /// Make, show, check and change adapter bundles
 ///
@@ -59,7 +61,7 @@ pub(crate) fn parse<'a>(path: &Path, mapping: &'a Mapping) -> Result<Bundle<'a>>
 }
 
 /// Replaces a bundle by another.
-fn write(path: &Path, contents: &Contents<'_>) -> Result<()> {
+pub(crate) fn write(path: &Path, contents: &Contents<'_>) -> Result<()> {
     write_atomically(path, |out| contents.write_to(out))
         .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -29,6 +29,8 @@ mod run;
 mod synth;
 mod threads;
 mod tokenize;
+#[cfg(feature = "train")]
+mod train;
 
 use std::io;
 use std::process::ExitCode;
@@ -59,6 +61,10 @@ enum Command {
     Bench(bench::Args),
     Perplexity(perplexity::Args),
     Eval(eval::Args),
+    #[cfg(feature = "train")]
+    Calibrate(train::CalibrateArgs),
+    #[cfg(feature = "train")]
+    TrainLora(train::TrainLoraArgs),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +83,10 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
         Command::Eval(args) => eval::eval(&args),
+        #[cfg(feature = "train")]
+        Command::Calibrate(args) => train::calibrate(&args),
+        #[cfg(feature = "train")]
+        Command::TrainLora(args) => train::train_lora(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// A recipe, its paths being relative to its own folder.
 #[derive(Debug, Deserialize)]
@@ -123,8 +124,8 @@ impl Recipe {
     pub(crate) fn read(path: &Path) -> Result<Recipe> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let mut recipe =
-            parse(&text).with_context(|| format!("{} is no recipe", path.display()))?;
+        let mut recipe: Recipe =
+            parse_toml(&text).with_context(|| format!("{} is no recipe", path.display()))?;
         recipe.folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         Ok(recipe)
     }
@@ -135,7 +136,8 @@ impl Recipe {
     }
 }
 
-fn parse(text: &str) -> Result<Recipe> {
+/// What a TOML text says; errors begin with the line.
+pub(crate) fn parse_toml<T: DeserializeOwned>(text: &str) -> Result<T> {
     toml::from_str(text).map_err(|e| {
         // The parser's own text has several lines; ours go into one.
         let line = e.span().map(|span| {
@@ -153,6 +155,10 @@ fn parse(text: &str) -> Result<Recipe> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(text: &str) -> Result<Recipe> {
+        parse_toml(text)
+    }
 
     const RECIPE: &str = r#"[bundle]
 name = "pocket"

@@ -10,7 +10,7 @@ use tandem_formats::{AdapterError, Gguf};
 use tandem_kernels::MAX_RANK;
 
 use super::CompositionError;
-use super::linear_id::{linears, tensor_name, to_file_order};
+use super::linear_id::{from_file_order, hf_name, linears, tensor_name, to_file_order};
 use crate::Config;
 
 /// Low-rank factors of some of a base model's linears, in float32.
@@ -80,6 +80,18 @@ impl Adapter {
             }
         }
         Ok(Adapter { modules })
+    }
+
+    /// The factors under the names of Hugging Face's modules and in its order of rows, as PEFT has
+    /// them: the inverse of what [`Adapter::from_peft`] does.
+    pub fn to_peft(&self, base: &Config) -> Vec<Lora> {
+        let turn = |(name, lora): (&String, &Lora)| {
+            let mut lora = lora.clone();
+            from_file_order(base, name, &mut lora.b.values, lora.b.n_cols);
+            lora.module = hf_name(base, name).unwrap_or_else(|| name.clone());
+            lora
+        };
+        self.modules.iter().map(turn).collect()
     }
 
     /// The factors, by the name of the base's tensor.

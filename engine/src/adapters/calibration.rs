@@ -21,7 +21,9 @@ use alloc::vec::Vec;
 use tandem_formats::adapter::calibration::{Module, Parts};
 use tandem_formats::adapter::{Floats, Lora};
 
-use super::linear_id::{TensorParts, linears, short_name, to_file_order};
+use super::linear_id::{
+    TensorParts, from_file_order, linears, module_names, short_name, to_file_order,
+};
 use super::packed::Panel;
 use super::{Adapter, AdapterType, CompositionError, LinearId, PackedAdapter};
 use crate::Config;
@@ -144,6 +146,23 @@ impl Calibration {
             tensor_in(base, layer.unwrap_or(0), tensor)?;
         }
         Ok(Calibration { modules })
+    }
+
+    /// The calibration under Hugging Face's names and in its order of rows: the inverse of
+    /// [`Calibration::from_file`].
+    pub fn to_file(&self, base: &Config) -> BTreeMap<Module, Parts> {
+        let mut file = BTreeMap::new();
+        for ((layer, tensor), parts) in &self.modules {
+            let found = module_names(base).iter().find(|(_, t)| t == tensor);
+            let hf = found.map_or(tensor.as_str(), |(hf, _)| hf);
+            let module = hf.rsplit('.').next().unwrap_or(hf);
+            let mut parts = parts.clone();
+            for rows in [&mut parts.p, &mut parts.p2].into_iter().flatten() {
+                from_file_order(base, tensor, &mut rows.values, rows.n_cols);
+            }
+            file.insert((*layer, module.to_string()), parts);
+        }
+        file
     }
 
     /// The parts, by layer (`None`: all layers) and the name of the base's tensor.

@@ -146,7 +146,9 @@ const PHI3_NAMES: [(&str, &str); 4] = [
     ("mlp.down_proj", "ffn_down"),
 ];
 
-fn names(config: &Config) -> &'static [(&'static str, &'static str)] {
+/// What files call the linears of a layer: Hugging Face's module (`self_attn.q_proj`) and the base's
+/// tensor without layer and `.weight` (`attn_q`).
+pub fn module_names(config: &Config) -> &'static [(&'static str, &'static str)] {
     match config.arch {
         Arch::Phi3 => &PHI3_NAMES,
         _ => &NAMES,
@@ -159,14 +161,14 @@ pub(super) fn tensor_name(config: &Config, module: &str) -> Option<String> {
         return Some("output".to_string());
     }
     let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
-    let (_, name) = names(config).iter().find(|(hf, _)| *hf == module)?;
+    let (_, name) = module_names(config).iter().find(|(hf, _)| *hf == module)?;
     Some(format!("blk.{layer}.{name}"))
 }
 
 /// The base's tensor in a layer for a module's last name, such as `q_proj`.
 pub(super) fn short_name(config: &Config, module: &str) -> Option<&'static str> {
     let is_last = |hf: &str| hf.split_once('.').is_some_and(|(_, last)| last == module);
-    let found = names(config).iter().find(|(hf, _)| is_last(hf));
+    let found = module_names(config).iter().find(|(hf, _)| is_last(hf));
     found.map(|(_, name)| *name)
 }
 
@@ -227,20 +229,46 @@ fn parts(config: &Config, name: &str, n_out: usize) -> Option<Vec<LinearId>> {
     Some(modules.iter().map(|m| LinearId::Layer(layer, *m)).collect())
 }
 
+/// The module of Hugging Face's model that became the base's tensor (without `.weight`).
+pub(super) fn hf_name(config: &Config, tensor: &str) -> Option<String> {
+    if tensor == "output" {
+        return Some("lm_head".to_string());
+    }
+    let (layer, tensor) = tensor.strip_prefix("blk.")?.split_once('.')?;
+    let (hf, _) = module_names(config).iter().find(|(_, t)| *t == tensor)?;
+    Some(format!("model.layers.{layer}.{hf}"))
+}
+
 /// Puts rows of Hugging Face's order into the GGUF file's: the `llama` architecture turns elements
 /// `2 j` and `2 j + 1` of a head together, where Hugging Face's has them at `j` and
 /// `head_dim / 2 + j`. `rows` is `[n_out, n_cols]` of the base's tensor `name`.
 pub(super) fn to_file_order(config: &Config, name: &str, rows: &mut [f32], n_cols: usize) {
-    let is_turned = name.ends_with(".attn_q") || name.ends_with(".attn_k");
+    let half = config.head_dim / 2;
+    reorder(config, name, rows, n_cols, |row| row % 2 * half + row / 2);
+}
+
+/// The inverse of [`to_file_order`].
+pub(super) fn from_file_order(config: &Config, name: &str, rows: &mut [f32], n_cols: usize) {
+    let half = config.head_dim / 2;
+    reorder(config, name, rows, n_cols, |row| row % half * 2 + row / half);
+}
+
+/// Row `row` of every head becomes what `from(row)` was, where the tensor's rows are turned at all.
+fn reorder(
+    config: &Config,
+    name: &str,
+    rows: &mut [f32],
+    n_cols: usize,
+    from: impl Fn(usize) -> usize,
+) {
+    let is_turned = name.ends_with("attn_q") || name.ends_with("attn_k");
     if config.arch != Arch::Llama || !is_turned {
         return;
     }
-    let half = config.head_dim / 2;
     let mut head = vec![0.0; config.head_dim * n_cols];
     for rows in rows.chunks_exact_mut(config.head_dim * n_cols) {
         for (row, to) in head.chunks_exact_mut(n_cols).enumerate() {
-            let from = row % 2 * half + row / 2;
-            to.copy_from_slice(&rows[from * n_cols..][..n_cols]);
+            to.copy_from_slice(&rows[from(row) * n_cols..][..n_cols]);
         }
         rows.copy_from_slice(&head);
     }

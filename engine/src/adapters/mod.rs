@@ -30,7 +30,7 @@ pub use calibration::Calibration;
 pub use composition::Composition;
 pub(crate) use composition::{LinearTerms, Segment};
 pub use error::CompositionError;
-pub use linear_id::{LinearId, Module};
+pub use linear_id::{LinearId, Module, module_names};
 #[cfg(feature = "merge")]
 pub use merge::{MergeMethod, MergeOptions, merge};
 pub use packed::{AdapterType, ContentId, PackedAdapter, Panel};

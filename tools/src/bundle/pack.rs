@@ -66,7 +66,7 @@ fn pack(linear: &str, lora: &Lora, dtype: DType) -> Result<Factors<'static>> {
 }
 
 /// A calibration's matrices, stored as `dtype`.
-pub(super) fn corrections(
+pub(crate) fn corrections(
     calibration: &Calibration,
     kind: CalibrationKind,
     dtype: DType,

@@ -1,0 +1,188 @@
+//! Training data: JSON lines of `input` and `target`, as tokens.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use serde::Deserialize;
+use tandem_engine::tokenizer::{EncodeOptions, Tokenizer};
+
+use super::ops::Span;
+use crate::{open, prompt};
+
+/// What is done about examples that are longer than the context.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TooLong {
+    /// Training is refused.
+    #[default]
+    Refuse,
+    /// They are left out, which is told.
+    Skip,
+}
+
+/// A prompt with the wanted answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Example {
+    /// Where it stands in the file, counted from 1.
+    pub line: usize,
+    /// The prompt, the answer, the end token.
+    pub tokens: Vec<u32>,
+    /// How many of these are the prompt.
+    pub n_prompt: usize,
+}
+
+impl Example {
+    /// Tokens that are predicted: the answer and the end.
+    pub(super) fn n_targets(&self) -> usize {
+        self.tokens.len() - self.n_prompt
+    }
+}
+
+#[derive(Deserialize)]
+struct Line {
+    input: String,
+    target: String,
+}
+
+/// Reads the examples of a file, at most `limit`; `form` is the prompt, with a mark for the input.
+pub(super) fn read(
+    path: &Path,
+    tokenizer: &Tokenizer<'_>,
+    form: &str,
+    n_ctx: usize,
+    too_long: TooLong,
+    limit: Option<usize>,
+) -> Result<Vec<Example>> {
+    let bytes = open::bytes(path)?;
+    let end = tokenizer.vocab().eos();
+    let end = end.context("the model's vocabulary names no token that ends a text")?;
+    let (mut examples, mut skipped) = (Vec::new(), Vec::new());
+    for (i, line) in bytes.split(|b| *b == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        if limit.is_some_and(|limit| examples.len() >= limit) {
+            break;
+        }
+        let example = example(line, i + 1, tokenizer, form, end)
+            .with_context(|| format!("{}, line {}", path.display(), i + 1))?;
+        match example.tokens.len() > n_ctx {
+            false => examples.push(example),
+            true if too_long == TooLong::Skip => skipped.push(i + 1),
+            true => bail!(
+                "{}, line {}: the example has {} tokens, the context {n_ctx}: shorten it, or have \
+                 such lines left out with too_long = \"skip\"",
+                path.display(),
+                i + 1,
+                example.tokens.len()
+            ),
+        }
+    }
+    if let Some(first) = skipped.first() {
+        tell!(
+            "note: {} examples of {} are longer than {n_ctx} tokens and left out, the first in line {first}",
+            skipped.len(),
+            path.display()
+        );
+    }
+    ensure!(!examples.is_empty(), "{} has no examples", path.display());
+    Ok(examples)
+}
+
+fn example(
+    line: &[u8],
+    no: usize,
+    tokenizer: &Tokenizer<'_>,
+    form: &str,
+    end: u32,
+) -> Result<Example> {
+    let Line { input, target } = match serde_json::from_slice(line) {
+        Ok(line) => line,
+        // The parser's own place is within the line: always "line 1".
+        Err(e) => {
+            let text = e.to_string();
+            let (what, place) = text.split_once(" at line 1 ").unwrap_or((&text, ""));
+            bail!("no object with texts `input` and `target`: {what} {place}");
+        }
+    };
+    ensure!(!input.trim().is_empty(), "the input is empty");
+    ensure!(!target.trim().is_empty(), "the target is empty");
+    let mut tokens = prompt::fill(tokenizer, form, input.as_bytes())?;
+    let n_prompt = tokens.len();
+    ensure!(n_prompt > 0, "the prompt has no tokens");
+    let options = EncodeOptions {
+        add_special: false,
+        parse_special: false,
+    };
+    tokens.extend(tokenizer.encode(target.as_bytes(), options)?);
+    tokens.push(end);
+    Ok(Example {
+        line: no,
+        tokens,
+        n_prompt,
+    })
+}
+
+/// Several examples that go through the network together, one after the other.
+pub(super) struct Batch {
+    /// All tokens but each example's last.
+    pub tokens: Vec<u32>,
+    /// Of each of these, in its example.
+    pub positions: Arc<Vec<usize>>,
+    pub spans: Arc<Vec<Span>>,
+    /// The tokens to be predicted.
+    pub targets: Arc<Vec<u32>>,
+    /// The rows of `tokens` after which they come.
+    target_rows: Tensor,
+    /// As `positions` and `spans`, with these rows alone as queries.
+    pub target_positions: Arc<Vec<usize>>,
+    pub target_spans: Arc<Vec<Span>>,
+}
+
+impl Batch {
+    pub(super) fn new<'e>(
+        examples: impl IntoIterator<Item = &'e Example>,
+    ) -> candle_core::Result<Batch> {
+        let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+        let (mut positions, mut spans) = (Vec::new(), Vec::new());
+        let (mut target_positions, mut target_spans) = (Vec::new(), Vec::new());
+        let mut target_rows: Vec<u32> = Vec::new();
+        for example in examples {
+            let (first, n) = (tokens.len(), example.tokens.len() - 1);
+            let span = Span {
+                first_key: first,
+                n_keys: n,
+                first_query: first,
+                n_queries: n,
+            };
+            spans.push(span);
+            target_spans.push(Span {
+                first_query: targets.len(),
+                n_queries: example.n_targets(),
+                ..span
+            });
+            positions.extend(0..n);
+            target_positions.extend(example.n_prompt - 1..n);
+            target_rows.extend((first + example.n_prompt - 1..first + n).map(|row| row as u32));
+            tokens.extend_from_slice(&example.tokens[..n]);
+            targets.extend_from_slice(&example.tokens[example.n_prompt..]);
+        }
+        let n_targets = target_rows.len();
+        Ok(Batch {
+            tokens,
+            positions: Arc::new(positions),
+            spans: Arc::new(spans),
+            targets: Arc::new(targets),
+            target_rows: Tensor::from_vec(target_rows, n_targets, &Device::Cpu)?,
+            target_positions: Arc::new(target_positions),
+            target_spans: Arc::new(target_spans),
+        })
+    }
+
+    /// The rows of `x` `[n_tokens, n]` after which targets come.
+    pub(super) fn select(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.index_select(&self.target_rows, 0)
+    }
+}

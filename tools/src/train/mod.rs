@@ -1,0 +1,469 @@
+//! `tandem calibrate` and `tandem train-lora`: learning on this machine's cores.
+//!
+//! The way through it: a [`recipe`] names a model, adapters and [`data`]; the [`network`] is the
+//! engine's forward pass as a graph of [`ops`] that `candle` differentiates, with what is
+//! [`learned`] in it; the [`trainer`] goes down the gradients by the [`optimizer`]; [`output`]
+//! writes the result.
+
+mod checkpoint;
+mod curve;
+mod data;
+mod gemm;
+mod learned;
+mod network;
+mod ops;
+mod optimizer;
+mod output;
+mod random;
+mod recipe;
+mod trainer;
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tandem_engine::adapters::MergeOptions;
+use tandem_engine::adapters::calibration::Kind;
+use tandem_engine::{Adapter, Config, Model, SessionOptions, adapters};
+use tandem_formats::Gguf;
+use tandem_formats::bundle::{self, INPUT_MARK, MergeMethod};
+
+use crate::open;
+use learned::{Form, Learned};
+use network::{Network, deltas};
+use recipe::Recipe;
+use trainer::{End, FOR_SPLIT, FOR_VALUES, Trainer};
+
+/// Learn a calibration of a composition
+///
+/// The composition's adapters stay as they are; a few thousand numbers are learned beside them, on
+/// examples of inputs and targets. The recipe is a TOML file; the repository's README shows one.
+/// Its paths are relative to it. Ctrl-C stops and keeps the best so far.
+#[derive(clap::Args)]
+pub(crate) struct CalibrateArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// What to learn: output_bias, weight_bias, low_rank, projection [default: the recipe's]
+    #[arg(long, value_name = "KIND")]
+    kind: Option<String>,
+    /// The rank of low_rank [default: the recipe's]
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+}
+
+/// Learn a LoRA adapter
+///
+/// The result is a PEFT directory. The recipe is a TOML file as `calibrate` takes it. Its paths are
+/// relative to it. Ctrl-C stops and keeps the best so far.
+#[derive(clap::Args)]
+pub(crate) struct TrainLoraArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// The rank [default: the recipe's]
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// Alpha: the factors' product is scaled by alpha / rank [default: the recipe's]
+    #[arg(long, value_name = "A")]
+    alpha: Option<f32>,
+}
+
+#[derive(clap::Args)]
+struct CommonArgs {
+    /// The recipe
+    recipe: PathBuf,
+    /// Train on this file of JSON lines instead of the recipe's
+    #[arg(long, value_name = "FILE.jsonl")]
+    data: Option<PathBuf>,
+    /// Steps of training, instead of the recipe's
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    steps: Option<usize>,
+    /// How often to go through the data, instead of the recipe's
+    #[arg(long, value_name = "N")]
+    epochs: Option<f64>,
+    /// The learning rate's peak, instead of the recipe's
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f64>,
+    /// Examples of a step, instead of the recipe's
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Decides the first values, the order of the examples and which are held out
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Where to write, instead of the recipe's
+    #[arg(long, short, value_name = "PATH")]
+    out: Option<PathBuf>,
+    /// Threads [default: all cores]
+    #[arg(long, short, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// The file that keeps the state, to go on from [default: OUT.checkpoint]
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// Go on from the checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Draw the losses
+    #[arg(long, value_name = "FILE.svg")]
+    curve: Option<PathBuf>,
+}
+
+impl CommonArgs {
+    /// The recipe with what the flags say instead.
+    fn recipe(&self) -> Result<Recipe> {
+        let mut recipe = Recipe::read(&self.recipe)?;
+        let train = &mut recipe.train;
+        if let Some(epochs) = self.epochs {
+            (train.epochs, train.steps) = (epochs, None);
+        }
+        train.steps = self.steps.or(train.steps);
+        train.learning_rate = self.lr.unwrap_or(train.learning_rate);
+        train.batch = self.batch.unwrap_or(train.batch);
+        train.seed = self.seed.unwrap_or(train.seed);
+        recipe.check().with_context(|| format!("{}", self.recipe.display()))?;
+        Ok(recipe)
+    }
+
+    fn out(&self, recipe: &Recipe) -> Option<PathBuf> {
+        let own = || recipe.output.path.as_ref().map(|path| recipe.path(path));
+        self.out.clone().or_else(own)
+    }
+}
+
+pub(crate) fn calibrate(args: &CalibrateArgs) -> Result<()> {
+    let recipe = args.common.recipe()?;
+    let in_recipe = || format!("{}", args.common.recipe.display());
+    let calibration = recipe.calibration.clone();
+    let calibration = calibration.context("there is no [calibration]").with_context(in_recipe)?;
+    let kind = args.kind.as_ref().unwrap_or(&calibration.kind);
+    let kind = Kind::from_name(kind).with_context(|| {
+        let names = Kind::ALL.map(Kind::name);
+        format!("no calibration {kind:?}; there are {}", names.join(", "))
+    })?;
+    let rank = args.rank.unwrap_or(calibration.rank);
+    ensure!(
+        (1..=tandem_kernels::MAX_RANK).contains(&rank),
+        "the rank must be from 1 to {}",
+        tandem_kernels::MAX_RANK
+    );
+    let form = Form::Calibration {
+        kind,
+        rank,
+        shared: calibration.shared,
+    };
+    let out = args.common.out(&recipe);
+    let dtype = output::dtype(recipe.output.quant.as_deref()).with_context(in_recipe)?;
+    let in_bundle = recipe.output.composition.as_deref();
+    if in_bundle.is_some() && recipe.bundle.is_none() {
+        bail!("output.composition names a composition of the bundle, and the recipe has none");
+    }
+    ensure!(
+        out.is_some() || in_bundle.is_some(),
+        "where shall the calibration go? Give --out, or output.path or output.composition"
+    );
+    train(&args.common, &recipe, form, &calibration.modules, out.as_deref(), |done| {
+        let calibration = done.learned.calibration(done.config)?;
+        if let Some(out) = &out {
+            output::calibration(out, done.config, &calibration)?;
+            tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
+        }
+        let bundle = recipe.bundle.as_ref().map(|path| recipe.path(path));
+        if let (Some(bundle), Some(from), Some(to)) = (&bundle, &recipe.composition, in_bundle) {
+            let place = output::Place {
+                bundle,
+                from,
+                to,
+                dtype,
+            };
+            output::into_bundle(&place, kind, &calibration)?;
+            tell!("{}: composition {to:?} has it", bundle.display());
+        }
+        Ok(())
+    })
+}
+
+pub(crate) fn train_lora(args: &TrainLoraArgs) -> Result<()> {
+    let recipe = args.common.recipe()?;
+    let lora = recipe.lora.clone();
+    let lora = lora.with_context(|| format!("{}: there is no [lora]", args.common.recipe.display()))?;
+    let rank = args.rank.unwrap_or(lora.rank);
+    let alpha = args.alpha.unwrap_or(lora.alpha);
+    ensure!(
+        (1..=tandem_kernels::MAX_RANK).contains(&rank),
+        "the rank must be from 1 to {}",
+        tandem_kernels::MAX_RANK
+    );
+    ensure!(alpha > 0.0 && alpha.is_finite(), "alpha must be above 0");
+    let out = args.common.out(&recipe);
+    let out = out.context("where shall the adapter go? Give --out or output.path")?;
+    ensure!(
+        !out.is_file(),
+        "{} is a file, and an adapter is a folder",
+        out.display()
+    );
+    let form = Form::Lora { rank, alpha };
+    train(&args.common, &recipe, form, &lora.modules, Some(&out), |done| {
+        let adapter = done.learned.adapter(done.config)?;
+        output::peft(&out, done.config, &adapter, (rank, alpha), &recipe.base)?;
+        tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
+        Ok(())
+    })
+}
+
+/// What training leaves.
+struct Done<'a> {
+    config: &'a Config,
+    learned: &'a Learned,
+}
+
+/// Trains as the recipe says, and has the result written.
+fn train(
+    args: &CommonArgs,
+    recipe: &Recipe,
+    form: Form,
+    modules: &[String],
+    out: Option<&Path>,
+    write: impl FnOnce(Done<'_>) -> Result<()>,
+) -> Result<()> {
+    let start = Instant::now();
+    // Asked before hours of work, not after.
+    for path in [out, args.curve.as_deref(), args.checkpoint.as_deref()].into_iter().flatten() {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let is_there = folder.is_none_or(Path::is_dir);
+        ensure!(is_there, "there is no folder to write {} in", path.display());
+    }
+    let base_path = recipe.path(&recipe.base);
+    let files = open::files(&base_path)?;
+    let gguf = files.parse()?;
+    let model = open::model(&base_path, &gguf)?;
+    let tokenizer = open::tokenizer(&base_path, &gguf)?;
+    let composition = Composed::read(recipe, &gguf, &model.config)?;
+    if matches!(form, Form::Calibration { .. }) {
+        ensure!(
+            !composition.members.is_empty(),
+            "the composition has no members: give adapters, or a bundle and its composition"
+        );
+    }
+    let prompt = recipe.prompt.clone().or(composition.prompt.clone());
+    let prompt = prompt.context("neither the recipe nor the composition has a prompt")?;
+    ensure!(
+        prompt.contains(INPUT_MARK),
+        "the prompt {prompt:?} has no place for the input, {INPUT_MARK}"
+    );
+
+    let options = SessionOptions::for_model(&model.config);
+    let n_ctx = recipe.data.context.unwrap_or(options.n_ctx);
+    let data_path = args.data.clone().unwrap_or_else(|| recipe.path(&recipe.data.path));
+    let mut examples = data::read(
+        &data_path,
+        &tokenizer,
+        &prompt,
+        n_ctx,
+        recipe.data.too_long,
+        recipe.data.limit,
+    )?;
+    let seed = recipe.train.seed;
+    random::shuffle(&mut random::generator(seed, FOR_SPLIT), &mut examples);
+    ensure!(
+        recipe.data.validation < examples.len(),
+        "{} has {} examples, of which {} are to be held out: none is left to learn from",
+        data_path.display(),
+        examples.len(),
+        recipe.data.validation
+    );
+    let (validation, training) = examples.split_at(recipe.data.validation);
+
+    let members = composition.members();
+    let mut values = random::generator(seed, FOR_VALUES);
+    let learned = Learned::new(&model.config, form.clone(), modules, &members, &mut values)?;
+    let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(0);
+    let network = composition.network(&model, &learned, options.n_ctx.max(n_ctx), longest)?;
+    let n_threads = args.threads.map_or(0, NonZeroUsize::get); // 0: all cores
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(n_threads)
+        // candle walks the graph by recursion.
+        .stack_size(64 << 20)
+        .build()?;
+    let own_checkpoint = || {
+        let mut name = out.unwrap_or(&args.recipe).as_os_str().to_owned();
+        name.push(".checkpoint");
+        PathBuf::from(name)
+    };
+    let checkpoint = args.checkpoint.clone().unwrap_or_else(own_checkpoint);
+    let stop = Arc::new(AtomicBool::new(false));
+    let on_ctrl_c = Arc::clone(&stop);
+    ctrlc::set_handler(move || on_ctrl_c.store(true, Ordering::Relaxed))?;
+    let fingerprint = format!(
+        "{form:?} {modules:?} {:?} {:?} {:?}, {} examples of {} tokens",
+        recipe.train,
+        recipe.optimizer,
+        composition,
+        examples.len(),
+        examples.iter().map(|e| e.tokens.len()).sum::<usize>()
+    );
+    let trainer = Trainer {
+        network: &network,
+        learned: &learned,
+        training,
+        validation,
+        train: &recipe.train,
+        optimizer: &recipe.optimizer,
+        pool: &pool,
+        checkpoint: &checkpoint,
+        recipe: &fingerprint,
+        stop: &stop,
+    };
+    let mut state = match args.resume {
+        true => {
+            checkpoint::load(&checkpoint, &learned.names(), &fingerprint, &learned.values()?)?
+        }
+        false => trainer.start()?,
+    };
+    tell!(
+        "{} numbers to learn, {} examples, {} held out, {} steps of {}",
+        learned.n_parameters(),
+        training.len(),
+        validation.len(),
+        trainer.n_steps(),
+        recipe.train.batch
+    );
+    let end = trainer.run(&mut state)?;
+    let n_steps = state.course.losses.len();
+    let why = match end {
+        End::Finished => "",
+        End::Early => ", as validation got no better",
+        End::Stopped => ", as asked for",
+    };
+    tell!("ended after {n_steps} steps{why}, {:.1} s", start.elapsed().as_secs_f64());
+    if let Some((step, loss)) = state.course.best() {
+        tell!("kept: step {step}, validation loss {loss:.4}");
+    }
+    write(Done {
+        config: &model.config,
+        learned: &learned,
+    })?;
+    if let Some(path) = &args.curve {
+        curve::draw(path, &state.course)?;
+    }
+    match end {
+        End::Stopped => tell!("--resume goes on from {}", checkpoint.display()),
+        // Not there where training ended before the first was due.
+        _ => drop(std::fs::remove_file(&checkpoint)),
+    }
+    Ok(())
+}
+
+/// A composition to be calibrated; without members, the base alone.
+struct Composed {
+    members: Vec<(Adapter, f32)>,
+    /// What the adapters are merged to, where that is not their sum.
+    merged: Option<Adapter>,
+    prompt: Option<String>,
+}
+
+impl std::fmt::Debug for Composed {
+    /// What tells it from others in a checkpoint.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let weights: Vec<f32> = self.members.iter().map(|(_, weight)| *weight).collect();
+        write!(f, "{weights:?} merged {} {:?}", self.merged.is_some(), self.prompt)
+    }
+}
+
+impl Composed {
+    fn read(recipe: &Recipe, base: &Gguf<'_>, config: &Config) -> Result<Composed> {
+        if let (Some(path), Some(name)) = (&recipe.bundle, &recipe.composition) {
+            return Composed::of_bundle(&recipe.path(path), name, base, config);
+        }
+        let mut members = Vec::new();
+        for member in &recipe.adapters {
+            let path = recipe.path(&member.path);
+            let adapter = crate::adapters::read(&path, config)
+                .with_context(|| format!("cannot use the adapter {}", path.display()))?;
+            members.push((adapter, member.weight));
+        }
+        let how = match &recipe.merge {
+            None => None,
+            Some(merge) => {
+                let method = MergeMethod::from_name(&merge.method).with_context(|| {
+                    let names: Vec<_> = MergeMethod::ALL.iter().map(|m| m.name()).collect();
+                    format!("no merge {:?}; there are {}", merge.method, names.join(", "))
+                })?;
+                Some(bundle::Merge {
+                    method,
+                    density: merge.density,
+                    rank: merge.rank,
+                    seed: merge.seed,
+                })
+            }
+        };
+        let mut composed = Composed {
+            members,
+            merged: None,
+            prompt: None,
+        };
+        composed.merge(config, how.as_ref())?;
+        Ok(composed)
+    }
+
+    fn of_bundle(path: &Path, name: &str, base: &Gguf<'_>, config: &Config) -> Result<Composed> {
+        let unusable = || format!("cannot use {}", path.display());
+        let mapping = crate::bundle::map(path)?;
+        let bundle = crate::bundle::parse(path, &mapping)?;
+        bundle.contents().check_base(base).with_context(unusable)?;
+        let parts = bundle.parts(name).with_context(unusable)?;
+        let mut members = Vec::new();
+        for (adapter, weight) in &parts.members {
+            let adapter = Adapter::from_factors(config, adapter.dtype, &adapter.factors);
+            members.push((adapter.with_context(unusable)?, *weight));
+        }
+        let mut composed = Composed {
+            members,
+            merged: None,
+            prompt: parts.composition.prompt.as_deref().map(str::to_string),
+        };
+        match parts.merged {
+            Some(stored) => {
+                let merged = Adapter::from_factors(config, stored.dtype, &stored.factors);
+                composed.merged = Some(merged.with_context(unusable)?);
+            }
+            None => composed.merge(config, Some(&parts.composition.merge))?,
+        }
+        Ok(composed)
+    }
+
+    fn merge(&mut self, config: &Config, how: Option<&bundle::Merge>) -> Result<()> {
+        if let Some(how) = how.filter(|how| how.method != MergeMethod::Cat) {
+            let (adapters, weights): (Vec<&Adapter>, Vec<f32>) = self.members().into_iter().unzip();
+            let options: MergeOptions = how.into();
+            self.merged = Some(adapters::merge(config, &adapters, &weights, &options)?);
+        }
+        Ok(())
+    }
+
+    fn members(&self) -> Vec<(&Adapter, f32)> {
+        self.members.iter().map(|(adapter, weight)| (adapter, *weight)).collect()
+    }
+
+    /// The base with the composition's terms, but those that are part of what is learned.
+    fn network(
+        &self,
+        model: &Model<'_>,
+        learned: &Learned,
+        n_ctx: usize,
+        n_positions: usize,
+    ) -> Result<Network> {
+        if let (Some(_), true) = (&self.merged, learned.replaces_any()) {
+            bail!("a projection goes between the adapters of the merge cat only");
+        }
+        let plain = match &self.merged {
+            Some(merged) => vec![(merged, 1.0)],
+            None => self.members(),
+        };
+        let deltas = deltas(&model.config, &plain, |id| learned.replaces(id));
+        Ok(Network::new(model, deltas, n_ctx, n_positions))
+    }
+}
+
+#[cfg(test)]
+mod tests;
