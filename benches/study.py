@@ -101,6 +101,9 @@ class Study:
         flags += ["--curve", self.work / f"{task}-{name}-{seed}.svg"]
         if self.args.threads:
             flags += ["--threads", self.args.threads]
+        is_resumed = pathlib.Path(f"{out}.checkpoint").exists() and not self.args.again
+        if is_resumed:
+            flags.append("--resume")
         command = [str(self.args.tandem), command, *map(str, [recipe, *flags])]
         print("$", shlex.join(command), file=sys.stderr, flush=True)
         start = time.monotonic()
@@ -112,6 +115,8 @@ class Study:
             sys.exit(f"{name} of {task} failed: {record.with_suffix('.log').read_text()}")
         seconds, cpu = round(time.monotonic() - start, 1), round(usage.ru_utime + usage.ru_stime, 1)
         known = {"task": task, "name": name, "seed": seed, "seconds": seconds, "cpu_seconds": cpu}
+        if is_resumed:
+            known |= {"seconds": None, "cpu_seconds": None}  # of the last part only
         record.write_text(json.dumps(known) + "\n")
         return known
 
