@@ -250,7 +250,9 @@ pub(super) fn to_file_order(config: &Config, name: &str, rows: &mut [f32], n_col
 /// The inverse of [`to_file_order`].
 pub(super) fn from_file_order(config: &Config, name: &str, rows: &mut [f32], n_cols: usize) {
     let half = config.head_dim / 2;
-    reorder(config, name, rows, n_cols, |row| row % half * 2 + row / half);
+    reorder(config, name, rows, n_cols, |row| {
+        row % half * 2 + row / half
+    });
 }
 
 /// Row `row` of every head becomes what `from(row)` was, where the tensor's rows are turned at all.

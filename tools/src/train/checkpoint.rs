@@ -62,7 +62,11 @@ pub(super) fn save(path: &Path, names: &[String], recipe: &str, state: &State) -
     let mut tensors = Vec::new();
     for (set, values) in &sets {
         for (name, values) in names.iter().zip(*values) {
-            tensors.push((format!("{set}.{name}"), vec![values.len()], values.as_slice()));
+            tensors.push((
+                format!("{set}.{name}"),
+                vec![values.len()],
+                values.as_slice(),
+            ));
         }
     }
     let bytes = safetensors(&tensors, Some((KEY, metadata)))?;
@@ -108,7 +112,12 @@ fn read(bytes: &[u8], names: &[String], recipe: &str, values: &[Vec<f32>]) -> Re
         let read = |(name, like): (&String, &Vec<f32>)| {
             let name = format!("{set}.{name}");
             let view = tensors.tensor(&name)?;
-            let floats = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+            let floats = view
+                .data()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b));
             let floats: Vec<f32> = floats.collect();
             ensure!(
                 view.dtype() == Dtype::F32 && floats.len() == like.len(),

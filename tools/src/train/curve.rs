@@ -22,11 +22,21 @@ pub(super) fn draw(path: &Path, course: &Course) -> Result<()> {
 fn svg(course: &Course) -> Result<String, Box<dyn std::error::Error>> {
     let mean = |(i, losses): (usize, &[f32])| {
         let step = i * SMOOTHING + losses.len();
-        (step as f64, f64::from(losses.iter().sum::<f32>() / losses.len() as f32))
+        (
+            step as f64,
+            f64::from(losses.iter().sum::<f32>() / losses.len() as f32),
+        )
     };
-    let training: Vec<_> = course.losses.chunks(SMOOTHING).enumerate().map(mean).collect();
+    let training: Vec<_> = course
+        .losses
+        .chunks(SMOOTHING)
+        .enumerate()
+        .map(mean)
+        .collect();
     let validation = course.validations.iter();
-    let validation: Vec<_> = validation.map(|(step, loss)| (*step as f64, f64::from(*loss))).collect();
+    let validation: Vec<_> = validation
+        .map(|(step, loss)| (*step as f64, f64::from(*loss)))
+        .collect();
     let losses = || training.iter().chain(&validation).map(|(_, loss)| *loss);
     let (low, high) = losses().fold((f64::INFINITY, 0.0), |(l, h), x| (x.min(l), x.max(h)));
     let margin = 0.05 * (high - low).max(0.01);
@@ -84,7 +94,11 @@ mod tests {
         };
         let text = svg(&course).unwrap();
         assert!(text.starts_with("<svg") && text.contains("loss a token"));
-        assert_eq!(text.matches("<polyline").count(), 4, "two lines and their keys");
+        assert_eq!(
+            text.matches("<polyline").count(),
+            4,
+            "two lines and their keys"
+        );
         assert!(svg(&Course::default()).is_ok());
     }
 }

@@ -107,7 +107,11 @@ mod tests {
 
     #[test]
     fn products_of_every_shape_and_order() {
-        let values = |n: usize| (0..n).map(|i| ((i * 7) % 11) as f32 - 5.0).collect::<Vec<_>>();
+        let values = |n: usize| {
+            (0..n)
+                .map(|i| ((i * 7) % 11) as f32 - 5.0)
+                .collect::<Vec<_>>()
+        };
         for (m, k, n) in [(1, 1, 1), (3, 5, 2), (17, 33, 9), (4, 0, 3), (0, 2, 2)] {
             let (a, b) = (values(m * k), values(k * n));
             let mut expected = vec![1.0; m * n];
@@ -118,7 +122,13 @@ mod tests {
                 }
             }
             let mut y = vec![1.0; m * n];
-            matmul((&mut y, n), true, 2.0, View::new(&a, m, k), View::new(&b, k, n));
+            matmul(
+                (&mut y, n),
+                true,
+                2.0,
+                View::new(&a, m, k),
+                View::new(&b, k, n),
+            );
             assert_eq!(y, expected);
             // The same with both factors stored the other way round.
             let turned = |x: &[f32], r: usize, c: usize| {

@@ -74,7 +74,10 @@ fn places(config: &Config, modules: &[String]) -> Result<Vec<Place>> {
     for wanted in modules {
         if !names.iter().any(|(hf, _)| last(hf) == wanted) {
             let known: Vec<_> = names.iter().map(|(hf, _)| last(hf)).collect();
-            bail!("there is no module {wanted:?}; there are {}", known.join(", "));
+            bail!(
+                "there is no module {wanted:?}; there are {}",
+                known.join(", ")
+            );
         }
     }
     let mut places = Vec::new();
@@ -89,7 +92,10 @@ fn places(config: &Config, modules: &[String]) -> Result<Vec<Place>> {
                 "ffn_up" if !names.iter().any(|(_, t)| *t == "ffn_gate") => {
                     vec![Module::Gate, Module::Up]
                 }
-                _ => Module::ALL.into_iter().filter(|m| m.name() == *tensor).collect(),
+                _ => Module::ALL
+                    .into_iter()
+                    .filter(|m| m.name() == *tensor)
+                    .collect(),
             };
             let (mut n_out, mut n_in, mut linears) = (0, 0, Vec::new());
             for module in inside {
@@ -158,14 +164,19 @@ impl Learned {
                 );
             }
             for (module, rows) in &place.linears {
-                let factors = cat.as_ref().map(|cat| cat.factors(&place, rows)).transpose()?;
+                let factors = cat
+                    .as_ref()
+                    .map(|cat| cat.factors(&place, rows))
+                    .transpose()?;
                 let user = User {
                     index,
                     rows: rows.clone(),
                     n_in: place.n_in,
                     factors,
                 };
-                learned.users.insert(LinearId::Layer(place.layer, *module), user);
+                learned
+                    .users
+                    .insert(LinearId::Layer(place.layer, *module), user);
             }
         }
         ensure!(
@@ -235,7 +246,10 @@ impl Learned {
 
     /// Their values now.
     pub(super) fn values(&self) -> candle_core::Result<Vec<Vec<f32>>> {
-        self.vars.iter().map(|v| v.flatten_all()?.to_vec1()).collect()
+        self.vars
+            .iter()
+            .map(|v| v.flatten_all()?.to_vec1())
+            .collect()
     }
 
     /// Gives them other values, of the same sizes.
@@ -293,7 +307,9 @@ impl Learned {
 
     /// Whether the adapters' own terms of a linear are part of what is learned.
     pub(super) fn replaces(&self, id: LinearId) -> bool {
-        self.users.get(&id).is_some_and(|user| user.factors.is_some())
+        self.users
+            .get(&id)
+            .is_some_and(|user| user.factors.is_some())
     }
 
     /// Whether that is so of any.
@@ -359,9 +375,8 @@ impl<'a> Cat<'a> {
     /// `None` where no adapter changes the tensor.
     fn new(place: &Place, members: &[(&'a Adapter, f32)]) -> Option<Cat<'a>> {
         let name = format!("blk.{}.{}", place.layer, place.tensor);
-        let find = |(adapter, weight): &(&'a Adapter, f32)| {
-            Some((adapter.modules().get(&name)?, *weight))
-        };
+        let find =
+            |(adapter, weight): &(&'a Adapter, f32)| Some((adapter.modules().get(&name)?, *weight));
         let loras: Vec<_> = members.iter().filter_map(find).collect();
         let n_ranks = loras.iter().map(|(lora, _)| lora.b.n_cols).sum();
         (n_ranks > 0).then_some(Cat { loras, n_ranks })
@@ -369,9 +384,10 @@ impl<'a> Cat<'a> {
 
     /// The projection that is the plain merge: weights and scales on the diagonal.
     fn matrix(&self) -> Vec<Vec<f32>> {
-        let scales = self.loras.iter().flat_map(|(lora, weight)| {
-            std::iter::repeat_n(weight * lora.scale, lora.b.n_cols)
-        });
+        let scales = self
+            .loras
+            .iter()
+            .flat_map(|(lora, weight)| std::iter::repeat_n(weight * lora.scale, lora.b.n_cols));
         let row = |(i, scale)| {
             let mut row = vec![0.0; self.n_ranks];
             row[i] = scale;

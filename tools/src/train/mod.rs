@@ -121,7 +121,9 @@ impl CommonArgs {
         train.learning_rate = self.lr.unwrap_or(train.learning_rate);
         train.batch = self.batch.unwrap_or(train.batch);
         train.seed = self.seed.unwrap_or(train.seed);
-        recipe.check().with_context(|| format!("{}", self.recipe.display()))?;
+        recipe
+            .check()
+            .with_context(|| format!("{}", self.recipe.display()))?;
         Ok(recipe)
     }
 
@@ -135,7 +137,9 @@ pub(crate) fn calibrate(args: &CalibrateArgs) -> Result<()> {
     let recipe = args.common.recipe()?;
     let in_recipe = || format!("{}", args.common.recipe.display());
     let calibration = recipe.calibration.clone();
-    let calibration = calibration.context("there is no [calibration]").with_context(in_recipe)?;
+    let calibration = calibration
+        .context("there is no [calibration]")
+        .with_context(in_recipe)?;
     let kind = args.kind.as_ref().unwrap_or(&calibration.kind);
     let kind = Kind::from_name(kind).with_context(|| {
         let names = Kind::ALL.map(Kind::name);
@@ -162,31 +166,40 @@ pub(crate) fn calibrate(args: &CalibrateArgs) -> Result<()> {
         out.is_some() || in_bundle.is_some(),
         "where shall the calibration go? Give --out, or output.path or output.composition"
     );
-    train(&args.common, &recipe, form, &calibration.modules, out.as_deref(), |done| {
-        let calibration = done.learned.calibration(done.config)?;
-        if let Some(out) = &out {
-            output::calibration(out, done.config, &calibration)?;
-            tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
-        }
-        let bundle = recipe.bundle.as_ref().map(|path| recipe.path(path));
-        if let (Some(bundle), Some(from), Some(to)) = (&bundle, &recipe.composition, in_bundle) {
-            let place = output::Place {
-                bundle,
-                from,
-                to,
-                dtype,
-            };
-            output::into_bundle(&place, kind, &calibration)?;
-            tell!("{}: composition {to:?} has it", bundle.display());
-        }
-        Ok(())
-    })
+    train(
+        &args.common,
+        &recipe,
+        form,
+        &calibration.modules,
+        out.as_deref(),
+        |done| {
+            let calibration = done.learned.calibration(done.config)?;
+            if let Some(out) = &out {
+                output::calibration(out, done.config, &calibration)?;
+                tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
+            }
+            let bundle = recipe.bundle.as_ref().map(|path| recipe.path(path));
+            if let (Some(bundle), Some(from), Some(to)) = (&bundle, &recipe.composition, in_bundle)
+            {
+                let place = output::Place {
+                    bundle,
+                    from,
+                    to,
+                    dtype,
+                };
+                output::into_bundle(&place, kind, &calibration)?;
+                tell!("{}: composition {to:?} has it", bundle.display());
+            }
+            Ok(())
+        },
+    )
 }
 
 pub(crate) fn train_lora(args: &TrainLoraArgs) -> Result<()> {
     let recipe = args.common.recipe()?;
     let lora = recipe.lora.clone();
-    let lora = lora.with_context(|| format!("{}: there is no [lora]", args.common.recipe.display()))?;
+    let lora =
+        lora.with_context(|| format!("{}: there is no [lora]", args.common.recipe.display()))?;
     let rank = args.rank.unwrap_or(lora.rank);
     let alpha = args.alpha.unwrap_or(lora.alpha);
     ensure!(
@@ -203,12 +216,19 @@ pub(crate) fn train_lora(args: &TrainLoraArgs) -> Result<()> {
         out.display()
     );
     let form = Form::Lora { rank, alpha };
-    train(&args.common, &recipe, form, &lora.modules, Some(&out), |done| {
-        let adapter = done.learned.adapter(done.config)?;
-        output::peft(&out, done.config, &adapter, (rank, alpha), &recipe.base)?;
-        tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
-        Ok(())
-    })
+    train(
+        &args.common,
+        &recipe,
+        form,
+        &lora.modules,
+        Some(&out),
+        |done| {
+            let adapter = done.learned.adapter(done.config)?;
+            output::peft(&out, done.config, &adapter, (rank, alpha), &recipe.base)?;
+            tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
+            Ok(())
+        },
+    )
 }
 
 /// What training leaves.
@@ -227,11 +247,22 @@ fn train(
     write: impl FnOnce(Done<'_>) -> Result<()>,
 ) -> Result<()> {
     let start = Instant::now();
+    // candle would share each addition among threads of its own, which wait for work by spinning:
+    // half of the time went there. Our threads have an example each.
+    // SAFETY: no other thread of this process runs yet, so none reads the environment.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     // Asked before hours of work, not after.
-    for path in [out, args.curve.as_deref(), args.checkpoint.as_deref()].into_iter().flatten() {
+    for path in [out, args.curve.as_deref(), args.checkpoint.as_deref()]
+        .into_iter()
+        .flatten()
+    {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
         let is_there = folder.is_none_or(Path::is_dir);
-        ensure!(is_there, "there is no folder to write {} in", path.display());
+        ensure!(
+            is_there,
+            "there is no folder to write {} in",
+            path.display()
+        );
     }
     let base_path = recipe.path(&recipe.base);
     let files = open::files(&base_path)?;
@@ -254,7 +285,10 @@ fn train(
 
     let options = SessionOptions::for_model(&model.config);
     let n_ctx = recipe.data.context.unwrap_or(options.n_ctx);
-    let data_path = args.data.clone().unwrap_or_else(|| recipe.path(&recipe.data.path));
+    let data_path = args
+        .data
+        .clone()
+        .unwrap_or_else(|| recipe.path(&recipe.data.path));
     let mut examples = data::read(
         &data_path,
         &tokenizer,
@@ -315,9 +349,12 @@ fn train(
         stop: &stop,
     };
     let mut state = match args.resume {
-        true => {
-            checkpoint::load(&checkpoint, &learned.names(), &fingerprint, &learned.values()?)?
-        }
+        true => checkpoint::load(
+            &checkpoint,
+            &learned.names(),
+            &fingerprint,
+            &learned.values()?,
+        )?,
         false => trainer.start()?,
     };
     tell!(
@@ -335,7 +372,10 @@ fn train(
         End::Early => ", as validation got no better",
         End::Stopped => ", as asked for",
     };
-    tell!("ended after {n_steps} steps{why}, {:.1} s", start.elapsed().as_secs_f64());
+    tell!(
+        "ended after {n_steps} steps{why}, {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
     if let Some((step, loss)) = state.course.best() {
         tell!("kept: step {step}, validation loss {loss:.4}");
     }
@@ -366,7 +406,12 @@ impl std::fmt::Debug for Composed {
     /// What tells it from others in a checkpoint.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let weights: Vec<f32> = self.members.iter().map(|(_, weight)| *weight).collect();
-        write!(f, "{weights:?} merged {} {:?}", self.merged.is_some(), self.prompt)
+        write!(
+            f,
+            "{weights:?} merged {} {:?}",
+            self.merged.is_some(),
+            self.prompt
+        )
     }
 }
 
@@ -387,7 +432,11 @@ impl Composed {
             Some(merge) => {
                 let method = MergeMethod::from_name(&merge.method).with_context(|| {
                     let names: Vec<_> = MergeMethod::ALL.iter().map(|m| m.name()).collect();
-                    format!("no merge {:?}; there are {}", merge.method, names.join(", "))
+                    format!(
+                        "no merge {:?}; there are {}",
+                        merge.method,
+                        names.join(", ")
+                    )
                 })?;
                 Some(bundle::Merge {
                     method,
@@ -442,7 +491,10 @@ impl Composed {
     }
 
     fn members(&self) -> Vec<(&Adapter, f32)> {
-        self.members.iter().map(|(adapter, weight)| (adapter, *weight)).collect()
+        self.members
+            .iter()
+            .map(|(adapter, weight)| (adapter, *weight))
+            .collect()
     }
 
     /// The base with the composition's terms, but those that are part of what is learned.

@@ -11,7 +11,7 @@ use tandem_engine::{Adapter, Config, Model, NormKind};
 use super::data::Batch;
 use super::learned::{Learned, Term};
 use super::ops::{
-    Angles, Attention, BiasedLinear, Delta, Frozen, Gate, Linear, LowRankLinear, Loss, Norm,
+    Angles, Attention, BiasedLinear, Delta, Frozen, Gate, Linear, Loss, LowRankLinear, Norm,
     NormParameters, Rope,
 };
 
@@ -226,8 +226,6 @@ fn linear(learned: &Learned, id: LinearId, frozen: &Arc<Frozen>, x: &Tensor) -> 
     match learned.term(id)? {
         None => x.apply_op1(Linear(linear)),
         Some(Term::Bias(p)) => x.apply_op2(&p, BiasedLinear(linear)),
-        Some(Term::LowRank { a, b, scale }) => {
-            x.apply_op3(&a, &b, LowRankLinear { linear, scale })
-        }
+        Some(Term::LowRank { a, b, scale }) => x.apply_op3(&a, &b, LowRankLinear { linear, scale }),
     }
 }

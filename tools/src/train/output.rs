@@ -137,12 +137,18 @@ pub(super) fn into_bundle(place: &Place<'_>, kind: Kind, calibration: &Calibrati
     } else {
         composition.description = None;
     }
-    match contents.compositions.iter_mut().find(|c| c.name == place.to) {
+    match contents
+        .compositions
+        .iter_mut()
+        .find(|c| c.name == place.to)
+    {
         Some(old) => *old = composition,
         None => contents.compositions.push(composition),
     }
     let others = contents.compositions.iter().filter(|c| c.name != place.to);
-    let user = others.clone().find(|c| c.calibration.as_deref() == Some(&name));
+    let user = others
+        .clone()
+        .find(|c| c.calibration.as_deref() == Some(&name));
     ensure!(
         user.is_none(),
         "the composition {:?} uses a calibration of the name {name:?}, too",

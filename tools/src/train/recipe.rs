@@ -210,13 +210,22 @@ impl Recipe {
             (batch > 0, "batch must be at least 1"),
             (micro_batch > 0, "micro_batch must be at least 1"),
             (positive(learning_rate), "learning_rate must be above 0"),
-            (is_share(warmup), "warmup must be a share of the steps, from 0 to below 1"),
+            (
+                is_share(warmup),
+                "warmup must be a share of the steps, from 0 to below 1",
+            ),
             (positive(clip), "clip must be above 0"),
             (validate_every > 0, "validate_every must be at least 1"),
             (patience > 0, "patience must be at least 1"),
-            (is_share(beta1) && is_share(beta2), "beta1 and beta2 must be from 0 to below 1"),
+            (
+                is_share(beta1) && is_share(beta2),
+                "beta1 and beta2 must be from 0 to below 1",
+            ),
             (positive(epsilon), "epsilon must be above 0"),
-            (weight_decay >= 0.0 && weight_decay.is_finite(), "weight_decay must be at least 0"),
+            (
+                weight_decay >= 0.0 && weight_decay.is_finite(),
+                "weight_decay must be at least 0",
+            ),
             (self.data.limit != Some(0), "limit must be at least 1"),
             (self.data.context != Some(0), "context must be at least 1"),
         ] {

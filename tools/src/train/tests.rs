@@ -32,7 +32,9 @@ fn folder(path: &str) -> PathBuf {
 fn models() -> Vec<PathBuf> {
     let peers = PEERS.map(|name| folder(&format!("../shared/peer/logits/{name}.gguf")));
     let (there, missing): (Vec<_>, Vec<_>) = peers.into_iter().partition(|path| path.exists());
-    missing.iter().for_each(|path| eprintln!("skipped: {} is not here", path.display()));
+    missing
+        .iter()
+        .for_each(|path| eprintln!("skipped: {} is not here", path.display()));
     [vec![folder("fixtures/pocket-q8_0.gguf")], there].concat()
 }
 
@@ -62,7 +64,9 @@ fn adapter(config: &Config, rank: usize, seed: u64) -> Adapter {
     let mut floats = |n_rows, n_cols, size: f32| Floats {
         n_rows,
         n_cols,
-        values: (0..n_rows * n_cols).map(|_| size * random::uniform(&mut random)).collect(),
+        values: (0..n_rows * n_cols)
+            .map(|_| size * random::uniform(&mut random))
+            .collect(),
     };
     let mut loras = Vec::new();
     for layer in 0..config.n_layer {
@@ -70,7 +74,10 @@ fn adapter(config: &Config, rank: usize, seed: u64) -> Adapter {
             let modules: &[Module] = match *tensor {
                 "attn_qkv" => &[Module::Q, Module::K, Module::V],
                 "ffn_up" if config.arch == tandem_engine::Arch::Phi3 => &[Module::Gate, Module::Up],
-                _ => &[Module::ALL.into_iter().find(|m| m.name() == *tensor).unwrap()],
+                _ => &[Module::ALL
+                    .into_iter()
+                    .find(|m| m.name() == *tensor)
+                    .unwrap()],
             };
             let n_out = modules.iter().map(|m| m.shape(config).0).sum();
             let n_in = modules[0].shape(config).1;
@@ -90,7 +97,9 @@ fn stir(learned: &Learned, seed: u64) {
     let mut random = random::generator(seed, 98);
     let mut values = learned.values().unwrap();
     for values in &mut values {
-        values.iter_mut().for_each(|x| *x += 0.05 * random::uniform(&mut random));
+        values
+            .iter_mut()
+            .for_each(|x| *x += 0.05 * random::uniform(&mut random));
     }
     learned.set(&values).unwrap();
 }
@@ -112,7 +121,9 @@ fn learned(config: &Config, form: &Form, composed: &Composed) -> Learned {
 fn example(n: usize, n_prompt: usize, n_vocab: usize, seed: usize) -> Example {
     Example {
         line: seed,
-        tokens: (0..n).map(|i| ((i * 37 + seed * 11 + 5) % n_vocab) as u32).collect(),
+        tokens: (0..n)
+            .map(|i| ((i * 37 + seed * 11 + 5) % n_vocab) as u32)
+            .collect(),
         n_prompt,
     }
 }
@@ -165,7 +176,9 @@ fn engine(
     let mut session = Session::new(model, &Serial, options).unwrap();
     session.set_composition(Some(&composition)).unwrap();
     let mut all = Vec::new();
-    session.eval_all(tokens, |_, row| all.extend_from_slice(row)).unwrap();
+    session
+        .eval_all(tokens, |_, row| all.extend_from_slice(row))
+        .unwrap();
     all
 }
 
@@ -248,8 +261,16 @@ fn gradients_are_the_slopes_of_the_loss() {
                 let error = (slope / f64::from(norm) - 1.0).abs();
                 // What float32 can tell apart in two losses of this size.
                 let noise = 2e-5 / (f64::from(size) * f64::from(norm));
-                assert!(error < 1e-2 + noise, "{} {name} {tensor}: {slope} {norm}", path.display());
-                assert!(noise < 0.2, "{} {name} {tensor}: {norm} is too small to tell", path.display());
+                assert!(
+                    error < 1e-2 + noise,
+                    "{} {name} {tensor}: {slope} {norm}",
+                    path.display()
+                );
+                assert!(
+                    noise < 0.2,
+                    "{} {name} {tensor}: {norm} is too small to tell",
+                    path.display()
+                );
             }
         }
     }
@@ -270,14 +291,27 @@ fn modules_can_be_chosen() {
     let new = |modules: &[&str]| {
         let modules: Vec<String> = modules.iter().map(|m| m.to_string()).collect();
         let mut random = random::generator(3, FOR_VALUES);
-        Learned::new(&config, form.clone(), &modules, &composed.members(), &mut random)
+        Learned::new(
+            &config,
+            form.clone(),
+            &modules,
+            &composed.members(),
+            &mut random,
+        )
     };
     let some = new(&["down_proj", "v_proj"]).unwrap();
     assert_eq!(some.names(), ["attn_v.p", "ffn_down.p"]);
-    assert!(some.term(LinearId::Layer(2, Module::Down)).unwrap().is_some());
+    assert!(
+        some.term(LinearId::Layer(2, Module::Down))
+            .unwrap()
+            .is_some()
+    );
     assert!(some.term(LinearId::Layer(2, Module::Up)).unwrap().is_none());
     let error = new(&["dwon_proj"]).err().unwrap().to_string();
-    assert!(error.contains("dwon_proj") && error.contains("down_proj"), "{error}");
+    assert!(
+        error.contains("dwon_proj") && error.contains("down_proj"),
+        "{error}"
+    );
     // LC's size in the paper's terms: a vector for each module, whatever the number of layers.
     assert_eq!(new(&[]).unwrap().n_parameters(), 2560);
 }

@@ -73,14 +73,17 @@ impl Trainer<'_> {
         let n_steps = self.n_steps();
         let n_warmup = (self.train.warmup * n_steps as f64).ceil() as usize;
         let bar = ProgressBar::new(n_steps as u64).with_position(state.course.losses.len() as u64);
-        let style = ProgressStyle::with_template(
-            "step {pos} of {len} {wide_bar} {msg}, {eta} left",
-        );
+        let style =
+            ProgressStyle::with_template("step {pos} of {len} {wide_bar} {msg}, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.reset_eta();
         let mut order = Order::new(self.train.seed, self.training.len());
         self.learned.set(&state.values)?;
         let mut end = End::Finished;
+        if state.course.losses.is_empty() {
+            // What it is without: training that only makes it worse leaves it at that.
+            self.validate(state, &bar)?;
+        }
         while state.course.losses.len() < n_steps {
             if self.stop.load(Ordering::Relaxed) {
                 end = End::Stopped;
@@ -95,7 +98,12 @@ impl Trainer<'_> {
             let examples: Vec<&Example> = (first..first + self.train.batch)
                 .map(|i| &self.training[order.get(i)])
                 .collect();
-            let loss = self.step(state, step, rate(self.train.learning_rate, step, n_warmup, n_steps), &examples)?;
+            let loss = self.step(
+                state,
+                step,
+                rate(self.train.learning_rate, step, n_warmup, n_steps),
+                &examples,
+            )?;
             state.course.losses.push(loss);
             bar.set_message(format!("loss {loss:.3}"));
             bar.inc(1);
@@ -109,7 +117,8 @@ impl Trainer<'_> {
         if end == End::Stopped {
             self.save(state)?;
         }
-        self.learned.set(state.best.as_ref().unwrap_or(&state.values))?;
+        self.learned
+            .set(state.best.as_ref().unwrap_or(&state.values))?;
         Ok(end)
     }
 
@@ -118,7 +127,13 @@ impl Trainer<'_> {
     }
 
     /// One step of the optimizer; returns the loss a token.
-    fn step(&self, state: &mut State, step: usize, rate: f64, examples: &[&Example]) -> Result<f32> {
+    fn step(
+        &self,
+        state: &mut State,
+        step: usize,
+        rate: f64,
+        examples: &[&Example],
+    ) -> Result<f32> {
         let (loss, mut gradients) = self.gradients(examples)?;
         let n_targets: usize = examples.iter().map(|e| e.n_targets()).sum();
         let loss = (loss / n_targets as f64) as f32;
@@ -132,8 +147,11 @@ impl Trainer<'_> {
             step + 1,
             lines(examples)
         );
-        let State { values, moments, .. } = state;
-        self.optimizer.step(step + 1, rate, values, &gradients, moments);
+        let State {
+            values, moments, ..
+        } = state;
+        self.optimizer
+            .step(step + 1, rate, values, &gradients, moments);
         self.learned.set(values)?;
         Ok(loss)
     }
@@ -142,7 +160,9 @@ impl Trainer<'_> {
     /// many threads there are.
     pub(super) fn gradients(&self, examples: &[&Example]) -> Result<(f64, Vec<Vec<f32>>)> {
         let part = |examples: &Vec<&Example>| -> candle_core::Result<(f64, Vec<Vec<f32>>)> {
-            let loss = self.network.loss(self.learned, &Batch::new(examples.iter().copied())?)?;
+            let loss = self
+                .network
+                .loss(self.learned, &Batch::new(examples.iter().copied())?)?;
             let gradients = loss.backward()?;
             let of_var = |var: &candle_core::Var| match gradients.get(var) {
                 Some(gradient) => gradient.flatten_all()?.to_vec1(),
@@ -169,9 +189,15 @@ impl Trainer<'_> {
     fn validate(&self, state: &mut State, bar: &ProgressBar) -> Result<()> {
         let step = state.course.losses.len();
         let recent = &state.course.losses[step.saturating_sub(self.train.validate_every)..];
-        let training = recent.iter().sum::<f32>() / recent.len() as f32;
+        let training = match recent.is_empty() {
+            true => String::new(),
+            false => {
+                let mean = recent.iter().sum::<f32>() / recent.len() as f32;
+                format!(" training loss {mean:.4},")
+            }
+        };
         if self.validation.is_empty() {
-            bar.suspend(|| tell!("step {step}: training loss {training:.4}"));
+            bar.suspend(|| tell!("step {step}:{}", training.trim_end_matches(',')));
             return Ok(());
         }
         let loss = self.loss(self.validation)?;
@@ -190,7 +216,7 @@ impl Trainer<'_> {
         }
         bar.suspend(|| {
             let mark = if is_best { ", the best so far" } else { "" };
-            tell!("step {step}: training loss {training:.4}, validation loss {loss:.4}{mark}");
+            tell!("step {step}:{training} validation loss {loss:.4}{mark}");
         });
         Ok(())
     }
@@ -302,7 +328,10 @@ mod tests {
         let examples: Vec<Example> = [9, 2, 8, 3, 7, 4].map(example).into();
         let examples: Vec<&Example> = examples.iter().collect();
         let parts = balanced(&examples, 3);
-        let sums: Vec<usize> = parts.iter().map(|p| p.iter().map(|e| e.line).sum()).collect();
+        let sums: Vec<usize> = parts
+            .iter()
+            .map(|p| p.iter().map(|e| e.line).sum())
+            .collect();
         assert_eq!((sums.len(), sums[0] + sums[1]), (2, 33));
         assert!(sums[0].abs_diff(sums[1]) <= 3 && parts.iter().all(|p| p.len() == 3));
         assert_eq!(balanced(&examples, 4).len(), 2);

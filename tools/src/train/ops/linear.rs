@@ -87,7 +87,13 @@ impl Frozen {
         let mut y = vec![0.0; n * self.n_out];
         let w = self.weights();
         let w = View::new(&w, self.n_out, self.n_in);
-        matmul((&mut y, self.n_out), false, 1.0, View::new(x, n, self.n_in), w.t());
+        matmul(
+            (&mut y, self.n_out),
+            false,
+            1.0,
+            View::new(x, n, self.n_in),
+            w.t(),
+        );
         if !self.bias.is_empty() {
             add_rows(&mut y, &self.bias);
         }
@@ -215,7 +221,13 @@ impl CustomOp3 for LowRankLinear {
         let mut y = self.linear.forward(x);
         let h = self.ranks(x, a);
         let b = View::new(b, n_out, rank);
-        matmul((&mut y, n_out), true, self.scale, View::new(&h, n, rank), b.t());
+        matmul(
+            (&mut y, n_out),
+            true,
+            self.scale,
+            View::new(&h, n, rank),
+            b.t(),
+        );
         Ok((CpuStorage::F32(y), (n, n_out).into()))
     }
 
@@ -266,7 +278,13 @@ impl CustomOp3 for LowRankLinear {
         let grad_x = match x_tensor.track_op() {
             true => {
                 let mut grad_x = self.linear.backward(grad);
-                matmul((&mut grad_x, n_in), true, 1.0, grad_h, View::new(a, rank, n_in));
+                matmul(
+                    (&mut grad_x, n_in),
+                    true,
+                    1.0,
+                    grad_h,
+                    View::new(a, rank, n_in),
+                );
                 Some(like(x_tensor, grad_x)?)
             }
             false => None,

@@ -74,10 +74,7 @@ fn backward(norm: &NormParameters, x: &[f32], grad: &[f32], grad_x: &mut [f32]) 
     }
     let (mean, mean_d) = match norm.kind {
         NormKind::Rms => (0.0, 0.0),
-        NormKind::Layer => (
-            reduce(x, x, |x, _| x) / n,
-            reduce(grad_x, x, |d, _| d) / n,
-        ),
+        NormKind::Layer => (reduce(x, x, |x, _| x) / n, reduce(grad_x, x, |d, _| d) / n),
     };
     let variance = reduce(x, x, |x, _| (x - mean) * (x - mean)) / n;
     let scale = 1.0 / (variance + norm.eps).sqrt();

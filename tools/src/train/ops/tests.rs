@@ -11,7 +11,9 @@ use super::*;
 
 fn random(shape: (usize, usize), seed: u64) -> Var {
     let mut generator = generator(seed, 99);
-    let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| uniform(&mut generator)).collect();
+    let values: Vec<f32> = (0..shape.0 * shape.1)
+        .map(|_| uniform(&mut generator))
+        .collect();
     Var::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -19,7 +21,10 @@ fn random(shape: (usize, usize), seed: u64) -> Var {
 fn weighted(y: &Tensor) -> f64 {
     let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let weight = |i: usize| (i as f64 * 0.7).sin() + 0.3;
-    y.iter().enumerate().map(|(i, y)| weight(i) * f64::from(*y)).sum()
+    y.iter()
+        .enumerate()
+        .map(|(i, y)| weight(i) * f64::from(*y))
+        .sum()
 }
 
 /// Compares the gradients of that sum with central differences: for each input the derivative along
@@ -27,7 +32,9 @@ fn weighted(y: &Tensor) -> f64 {
 fn check(inputs: &[&Var], f: impl Fn() -> Result<Tensor>) {
     let y = f().unwrap();
     let n = y.elem_count();
-    let weights: Vec<f32> = (0..n).map(|i| ((i as f64 * 0.7).sin() + 0.3) as f32).collect();
+    let weights: Vec<f32> = (0..n)
+        .map(|i| ((i as f64 * 0.7).sin() + 0.3) as f32)
+        .collect();
     let weights = Tensor::from_vec(weights, y.shape(), &Device::Cpu).unwrap();
     let loss = (&y * weights).unwrap().sum_all().unwrap();
     let gradients = loss.backward().unwrap();
@@ -37,9 +44,14 @@ fn check(inputs: &[&Var], f: impl Fn() -> Result<Tensor>) {
         let start = input.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let along = |direction: &[f32], size: f32| {
             let at = |sign: f32| {
-                let moved = start.iter().zip(direction).map(|(x, d)| x + sign * size * d);
+                let moved = start
+                    .iter()
+                    .zip(direction)
+                    .map(|(x, d)| x + sign * size * d);
                 let moved: Vec<f32> = moved.collect();
-                input.set(&Tensor::from_slice(&moved, input.shape(), &Device::Cpu).unwrap()).unwrap();
+                input
+                    .set(&Tensor::from_slice(&moved, input.shape(), &Device::Cpu).unwrap())
+                    .unwrap();
                 weighted(&f().unwrap())
             };
             let difference = at(1.0) - at(-1.0);
@@ -50,17 +62,29 @@ fn check(inputs: &[&Var], f: impl Fn() -> Result<Tensor>) {
         assert!(norm > 1e-3, "input {no} has no gradient");
         let unit: Vec<f32> = gradient.iter().map(|g| g / norm).collect();
         let found = along(&unit, 1e-2);
-        assert!((found / f64::from(norm) - 1.0).abs() < 1e-3, "input {no}: {found} {norm}");
-        let signs: Vec<f32> = gradient.iter().map(|g| g.signum() / (gradient.len() as f32).sqrt()).collect();
+        assert!(
+            (found / f64::from(norm) - 1.0).abs() < 1e-3,
+            "input {no}: {found} {norm}"
+        );
+        let signs: Vec<f32> = gradient
+            .iter()
+            .map(|g| g.signum() / (gradient.len() as f32).sqrt())
+            .collect();
         let wanted: f32 = gradient.iter().zip(&signs).map(|(g, s)| g * s).sum();
         let found = along(&signs, 1e-2);
-        assert!((found / f64::from(wanted) - 1.0).abs() < 2e-3, "input {no}: {found} {wanted}");
+        assert!(
+            (found / f64::from(wanted) - 1.0).abs() < 2e-3,
+            "input {no}: {found} {wanted}"
+        );
         for i in (0..gradient.len()).step_by(gradient.len().div_ceil(40)) {
             let mut direction = vec![0.0; gradient.len()];
             direction[i] = 1.0;
             let (found, wanted) = (along(&direction, 2e-2), f64::from(gradient[i]));
             let error = (found - wanted).abs();
-            assert!(error < 2e-3 * f64::from(norm), "input {no}, {i}: {found} {wanted}");
+            assert!(
+                error < 2e-3 * f64::from(norm),
+                "input {no}, {i}: {found} {wanted}"
+            );
         }
     }
 }
@@ -118,9 +142,17 @@ fn packed_linears_are_those_of_the_decoded_weights() {
 fn norms() {
     for kind in [NormKind::Rms, NormKind::Layer] {
         let mut generator = generator(5, 99);
-        let mut values = || (0..20).map(|_| uniform(&mut generator) + 1.0).collect::<Vec<_>>();
+        let mut values = || {
+            (0..20)
+                .map(|_| uniform(&mut generator) + 1.0)
+                .collect::<Vec<_>>()
+        };
         let weight = values();
-        let bias = if kind == NormKind::Layer { values() } else { Vec::new() };
+        let bias = if kind == NormKind::Layer {
+            values()
+        } else {
+            Vec::new()
+        };
         let norm = Arc::new(NormParameters {
             kind,
             eps: 1e-5,
