@@ -51,23 +51,20 @@ pub(crate) fn read(path: &Path, limit: usize) -> Result<Vec<Example>> {
             target,
         });
     }
-    ensure!(!examples.is_empty(), "{} holds no examples", name());
+    ensure!(!examples.is_empty(), "{} has no examples", name());
     Ok(examples)
 }
 
 fn parse(bytes: &[u8]) -> Result<Line> {
     // An array of two texts would be taken for an object of them.
-    ensure!(
-        bytes.trim_ascii_start().starts_with(b"{"),
-        "a JSON object is wanted"
-    );
+    let is_object = bytes.trim_ascii_start().starts_with(b"{");
+    ensure!(is_object, "no object with texts `input` and `target`");
     let line: Line = serde_json::from_slice(bytes.trim_ascii_end()).map_err(|e| {
         // The parser sees one line only, and calls it the first.
-        let message = e.to_string();
-        let message = message
-            .rsplit_once(" at line ")
-            .map_or(message.as_str(), |(message, _)| message);
-        anyhow!("column {}: {message}", e.column())
+        let text = e.to_string();
+        let (what, _) = text.rsplit_once(" at line ").unwrap_or((&text, ""));
+        let column = e.column();
+        anyhow!("no object with texts `input` and `target`: {what} (column {column})")
     })?;
     ensure!(!line.input.trim().is_empty(), "the input is empty");
     ensure!(!line.target.trim().is_empty(), "the target is empty");
@@ -106,7 +103,7 @@ mod tests {
             (b"{\"target\": \"a\"}", "missing field `input`"),
             (
                 b"{\"input\": \"a\", \"target\": 3}",
-                "column 26: invalid type",
+                "invalid type: integer `3`, expected a string (column 26)",
             ),
             (b"{\"input\": \"a\", \"target\": \"b\"", "EOF while parsing"),
             (
@@ -117,8 +114,8 @@ mod tests {
                 b"{\"input\": \"a\", \"input\": \"a\", \"target\": \"b\"}",
                 "duplicate field",
             ),
-            (b"[\"a\", \"b\"]", "a JSON object is wanted"),
-            (b"null", "a JSON object is wanted"),
+            (b"[\"a\", \"b\"]", "no object with texts"),
+            (b"null", "no object with texts"),
             (
                 b"{\"input\": \"\xff\", \"target\": \"b\"}",
                 "invalid unicode",
@@ -140,6 +137,6 @@ mod tests {
             assert!(read_text(&text, 1).is_ok());
         }
         let e = read_text(b"\n\n", 9).unwrap_err().to_string();
-        assert!(e.contains("holds no examples"), "{e}");
+        assert!(e.contains("has no examples"), "{e}");
     }
 }

@@ -336,13 +336,16 @@ fn bad_data_is_refused_with_its_line() {
     for (line, what) in [
         (
             r#"{"input": "a"}"#,
-            "line 3: column 14: missing field `target`",
+            "line 3: no object with texts `input` and `target`: missing field `target` (column 14)",
         ),
         (
             r#"{"input": "a", "target": " "}"#,
             "line 3: the target is empty",
         ),
-        (r#"{"input": "a", "target": "b""#, "line 3: column 28: EOF"),
+        (
+            r#"{"input": "a", "target": "b""#,
+            "line 3: no object with texts `input` and `target`: EOF",
+        ),
         (&long, "line 3: 1006 tokens of prompt"),
     ] {
         fs::write(&path, format!("{good}\n{good}\n{line}\n")).unwrap();
@@ -351,7 +354,7 @@ fn bad_data_is_refused_with_its_line() {
         eval(&path, &[&compose[..], flags!["--limit", "2"]].concat()).ok();
     }
     fs::write(&path, "\n").unwrap();
-    eval(&path, flags!["--compose", "none"]).fails(1, "holds no examples");
+    eval(&path, flags!["--compose", "none"]).fails(1, "has no examples");
     let missing = folder.path().join("missing.jsonl");
     eval(&missing, flags!["--compose", "none"]).fails(1, "missing.jsonl");
 }
