@@ -44,11 +44,11 @@ MERGES = {"linear": False, "cat": False, "ties": True, "dare_linear": True}  # h
 
 # What is learned: name, command, its flags. All calibrations on the same merge: cat at 0.5 and 0.5.
 TRAININGS = [
-    ("lc", "calibrate", ["--kind", "output_bias"]),
-    ("lcpp", "calibrate", ["--kind", "low_rank", "--rank", "4"]),
-    ("lc-weight", "calibrate", ["--kind", "weight_bias"]),
-    ("projection", "calibrate", ["--kind", "projection"]),
-    ("joint", "train-lora", []),
+    ("lc", "calibrate", ["--kind", "output_bias", "--lr", "1e-2"]),
+    ("lcpp", "calibrate", ["--kind", "low_rank", "--rank", "4", "--lr", "3e-3"]),
+    ("lc-weight", "calibrate", ["--kind", "weight_bias", "--lr", "1e-3"]),
+    ("projection", "calibrate", ["--kind", "projection", "--lr", "1e-2"]),
+    ("joint", "train-lora", ["--lr", "2e-3"]),
 ]
 KINDS = {"lc": "output_bias", "lc-weight": "weight_bias", "lcpp": "low_rank", "projection": "projection"}
 
@@ -323,7 +323,8 @@ def full_table(results):
                 cells.append(f"{mean:.1f} ({low:.1f} to {high:.1f})")
                 cells += [f"{r['rougeL_first']:.1f}", f"{r['rougeL_words']['mean']:.1f}", f"{r['ms_per_example']:.0f}"]
                 seconds = r["training_seconds"]
-                cells.append("" if seconds is None else f"{seconds:.0f} ({r['training_cpu_seconds']:.0f})")
+                cpu = r["training_cpu_seconds"]
+                cells.append(("" if seconds is None else f"{seconds:.0f}") + ("" if cpu is None else f" ({cpu:.0f})"))
                 lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
