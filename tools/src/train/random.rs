@@ -18,7 +18,7 @@ pub(super) fn uniform(random: &mut Xoshiro256PlusPlus) -> f32 {
 pub(super) fn shuffle<T>(random: &mut Xoshiro256PlusPlus, items: &mut [T]) {
     for i in (1..items.len()).rev() {
         // 53 bits are far more than there are items: the bias is nothing.
-        let j = (random.next_u64() >> 11) as u128 * (i as u128 + 1) >> 53;
+        let j = ((random.next_u64() >> 11) as u128 * (i as u128 + 1)) >> 53;
         items.swap(i, j as usize);
     }
 }
