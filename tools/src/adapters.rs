@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use tandem_engine::adapters::calibration::{self, Kind};
 use tandem_engine::adapters::from_bundle;
 use tandem_engine::{Adapter, AdapterType, Composition, Config, Model, PackedAdapter};
-use tandem_formats::bundle::BaseMatch;
+use tandem_formats::bundle::{BaseMatch, Bundle, Merge, MergeMethod};
 use tandem_formats::{Gguf, Mapping};
 
 use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
@@ -33,29 +33,35 @@ impl BundleArgs {
 }
 
 impl Chosen<'_> {
-    /// The composition's parts, used where they lie in the file. Nothing of a bundle runs that is
-    /// damaged or for another base.
+    /// The composition's parts.
     fn parts(
         &self,
         base: &Gguf<'_>,
         config: &Config,
         adapter_type: AdapterType,
     ) -> Result<Parts<'_>> {
-        let unusable = || format!("cannot use {}", self.path.display());
-        let bundle = crate::bundle::parse(self.path, &self.mapping)?;
-        let fit = bundle.contents().check_base(base).with_context(unusable)?;
-        if fit == BaseMatch::OtherBytes {
-            tell!("note: this is not the very base that the bundle was made with, but fits it");
-        }
-        let parts = bundle.parts(self.composition).with_context(unusable)?;
-        Ok(Parts {
-            packed: from_bundle(config, &parts, adapter_type).with_context(unusable)?,
-            prompt: parts.composition.prompt.as_deref().map(str::to_string),
-        })
+        let bundle = bundle_for(self.path, &self.mapping, base)?;
+        Parts::of_bundle(&bundle, self.composition, config, adapter_type)
+            .with_context(|| format!("cannot use {}", self.path.display()))
     }
 }
 
+/// A mapped bundle that is for this base. Nothing runs of one that is for another.
+pub(crate) fn bundle_for<'a>(
+    path: &Path,
+    mapping: &'a Mapping,
+    base: &Gguf<'_>,
+) -> Result<Bundle<'a>> {
+    let bundle = crate::bundle::parse(path, mapping)?;
+    let fit = bundle.contents().check_base(base);
+    if fit.with_context(|| format!("cannot use {}", path.display()))? == BaseMatch::OtherBytes {
+        tell!("note: this is not the very base that the bundle was made with, but fits it");
+    }
+    Ok(bundle)
+}
+
 /// Adapters and a calibration, packed, each with its weight.
+#[derive(Default)]
 pub(crate) struct Parts<'a> {
     packed: Vec<(PackedAdapter<'a>, f32)>,
     /// The text that the composition wants to be asked with.
@@ -115,6 +121,54 @@ impl<'a> Parts<'a> {
         }
         Ok(Parts {
             packed: parts,
+            prompt: None,
+        })
+    }
+
+    /// A composition of a bundle, used where it lies in the file. Nothing runs that is damaged.
+    pub(crate) fn of_bundle(
+        bundle: &Bundle<'a>,
+        composition: &str,
+        config: &Config,
+        adapter_type: AdapterType,
+    ) -> Result<Parts<'a>> {
+        let parts = bundle.parts(composition)?;
+        Ok(Parts {
+            packed: from_bundle(config, &parts, adapter_type)?,
+            prompt: parts.composition.prompt.as_deref().map(str::to_string),
+        })
+    }
+
+    /// An adapter of a bundle alone.
+    pub(crate) fn of_bundled_adapter(
+        bundle: &Bundle<'a>,
+        adapter: &str,
+        config: &Config,
+        adapter_type: AdapterType,
+    ) -> Result<Parts<'a>> {
+        let adapter = bundle.adapter(adapter)?;
+        let composition = tandem_formats::bundle::Composition {
+            name: adapter.name.clone(),
+            members: Vec::new(),
+            merge: Merge {
+                method: MergeMethod::Cat,
+                density: None,
+                rank: None,
+                seed: None,
+            },
+            calibration: None,
+            prompt: None,
+            description: None,
+            merged: None,
+        };
+        let parts = tandem_formats::bundle::Parts {
+            composition: &composition,
+            members: vec![(adapter, 1.0)],
+            merged: None,
+            calibration: None,
+        };
+        Ok(Parts {
+            packed: from_bundle(config, &parts, adapter_type)?,
             prompt: None,
         })
     }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, ensure};
+use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
 use tandem_engine::adapters::calibration::Kind;
@@ -78,6 +79,14 @@ fn lora(text: &str) -> std::result::Result<Lora, String> {
 fn kinds() -> impl clap::builder::TypedValueParser<Value = Kind> {
     PossibleValuesParser::new(Kind::ALL.map(Kind::name))
         .map(|name| Kind::from_name(&name).unwrap_or(Kind::OutputBias))
+}
+
+/// How a table is printed.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum Output {
+    Md,
+    Json,
+    Csv,
 }
 
 /// How a model runs.

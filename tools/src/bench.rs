@@ -8,13 +8,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use clap::ValueEnum;
 use serde::Serialize;
 use tandem_engine::{Composition, Model, Pool};
 use tandem_kernels::Limited;
 
 use crate::adapters::Parts;
-use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
+use crate::args::{AdapterArgs, BundleArgs, Output, SessionArgs};
 use crate::bandwidth::ReadBandwidth;
 use crate::open;
 use crate::progress::prefill;
@@ -53,13 +52,6 @@ pub(crate) struct Args {
     bundle: BundleArgs,
     #[command(flatten)]
     session: SessionArgs,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum Output {
-    Md,
-    Json,
-    Csv,
 }
 
 /// One row of the table.

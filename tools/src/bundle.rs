@@ -13,6 +13,8 @@ use clap::Subcommand;
 use tandem_formats::bundle::{BaseMatch, Bundle, Contents};
 use tandem_formats::{Mapping, write_atomically};
 
+pub(crate) use inspect::{n_parameters, section_bytes};
+
 use crate::open;
 #[cfg(feature = "train")]
 pub(crate) use pack::corrections;

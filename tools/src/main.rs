@@ -16,8 +16,10 @@ mod bundle;
 mod chat;
 #[cfg(feature = "cross")]
 mod cross;
+mod dataset;
 mod demo;
 mod doctor;
+mod eval;
 mod inspect;
 mod logits;
 mod merge;
@@ -64,6 +66,7 @@ enum Command {
     Doctor(doctor::Args),
     #[cfg(feature = "cross")]
     Cross(cross::Args),
+    Eval(eval::Args),
     #[cfg(feature = "train")]
     Calibrate(train::CalibrateArgs),
     #[cfg(feature = "train")]
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::doctor(&args),
         #[cfg(feature = "cross")]
         Command::Cross(args) => cross::cross(&args),
+        Command::Eval(args) => eval::eval(&args),
         #[cfg(feature = "train")]
         Command::Calibrate(args) => train::calibrate(&args),
         #[cfg(feature = "train")]

@@ -111,13 +111,9 @@ impl Contents<'_> {
             check_factors(what, &composition.name, merged.dtype, &merged.factors)?;
             linears.add(what, &composition.name, &merged.factors)?;
         }
-        if let Some(prompt) = &composition.prompt {
-            let around = prompt.replace(INPUT_MARK, "");
-            let others = ["{{", "}}", "{%", "%}", "{#", "#}"];
-            if !prompt.contains(INPUT_MARK) || others.iter().any(|mark| around.contains(mark)) {
-                let composition = name();
-                return Err(BundleError::Prompt { composition });
-            }
+        if composition.prompt.as_ref().is_some_and(|p| !is_prompt(p)) {
+            let composition = name();
+            return Err(BundleError::Prompt { composition });
         }
         if let Some(used) = &composition.calibration {
             let calibration = self
@@ -208,6 +204,14 @@ pub(super) fn check_count(
         });
     }
     Ok(())
+}
+
+/// Whether `text` may be a composition's prompt: it holds [`INPUT_MARK`] and no other marks that
+/// templates have.
+pub fn is_prompt(text: &str) -> bool {
+    let around = text.replace(INPUT_MARK, "");
+    let others = ["{{", "}}", "{%", "%}", "{#", "#}"];
+    text.contains(INPUT_MARK) && !others.iter().any(|mark| around.contains(mark))
 }
 
 /// Whether `name` may be that of an adapter, calibration or composition.

@@ -30,6 +30,7 @@ mod read;
 mod verify;
 mod write;
 
+pub use check::is_prompt;
 pub use contents::{
     Adapter, Calibration, CalibrationKind, Composition, Contents, Correction, FACTOR_TYPES,
     Factors, Matrix, Member, Merge, MergeMethod, MergedFactors, low_rank_type,

@@ -32,7 +32,8 @@ pub(super) fn inspect(args: &Args) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn section_bytes(bundle: &Bundle<'_>, what: &str, name: &str) -> usize {
+/// Bytes of an adapter, a calibration, or a composition's stored merge; 0 where there is none.
+pub(crate) fn section_bytes(bundle: &Bundle<'_>, what: &str, name: &str) -> usize {
     let mut sections = bundle.sections();
     let found = sections.find(|(w, n, _)| (*w, *n) == (what, name));
     found.map_or(0, |(.., n_bytes)| n_bytes)
@@ -52,7 +53,8 @@ fn show_factors(dtype: tandem_engine::DType, factors: &[Factors<'_>]) -> String 
     format!("{dtype}, {rank}, {} linears", factors.len())
 }
 
-fn n_parameters(calibration: &Calibration<'_>) -> usize {
+/// The numbers that were learned.
+pub(crate) fn n_parameters(calibration: &Calibration<'_>) -> usize {
     let matrices = calibration.corrections.iter().flat_map(|c| &c.matrices);
     matrices.map(|m| m.n_rows * m.n_cols).sum()
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tandem_engine::tokenizer::{EncodeOptions, Tokenizer};
 
 use super::ops::Span;
-use crate::{open, prompt};
+use crate::{dataset, prompt};
 
 /// What is done about examples that are longer than the context.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
@@ -40,12 +40,6 @@ impl Example {
     }
 }
 
-#[derive(Deserialize)]
-struct Line {
-    input: String,
-    target: String,
-}
-
 /// Reads the examples of a file, at most `limit`; `form` is the prompt, with a mark for the input.
 pub(super) fn read(
     path: &Path,
@@ -55,27 +49,20 @@ pub(super) fn read(
     too_long: TooLong,
     limit: Option<usize>,
 ) -> Result<Vec<Example>> {
-    let bytes = open::bytes(path)?;
     let end = tokenizer.vocab().eos();
     let end = end.context("the model's vocabulary names no token that ends a text")?;
     let (mut examples, mut skipped) = (Vec::new(), Vec::new());
-    for (i, line) in bytes.split(|b| *b == b'\n').enumerate() {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        if limit.is_some_and(|limit| examples.len() >= limit) {
-            break;
-        }
-        let example = example(line, i + 1, tokenizer, form, end)
-            .with_context(|| format!("{}, line {}", path.display(), i + 1))?;
+    for text in dataset::read(path, limit.unwrap_or(usize::MAX))? {
+        let line = text.line;
+        let example = example(&text, tokenizer, form, end)
+            .with_context(|| format!("{}, line {line}", path.display()))?;
         match example.tokens.len() > n_ctx {
             false => examples.push(example),
-            true if too_long == TooLong::Skip => skipped.push(i + 1),
+            true if too_long == TooLong::Skip => skipped.push(line),
             true => bail!(
-                "{}, line {}: the example has {} tokens, the context {n_ctx}: shorten it, or have \
-                 such lines left out with too_long = \"skip\"",
+                "{}, line {line}: the example has {} tokens, the context {n_ctx}: shorten it, or \
+                 have such lines left out with too_long = \"skip\"",
                 path.display(),
-                i + 1,
                 example.tokens.len()
             ),
         }
@@ -92,34 +79,22 @@ pub(super) fn read(
 }
 
 fn example(
-    line: &[u8],
-    no: usize,
+    text: &dataset::Example,
     tokenizer: &Tokenizer<'_>,
     form: &str,
     end: u32,
 ) -> Result<Example> {
-    let Line { input, target } = match serde_json::from_slice(line) {
-        Ok(line) => line,
-        // The parser's own place is within the line: always "line 1".
-        Err(e) => {
-            let text = e.to_string();
-            let (what, place) = text.split_once(" at line 1 ").unwrap_or((&text, ""));
-            bail!("no object with texts `input` and `target`: {what} {place}");
-        }
-    };
-    ensure!(!input.trim().is_empty(), "the input is empty");
-    ensure!(!target.trim().is_empty(), "the target is empty");
-    let mut tokens = prompt::fill(tokenizer, form, input.as_bytes())?;
+    let mut tokens = prompt::fill(tokenizer, form, text.input.as_bytes())?;
     let n_prompt = tokens.len();
     ensure!(n_prompt > 0, "the prompt has no tokens");
     let options = EncodeOptions {
         add_special: false,
         parse_special: false,
     };
-    tokens.extend(tokenizer.encode(target.as_bytes(), options)?);
+    tokens.extend(tokenizer.encode(text.target.as_bytes(), options)?);
     tokens.push(end);
     Ok(Example {
-        line: no,
+        line: text.line,
         tokens,
         n_prompt,
     })
