@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use tandem_engine::adapters::calibration::{self, Kind};
-use tandem_engine::adapters::from_bundle;
-use tandem_engine::{Adapter, AdapterType, Composition, Config, Model, PackedAdapter};
-use tandem_formats::bundle::BaseMatch;
+use tandem_engine::adapters::{Workers, from_bundle};
+use tandem_engine::{Adapter, AdapterType, Composition, Config, Model, PackedAdapter, Pool};
+use tandem_formats::bundle::{BaseMatch, Bundle};
 use tandem_formats::{Gguf, Mapping};
 
 use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
@@ -33,25 +33,31 @@ impl BundleArgs {
 }
 
 impl Chosen<'_> {
-    /// The composition's parts, used where they lie in the file. Nothing of a bundle runs that is
-    /// damaged or for another base.
+    /// The bundle. Nothing of one runs that is damaged or for another base.
+    pub(crate) fn bundle(&self, base: &Gguf<'_>) -> Result<Bundle<'_>> {
+        let bundle = crate::bundle::parse(self.path, &self.mapping)?;
+        let fit = bundle.contents().check_base(base);
+        if fit.with_context(|| self.unusable())? == BaseMatch::OtherBytes {
+            tell!("note: this is not the very base that the bundle was made with, but fits it");
+        }
+        Ok(bundle)
+    }
+
+    /// The composition's parts, used where they lie in the file.
     fn parts(
         &self,
         base: &Gguf<'_>,
         config: &Config,
         adapter_type: AdapterType,
+        workers: Workers<'_>,
     ) -> Result<Parts<'_>> {
-        let unusable = || format!("cannot use {}", self.path.display());
-        let bundle = crate::bundle::parse(self.path, &self.mapping)?;
-        let fit = bundle.contents().check_base(base).with_context(unusable)?;
-        if fit == BaseMatch::OtherBytes {
-            tell!("note: this is not the very base that the bundle was made with, but fits it");
-        }
-        let parts = bundle.parts(self.composition).with_context(unusable)?;
-        Ok(Parts {
-            packed: from_bundle(config, &parts, adapter_type).with_context(unusable)?,
-            prompt: parts.composition.prompt.as_deref().map(str::to_string),
-        })
+        let bundle = self.bundle(base)?;
+        Parts::of_bundle(&bundle, self.composition, config, adapter_type, workers)
+            .with_context(|| self.unusable())
+    }
+
+    fn unusable(&self) -> String {
+        format!("cannot use {}", self.path.display())
     }
 }
 
@@ -63,18 +69,34 @@ pub(crate) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
+    /// Those of a bundle's composition; a merge that is not stored is computed.
+    pub(crate) fn of_bundle(
+        bundle: &Bundle<'a>,
+        composition: &str,
+        base: &Config,
+        adapter_type: AdapterType,
+        workers: Workers<'_>,
+    ) -> Result<Parts<'a>> {
+        let parts = bundle.parts(composition)?;
+        Ok(Parts {
+            packed: from_bundle(base, &parts, adapter_type, workers)?,
+            prompt: parts.composition.prompt.as_deref().map(str::to_string),
+        })
+    }
+
     /// Loads what the flags name, for a model that is run as they say.
     pub(crate) fn load(
         args: &AdapterArgs,
         chosen: Option<&'a Chosen<'_>>,
         session: &SessionArgs,
+        pool: &dyn Pool,
         gguf: &Gguf<'_>,
         model: &Model<'_>,
     ) -> Result<Parts<'a>> {
         let default = || AdapterType::for_model(model, session.exact);
         let adapter_type = session.lora_type.unwrap_or_else(default);
         if let Some(chosen) = chosen {
-            return chosen.parts(gguf, &model.config, adapter_type);
+            return chosen.parts(gguf, &model.config, adapter_type, session.workers(pool));
         }
         let adapters = read_all(args, &model.config)?;
         Parts::new(args, &model.config, adapters, adapter_type)

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::adapters::from_bundle;
+use tandem_engine::adapters::{Workers, from_bundle};
 use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
 use tandem_engine::{
     AdapterType, Composition, PackedAdapter, Sampler, SamplerOptions, Session, SessionOptions,
-    ThreadPool, generate,
+    generate,
 };
 
 use crate::{bundle, open, prompt};
@@ -68,10 +68,17 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
     let adapters = bundle::parse(&bundle_path, &mapping)?;
     adapters.contents().check_base(&gguf)?;
     let adapter_type = AdapterType::for_model(&model, false);
+    let pool = crate::threads::all();
+    let workers = Workers {
+        level: tandem_engine::Level::detect(),
+        pool: &pool,
+    };
     let mut lines = Vec::new();
     for (label, name) in LINES {
         let packed = match name {
-            Some(name) => from_bundle(&model.config, &adapters.parts(name)?, adapter_type)?,
+            Some(name) => {
+                from_bundle(&model.config, &adapters.parts(name)?, adapter_type, workers)?
+            }
             None => Vec::new(),
         };
         lines.push((label, packed));
@@ -85,7 +92,6 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
         };
         compositions.push((*label, composition));
     }
-    let pool = ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from));
     let mut session = Session::new(&model, &pool, SessionOptions::for_model(&model.config))?;
     let opened = start.elapsed();
 

@@ -6,7 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tandem_engine::{Level, Model, Pool};
-use tandem_kernels::{Input, Q8_BLOCK, Q8_GROUP, Q8Rows, SharedMatrix, matmul, quantize_q8};
+use tandem_kernels::{
+    Input, Q8_BLOCK, Q8_GROUP, Q8Rows, SharedMatrix, ThreadPool, matmul, quantize_q8,
+};
 
 /// Bytes of weights read by one timed run: large enough that it takes longer than to start it.
 const RUN_BYTES: usize = 2 << 20;
@@ -20,6 +22,11 @@ const TOLERANCE: f64 = 0.03;
 const N_CLOSE: usize = 8;
 /// Bytes of the smallest pages.
 const PAGE_BYTES: usize = 4096;
+
+/// A thread for each core.
+pub(crate) fn all() -> ThreadPool {
+    ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from))
+}
 
 /// The fewest threads of `pool` that multiply the model's weights as fast as any number of them
 /// does, for one token: measured, in some milliseconds, on its largest matrix. All threads, where

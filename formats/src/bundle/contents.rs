@@ -4,7 +4,9 @@ use alloc::borrow::Cow;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use tandem_kernels::{DType, LOW_RANK_TILE, LowRank, LowRankType, quant};
+use tandem_kernels::{
+    DType, LOW_RANK_TILE, Level, LowRank, LowRankType, decode_low_rank, decode_rows, quant,
+};
 
 use super::BaseFingerprint;
 
@@ -101,12 +103,12 @@ impl Factors<'_> {
         if self.n_bytes(dtype)? != (self.a.len(), self.b.len()) {
             return None;
         }
+        let level = Level::detect();
         let mut a = vec![0.0; self.rank.checked_mul(self.n_in)?];
-        quant::dequantize(dtype, &self.a, &mut a);
+        decode_rows(level, dtype, &self.a, 1.0, &mut a);
         let b_view = LowRank::new(low_rank_type(dtype)?, self.n_out, self.rank, &self.b)?;
         let mut b = vec![0.0; self.n_out.checked_mul(self.rank)?];
-        b_view.dequantize(&mut b);
-        b.iter_mut().for_each(|x| *x *= self.b_scale);
+        decode_low_rank(level, &b_view, self.b_scale, &mut b);
         Some((a, b))
     }
 }

@@ -12,7 +12,7 @@ use super::contents::{
     Adapter, Calibration, CalibrationKind, Composition, Contents, Correction, Factors, Matrix,
     Member, Merge, MergeMethod, MergedFactors, packed_shape,
 };
-use super::verify::{Section, hash};
+use super::verify::{Section, State, hash};
 use super::{
     BaseFingerprint, BundleError, CHECKSUMS, GENERAL_TYPE, VERSION, key, limits, tensor_name,
 };
@@ -478,6 +478,7 @@ impl<'g, 'a> Reader<'g, 'a> {
                 name: (*name).into(),
                 bytes: bytes.unwrap_or_default(),
                 hash: hashes.next().ok_or_else(|| lengths(sections.len() + 1))?,
+                state: State::default(),
             });
         }
         match hashes.count() {
