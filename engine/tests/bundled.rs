@@ -220,7 +220,7 @@ fn rows_that_begin_inside_a_tile_are_used() {
         n_layer: 1,
         n_head: 3,
         n_head_kv: 1,
-        head_dim: 24,
+        head_dim: 10,
         ..config()
     };
     let (n_q, n_kv) = (base.n_q(), base.n_kv());

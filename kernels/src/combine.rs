@@ -279,6 +279,7 @@ multilevel! {
 }
 
 multilevel! {
+    /// Sets each value to zero whose half of a word is not below `limit`.
     fn drop_values(
         level: Level,
         words: &[[u32; BLOCKS]; 4],
@@ -286,15 +287,22 @@ multilevel! {
         x: &mut [[f32; 2 * BLOCKS]],
     ) {
         for (x, words) in x.iter_mut().zip(words) {
-            for k in 0..BLOCKS {
-                x[k] = if words[k] & 0xffff < limit { x[k] } else { 0.0 };
+            let (low, high) = x.split_at_mut(BLOCKS);
+            for (x, word) in low.iter_mut().zip(words) {
+                *x = f32::from_bits(x.to_bits() & ones_below(word & 0xffff, limit));
             }
-            for k in 0..BLOCKS {
-                let x = &mut x[BLOCKS + k];
-                *x = if words[k] >> 16 < limit { *x } else { 0.0 };
+            for (x, word) in high.iter_mut().zip(words) {
+                *x = f32::from_bits(x.to_bits() & ones_below(word >> 16, limit));
             }
         }
     }
+}
+
+/// All ones if `x` is below `limit`, else zero, for numbers of 17 bits: arithmetic, as comparisons
+/// become branches here.
+#[inline(always)]
+fn ones_below(x: u32, limit: u32) -> u32 {
+    (x.wrapping_sub(limit) as i32 >> 31) as u32
 }
 
 /// The bits of a word.

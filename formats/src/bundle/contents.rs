@@ -162,6 +162,11 @@ impl CalibrationKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// Whether the tensor of this name may be stored in Q8_0: what is multiplied with a rounded input.
+    pub fn may_be_rounded(self, tensor: &str) -> bool {
+        self == CalibrationKind::LowRank && tensor == "p1"
+    }
+
     /// The names of a correction's tensors, in the order of [`Correction::matrices`].
     pub fn tensors(self) -> &'static [&'static str] {
         match self {
@@ -183,14 +188,14 @@ pub struct Correction<'a> {
     pub matrices: Vec<Matrix<'a>>,
 }
 
-/// A matrix of F32 or F16, row by row.
+/// A matrix of F32, F16 or Q8_0, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix<'a> {
     /// Number of rows.
     pub n_rows: usize,
     /// Elements of a row.
     pub n_cols: usize,
-    /// F32 or F16.
+    /// F32 or F16; Q8_0 where [`CalibrationKind::may_be_rounded`] says so.
     pub dtype: DType,
     /// The elements, little-endian.
     pub data: Cow<'a, [u8]>,

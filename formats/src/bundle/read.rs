@@ -259,8 +259,16 @@ impl<'g, 'a> Reader<'g, 'a> {
             let mut matrices = Vec::new();
             for tensor in kind.tensors() {
                 let t = self.tensor(tensor_name("calibration", name, module, tensor))?;
-                let is_plain = matches!(t.dtype, DType::F32 | DType::F16);
-                check_type(t, is_plain, "F32 or F16")?;
+                let wanted = match kind.may_be_rounded(tensor) {
+                    true => "F32, F16 or Q8_0",
+                    false => "F32 or F16",
+                };
+                let is_known = match t.dtype {
+                    DType::F32 | DType::F16 => true,
+                    DType::Q8_0 => kind.may_be_rounded(tensor),
+                    _ => false,
+                };
+                check_type(t, is_known, wanted)?;
                 check_shape(t, [0, 0])?;
                 matrices.push(Matrix {
                     n_rows: t.n_rows(),

@@ -240,7 +240,8 @@ fn calibrate(
     let dtype = match entry.quant {
         Quant::F16 => DType::F16,
         Quant::F32 => DType::F32,
-        _ => bail!("a calibration is stored in f16 or f32"),
+        Quant::Q8 => DType::Q8_0,
+        Quant::Q4 => bail!("a calibration is stored in f32, f16 or q8_0"),
     };
     let path = recipe.path(&entry.path);
     let unusable = || format!("cannot use {}", path.display());

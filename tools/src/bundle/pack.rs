@@ -61,7 +61,7 @@ fn pack(linear: &str, lora: &Lora, dtype: DType) -> Result<Factors<'static>> {
     Ok(factors)
 }
 
-/// A calibration's matrices, stored as `dtype`.
+/// A calibration's matrices, stored as `dtype`; those that may not be in Q8_0 in F16 instead.
 pub(super) fn corrections(
     calibration: &Calibration,
     kind: CalibrationKind,
@@ -88,6 +88,11 @@ pub(super) fn corrections(
             if *name == "p" {
                 (part.n_rows, part.n_cols) = (1, part.n_rows);
             }
+            let is_block = kind.may_be_rounded(name) && part.n_cols.is_multiple_of(32);
+            let dtype = match dtype == DType::Q8_0 && !is_block {
+                true => DType::F16,
+                false => dtype,
+            };
             let matrix = store(&part, dtype);
             matrices.push(matrix.with_context(|| {
                 format!("module {module}: values of {name} outside the range of {dtype}; use f32")
@@ -101,7 +106,7 @@ pub(super) fn corrections(
     Ok(corrections)
 }
 
-/// A matrix in F16 or F32; `None` where it does not fit the former.
+/// A matrix stored as `dtype`; `None` where its values do not fit that.
 fn store(floats: &Floats, dtype: DType) -> Option<Matrix<'static>> {
     let n_bytes = dtype.row_bytes(floats.values.len())?;
     let mut data = vec![0; n_bytes];
