@@ -51,6 +51,9 @@ multilevel! {
     /// If the tensors are not of the size of `y`, or the weights of another number.
     pub fn elected_mean(level: Level, x: &[&[f32]], weights: &[f32], y: &mut [f32]) {
         check(x, weights, y);
+        if let (&[a, b], &[v, w]) = (x, weights) {
+            return elected_means_of_two([a, b], [v, w], y);
+        }
         let (runs, rest) = y.as_chunks_mut::<RUN>();
         let n_in_runs = runs.len() * RUN;
         for (i, y) in runs.iter_mut().enumerate() {
@@ -82,13 +85,28 @@ fn elected_means<const N: usize>(x: &[&[f32]], weights: &[f32], at: usize) -> [f
         }
     }
     for i in 0..N {
-        // Of two tensors the mean is a half of the sum, exactly, and a product is faster.
-        sums[i] = match x.len() {
-            ..=2 => sums[i] * if counts[i] > 1.0 { 0.5 } else { 1.0 },
-            _ => sums[i] / if counts[i] > 1.0 { counts[i] } else { 1.0 },
-        };
+        sums[i] /= if counts[i] > 1.0 { counts[i] } else { 1.0 };
     }
     sums
+}
+
+/// The same of two tensors, as most merges are: in one pass, and without divisions.
+#[inline(always)]
+fn elected_means_of_two([a, b]: [&[f32]; 2], [v, w]: [f32; 2], y: &mut [f32]) {
+    let (a, b) = (&a[..y.len()], &b[..y.len()]);
+    for (i, y) in y.iter_mut().enumerate() {
+        let sign = if a[i] + b[i] >= 0.0 { 0 } else { 0x8000_0000 };
+        let is_a_elected = f32::from_bits(a[i].to_bits() ^ sign) > 0.0;
+        let is_b_elected = f32::from_bits(b[i].to_bits() ^ sign) > 0.0;
+        let from_a = if is_a_elected { a[i] * v } else { 0.0 };
+        let from_b = if is_b_elected { b[i] * w } else { 0.0 };
+        let half = if is_a_elected & is_b_elected {
+            0.5
+        } else {
+            1.0
+        };
+        *y = (from_a + from_b) * half;
+    }
 }
 
 /// `N` values from `at` on.
@@ -221,29 +239,31 @@ multilevel! {
 
 /// Blocks of random numbers made at once, four words each.
 const BLOCKS: usize = 16;
+/// Their words; each decides about two values.
+const WORDS: usize = 4 * BLOCKS;
 
 /// Keeps each value with the probability `density` and sets the others to zero.
 ///
 /// The numbers are those of Philox 4x32-10 with the key `seed`: which values are kept depends on
-/// seed, stream and density alone. Of the `i`-th run of 128 values, value `32 j + k` is kept if the
+/// seed, stream and density alone. Of the `i`-th run of 128 values, value `16 j + k` is kept if the
 /// low half of word `j` of the stream's block `16 i + k` is below `density * 2^16`, and value
-/// `32 j + 16 + k` if its high half is.
+/// `64 + 16 j + k` if its high half is.
 pub fn keep_random(level: Level, density: f64, seed: u64, stream: u64, x: &mut [f32]) {
     if density >= 1.0 {
         return;
     }
     let limit = ((density * 65_536.0) as u32).max(1);
-    let mut words = [[0; BLOCKS]; 4];
-    for (i, x) in x.chunks_mut(8 * BLOCKS).enumerate() {
+    let mut words = [0; WORDS];
+    for (i, x) in x.chunks_mut(2 * WORDS).enumerate() {
         random_words(level, (i * BLOCKS) as u64, seed, stream, &mut words);
-        match x.as_chunks_mut::<{ 2 * BLOCKS }>() {
-            (x, []) if x.len() == words.len() => drop_values(level, &words, limit, x),
-            _ => {
+        match x.as_mut_array() {
+            Some(x) => drop_values(level, &words, limit, x),
+            None => {
                 // The last values, in a run that is filled up.
-                let mut run = [[0.0; 2 * BLOCKS]; 4];
-                run.as_flattened_mut()[..x.len()].copy_from_slice(x);
+                let mut run = [0.0; 2 * WORDS];
+                run[..x.len()].copy_from_slice(x);
                 drop_values(level, &words, limit, &mut run);
-                x.copy_from_slice(&run.as_flattened()[..x.len()]);
+                x.copy_from_slice(&run[..x.len()]);
             }
         }
     }
@@ -256,7 +276,7 @@ multilevel! {
         first: u64,
         seed: u64,
         stream: u64,
-        words: &mut [[u32; BLOCKS]; 4],
+        words: &mut [u32; WORDS],
     ) {
         let mut counters = [
             [0; BLOCKS],
@@ -272,7 +292,7 @@ multilevel! {
         let made = philox(counters, seed);
         for j in 0..4 {
             for k in 0..BLOCKS {
-                words[j][k] = made[j][k] as u32;
+                words[j * BLOCKS + k] = made[j][k] as u32;
             }
         }
     }
@@ -280,20 +300,13 @@ multilevel! {
 
 multilevel! {
     /// Sets each value to zero whose half of a word is not below `limit`.
-    fn drop_values(
-        level: Level,
-        words: &[[u32; BLOCKS]; 4],
-        limit: u32,
-        x: &mut [[f32; 2 * BLOCKS]],
-    ) {
-        for (x, words) in x.iter_mut().zip(words) {
-            let (low, high) = x.split_at_mut(BLOCKS);
-            for (x, word) in low.iter_mut().zip(words) {
-                *x = f32::from_bits(x.to_bits() & ones_below(word & 0xffff, limit));
-            }
-            for (x, word) in high.iter_mut().zip(words) {
-                *x = f32::from_bits(x.to_bits() & ones_below(word >> 16, limit));
-            }
+    fn drop_values(level: Level, words: &[u32; WORDS], limit: u32, x: &mut [f32; 2 * WORDS]) {
+        let (low, high) = x.split_at_mut(WORDS);
+        for (x, word) in low.iter_mut().zip(words) {
+            *x = f32::from_bits(x.to_bits() & ones_below(word & 0xffff, limit));
+        }
+        for (x, word) in high.iter_mut().zip(words) {
+            *x = f32::from_bits(x.to_bits() & ones_below(word >> 16, limit));
         }
     }
 }
