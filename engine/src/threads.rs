@@ -8,7 +8,7 @@ use std::vec;
 use std::vec::Vec;
 
 use tandem_kernels::{
-    Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, SharedMatrix, matmul, quantize_q8,
+    Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, SharedMatrix, ThreadPool, matmul, quantize_q8,
 };
 
 use crate::{Level, Model, Pool};
@@ -25,6 +25,11 @@ const TOLERANCE: f64 = 0.03;
 const N_CLOSE: usize = 8;
 /// Bytes of the smallest pages.
 const PAGE_BYTES: usize = 4096;
+
+/// A thread for each core.
+pub fn all() -> ThreadPool {
+    ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from))
+}
 
 /// The fewest threads of `pool` that multiply the model's weights as fast as any number of them
 /// does, for one token: measured, in some milliseconds, on its largest matrix. All threads, where

@@ -10,10 +10,10 @@ use std::path::Path;
 use common::{relative_error, shared};
 use made_up::{adapter, floats, lora, random, safetensors};
 use tandem_engine::adapters::calibration::{self, Kind};
-use tandem_engine::adapters::{MergeMethod, MergeOptions, Module, merge};
+use tandem_engine::adapters::{MergeMethod, MergeOptions, Module, Workers, merge};
 use tandem_engine::{
-    Adapter, AdapterType, Composition, CompositionError, Config, DType, Model, PackedAdapter, Pool,
-    Serial, Session, SessionError, SessionOptions, ThreadPool,
+    Adapter, AdapterType, Composition, CompositionError, Config, DType, Level, Model,
+    PackedAdapter, Pool, Serial, Session, SessionError, SessionOptions, ThreadPool,
 };
 use tandem_formats::adapter::{Floats, Lora};
 use tandem_formats::{Gguf, GgufFiles, Writer};
@@ -36,6 +36,14 @@ fn session<'m, 'a>(model: &'m Model<'a>, pool: &'m dyn Pool, exact: bool) -> Ses
 
 fn pack(model: &Model<'_>, adapter: &Adapter, kind: AdapterType) -> PackedAdapter<'static> {
     PackedAdapter::pack(&model.config, adapter, kind).unwrap()
+}
+
+/// Plain Rust on one thread.
+fn serial() -> Workers<'static> {
+    Workers {
+        level: Level::Scalar,
+        pool: &Serial,
+    }
 }
 
 const PROMPT: [u32; 12] = [1, 300, 17, 2000, 45, 999, 4000, 12, 3, 77, 505, 1234];
@@ -306,6 +314,7 @@ fn a_projection_stands_between_the_factors() {
         &[&adapters[0], &adapters[1]],
         &weights,
         &options(MergeMethod::Cat),
+        serial(),
     )
     .unwrap();
     for (name, lora) in found.modules() {
@@ -402,10 +411,10 @@ fn merges_are_deterministic_and_take_negative_weights() {
                 dense: dense_form,
                 ..options(method)
             };
-            let merged = merge(base, &adapters, &[0.5, -1.0], &options).unwrap();
+            let merged = merge(base, &adapters, &[0.5, -1.0], &options, serial()).unwrap();
             assert_eq!(
                 merged,
-                merge(base, &adapters, &[0.5, -1.0], &options).unwrap()
+                merge(base, &adapters, &[0.5, -1.0], &options, serial()).unwrap()
             );
             let lora = &merged.modules()["blk.0.attn_q"];
             let rank = match method {
@@ -415,13 +424,13 @@ fn merges_are_deterministic_and_take_negative_weights() {
             };
             assert_eq!((lora.a.n_rows, lora.scale), (rank, 1.0));
             let seeded = MergeOptions { seed: 8, ..options };
-            let other = merge(base, &adapters, &[0.5, -1.0], &seeded).unwrap();
+            let other = merge(base, &adapters, &[0.5, -1.0], &seeded, serial()).unwrap();
             let is_random = matches!(method, MergeMethod::DareLinear | MergeMethod::DareTies);
             assert_eq!(other != merged, is_random, "{method:?}");
         }
     }
     let merged = |options: &MergeOptions, weights: &[f32]| {
-        dense(&merge(base, &adapters, weights, options).unwrap())
+        dense(&merge(base, &adapters, weights, options, serial()).unwrap())
     };
     // Both are the sum, whatever the weights' signs, and a rank of 8 holds all of it.
     let truth = sum(0.5, -1.0);
@@ -438,7 +447,7 @@ fn merges_are_deterministic_and_take_negative_weights() {
     // Of one adapter alone every method at full density is that adapter times its weight; the sign
     // is on A alone, so that it does not cancel.
     for method in MergeMethod::ALL {
-        let one = merge(base, &adapters[..1], &[-2.0], &options(method)).unwrap();
+        let one = merge(base, &adapters[..1], &[-2.0], &options(method), serial()).unwrap();
         let error = relative_error(&dense(&one), &sum(-2.0, 0.0));
         assert!(error < 1e-5, "{method:?}: {error}");
     }
@@ -449,6 +458,7 @@ fn merges_are_deterministic_and_take_negative_weights() {
         &[adapters[0], &small],
         &[1.0, 1.0],
         &options(MergeMethod::Ties),
+        serial(),
     );
     assert!(
         matches!(error, Err(CompositionError::Ranks { ref name, found: (4, 3) }) if name.starts_with("blk.0"))

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use common::{divergence, relative_error, shared, tokens};
 use tandem_engine::adapters::calibration::{self, Kind};
-use tandem_engine::adapters::{MergeMethod, MergeOptions, merge};
+use tandem_engine::adapters::{MergeMethod, MergeOptions, Workers, merge};
 use tandem_engine::{
-    Adapter, AdapterType, Composition, Config, DType, Model, PackedAdapter, Session,
+    Adapter, AdapterType, Composition, Config, DType, Level, Model, PackedAdapter, Session,
     SessionOptions, ThreadPool, argmax,
 };
 use tandem_formats::GgufFiles;
@@ -98,7 +98,12 @@ fn run(
     let mut parts: Vec<(PackedAdapter, f32)> = match &recipe.merge {
         Some(options) => {
             let adapters: Vec<&Adapter> = adapters.iter().collect();
-            let merged = merge(base, &adapters, &recipe.weights, options).unwrap();
+            let pool = ThreadPool::new(2);
+            let workers = Workers {
+                level: Level::detect(),
+                pool: &pool,
+            };
+            let merged = merge(base, &adapters, &recipe.weights, options, workers).unwrap();
             vec![(
                 PackedAdapter::pack(base, &merged, adapter_type).unwrap(),
                 1.0,

@@ -11,7 +11,9 @@
 
 mod activation;
 mod attention;
+mod combine;
 mod dtype;
+mod factors;
 mod input;
 pub mod lanes;
 mod level;
@@ -29,7 +31,9 @@ mod thread_pool;
 
 pub use activation::{Activation, gate};
 pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention, store_key};
+pub use combine::{Largest, Magnitudes, elected_mean, keep_largest, keep_random, weighted_sum};
 pub use dtype::DType;
+pub use factors::{decode_low_rank, decode_rows, encode_low_rank, encode_rows, largest_magnitude};
 pub use input::{Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, quantize_q8};
 pub use level::Level;
 pub use low_rank::{

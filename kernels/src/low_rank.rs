@@ -75,7 +75,7 @@ impl LowRankType {
     }
 
     /// Bytes of a tile of 16 outputs; only the integer layouts have such.
-    fn tile_bytes(self, rank: usize) -> usize {
+    pub(crate) fn tile_bytes(self, rank: usize) -> usize {
         SCALE_BYTES + rank.div_ceil(self.ranks_per_group()) * GROUP_BYTES
     }
 
@@ -92,62 +92,6 @@ impl LowRankType {
                 .div_ceil(LOW_RANK_TILE)
                 .checked_mul(self.tile_bytes(rank)),
         }
-    }
-
-    /// Packs `b` `[n_out, rank]` into `out`, `[n_bytes(n_out, rank)]`.
-    ///
-    /// The largest magnitude of each output becomes 127, or 7 in Q4. Scales beyond the range of
-    /// f16 become infinite or zero: who packs very large or small factors scales them first.
-    ///
-    /// # Panics
-    ///
-    /// If `b` is no whole number of rows, or `out` of another size.
-    pub fn pack(self, b: &[f32], rank: usize, out: &mut [u8]) {
-        assert!(rank > 0 && b.len().is_multiple_of(rank));
-        assert_eq!(Some(out.len()), self.n_bytes(b.len() / rank, rank));
-        match self {
-            LowRankType::F32 => bytes_of(b, out, f32::to_le_bytes),
-            LowRankType::F16 => bytes_of(b, out, |x| f16::from_f32(x).to_le_bytes()),
-            LowRankType::Q8 | LowRankType::Q4 => {
-                let tiles = out.chunks_exact_mut(self.tile_bytes(rank));
-                for (rows, tile) in b.chunks(LOW_RANK_TILE * rank).zip(tiles) {
-                    self.pack_tile(rows, rank, tile);
-                }
-            }
-        }
-    }
-
-    fn pack_tile(self, rows: &[f32], rank: usize, tile: &mut [u8]) {
-        let (limit, zero) = match self {
-            LowRankType::Q4 => (7.0, 0x88),
-            _ => (127.0, 0),
-        };
-        let (scales, groups) = tile.split_at_mut(SCALE_BYTES);
-        scales.fill(0);
-        groups.fill(zero);
-        for (o, row) in rows.chunks_exact(rank).enumerate() {
-            let largest = row.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-            let scale = f16::from_f32(largest / limit);
-            scales[2 * o..][..2].copy_from_slice(&scale.to_le_bytes());
-            let scale = scale.to_f32();
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            for (k, x) in row.iter().enumerate() {
-                let q = libm::roundf(x * inverse).clamp(-limit, limit) as i8;
-                let group = &mut groups[k / self.ranks_per_group() * GROUP_BYTES..];
-                let byte = &mut group[4 * o + k % 4];
-                match self {
-                    LowRankType::Q4 if k % 8 < 4 => *byte = *byte & 0xf0 | (q + 8) as u8,
-                    LowRankType::Q4 => *byte = *byte & 0x0f | ((q + 8) as u8) << 4,
-                    _ => *byte = q as u8,
-                }
-            }
-        }
-    }
-}
-
-fn bytes_of<const N: usize>(x: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
-    for (x, out) in x.iter().zip(out.as_chunks_mut::<N>().0) {
-        *out = bytes(*x);
     }
 }
 
@@ -186,20 +130,43 @@ impl<'a> LowRank<'a> {
         self.rank
     }
 
-    /// The bytes, as [`LowRankType::pack`] makes them.
+    /// The bytes, as [`encode_low_rank`](crate::encode_low_rank) makes them.
     pub fn data(&self) -> &'a [u8] {
         self.data
     }
 
-    /// The values, `[n_out, rank]`.
+    /// Copies the outputs `rows`, stored as they are here, to `out`,
+    /// `[n_bytes(rows.len(), rank)]`: tiles begin at the first of them.
     ///
     /// # Panics
     ///
-    /// If `out` is of another size.
-    pub fn dequantize(&self, out: &mut [f32]) {
-        assert_eq!(out.len(), self.n_out * self.rank);
-        for (o, row) in out.chunks_exact_mut(self.rank).enumerate() {
-            self.row(o, row);
+    /// If there are no such outputs, or `out` is of another size.
+    pub fn copy_rows(&self, rows: Range<usize>, out: &mut [u8]) {
+        assert!(rows.start <= rows.end && rows.end <= self.n_out);
+        assert_eq!(Some(out.len()), self.kind.n_bytes(rows.len(), self.rank));
+        if !self.kind.is_quantized() {
+            let n_bytes = self.data.len() / self.n_out.max(1);
+            out.copy_from_slice(&self.data[rows.start * n_bytes..rows.end * n_bytes]);
+            return;
+        }
+        let zero = if self.kind == LowRankType::Q4 {
+            0x88
+        } else {
+            0
+        };
+        let tiles = out.chunks_exact_mut(self.kind.tile_bytes(self.rank));
+        for (tile, first) in tiles.zip(rows.clone().step_by(LOW_RANK_TILE)) {
+            let (scales, groups) = tile.split_at_mut(SCALE_BYTES);
+            scales.fill(0);
+            groups.fill(zero);
+            for (to, from) in (first..rows.end.min(first + LOW_RANK_TILE)).enumerate() {
+                let (source, from) = (self.tile(from / LOW_RANK_TILE), from % LOW_RANK_TILE);
+                scales.as_chunks_mut().0[to] = source.scales[from];
+                let groups = groups.as_chunks_mut::<GROUP_BYTES>().0.iter_mut();
+                for (group, source) in groups.zip(source.groups) {
+                    group[4 * to..][..4].copy_from_slice(&source[4 * from..][..4]);
+                }
+            }
         }
     }
 

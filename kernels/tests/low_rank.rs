@@ -1,7 +1,8 @@
 //! Low-rank terms at every level against a naive oracle.
 
 use tandem_kernels::{
-    Level, LowRank, LowRankInput, LowRankType, MAX_RANK, TileMut, add_low_rank, quantize_h,
+    Level, LowRank, LowRankInput, LowRankType, MAX_RANK, TileMut, add_low_rank, decode_low_rank,
+    encode_low_rank, quantize_h,
 };
 
 /// Numbers between -1 and 1, the same in every run.
@@ -21,7 +22,7 @@ fn floats(seed: u64, n: usize) -> Vec<f32> {
 
 fn pack(kind: LowRankType, b: &[f32], rank: usize) -> Vec<u8> {
     let mut bytes = vec![0xaa; kind.n_bytes(b.len() / rank, rank).unwrap()];
-    kind.pack(b, rank, &mut bytes);
+    encode_low_rank(Level::Scalar, kind, b, rank, 1.0, &mut bytes);
     bytes
 }
 
@@ -87,7 +88,7 @@ fn check(b: &[f32], rank: usize, h: &[f32], start: usize) {
         let bytes = [vec![0], pack(kind, b, rank)].concat();
         let packed = LowRank::new(kind, n_out, rank, &bytes[1..]).unwrap();
         let mut b = vec![f32::NAN; n_out * rank];
-        packed.dequantize(&mut b);
+        decode_low_rank(Level::Scalar, &packed, 1.0, &mut b);
         let inputs = [Some(input.f32()), kind.is_quantized().then(|| input.q8())];
         for (is_rounded, h_input) in inputs.iter().enumerate() {
             let Some(h_input) = h_input else { continue };
@@ -193,7 +194,7 @@ fn rounding_is_within_half_a_step() {
         let bytes = pack(kind, &b, rank);
         let mut decoded = vec![f32::NAN; b.len()];
         let packed = LowRank::new(kind, n_out, rank, &bytes).unwrap();
-        packed.dequantize(&mut decoded);
+        decode_low_rank(Level::Scalar, &packed, 1.0, &mut decoded);
         for (row, found) in b.chunks_exact(rank).zip(decoded.chunks_exact(rank)) {
             let largest = row.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             for (x, y) in row.iter().zip(found) {

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use tandem_engine::adapters::calibration::{self, Kind};
-use tandem_engine::adapters::from_bundle;
-use tandem_engine::{Adapter, AdapterType, Composition, Config, Model, PackedAdapter};
+use tandem_engine::adapters::{Workers, from_bundle};
+use tandem_engine::{Adapter, AdapterType, Composition, Config, Model, PackedAdapter, Pool};
 use tandem_formats::bundle::{BaseMatch, Bundle, Merge, MergeMethod};
 use tandem_formats::{Gguf, Mapping};
 
@@ -33,15 +33,21 @@ impl BundleArgs {
 }
 
 impl Chosen<'_> {
-    /// The composition's parts.
+    /// The bundle. Nothing of one runs that is damaged or for another base.
+    pub(crate) fn bundle(&self, base: &Gguf<'_>) -> Result<Bundle<'_>> {
+        bundle_for(self.path, &self.mapping, base)
+    }
+
+    /// The composition's parts, used where they lie in the file.
     fn parts(
         &self,
         base: &Gguf<'_>,
         config: &Config,
         adapter_type: AdapterType,
+        workers: Workers<'_>,
     ) -> Result<Parts<'_>> {
-        let bundle = bundle_for(self.path, &self.mapping, base)?;
-        Parts::of_bundle(&bundle, self.composition, config, adapter_type)
+        let bundle = self.bundle(base)?;
+        Parts::of_bundle(&bundle, self.composition, config, adapter_type, workers)
             .with_context(|| format!("cannot use {}", self.path.display()))
     }
 }
@@ -69,18 +75,34 @@ pub(crate) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
+    /// Those of a bundle's composition; a merge that is not stored is computed.
+    pub(crate) fn of_bundle(
+        bundle: &Bundle<'a>,
+        composition: &str,
+        base: &Config,
+        adapter_type: AdapterType,
+        workers: Workers<'_>,
+    ) -> Result<Parts<'a>> {
+        let parts = bundle.parts(composition)?;
+        Ok(Parts {
+            packed: from_bundle(base, &parts, adapter_type, workers)?,
+            prompt: parts.composition.prompt.as_deref().map(str::to_string),
+        })
+    }
+
     /// Loads what the flags name, for a model that is run as they say.
     pub(crate) fn load(
         args: &AdapterArgs,
         chosen: Option<&'a Chosen<'_>>,
         session: &SessionArgs,
+        pool: &dyn Pool,
         gguf: &Gguf<'_>,
         model: &Model<'_>,
     ) -> Result<Parts<'a>> {
         let default = || AdapterType::for_model(model, session.exact);
         let adapter_type = session.lora_type.unwrap_or_else(default);
         if let Some(chosen) = chosen {
-            return chosen.parts(gguf, &model.config, adapter_type);
+            return chosen.parts(gguf, &model.config, adapter_type, session.workers(pool));
         }
         let adapters = read_all(args, &model.config)?;
         Parts::new(args, &model.config, adapters, adapter_type)
@@ -125,28 +147,15 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// A composition of a bundle, used where it lies in the file. Nothing runs that is damaged.
-    pub(crate) fn of_bundle(
-        bundle: &Bundle<'a>,
-        composition: &str,
-        config: &Config,
-        adapter_type: AdapterType,
-    ) -> Result<Parts<'a>> {
-        let parts = bundle.parts(composition)?;
-        Ok(Parts {
-            packed: from_bundle(config, &parts, adapter_type)?,
-            prompt: parts.composition.prompt.as_deref().map(str::to_string),
-        })
-    }
-
     /// An adapter of a bundle alone.
     pub(crate) fn of_bundled_adapter(
         bundle: &Bundle<'a>,
         adapter: &str,
         config: &Config,
         adapter_type: AdapterType,
+        workers: Workers<'_>,
     ) -> Result<Parts<'a>> {
-        let adapter = bundle.adapter(adapter)?;
+        let (adapter, checksum) = bundle.adapter(adapter)?;
         let composition = tandem_formats::bundle::Composition {
             name: adapter.name.clone(),
             members: Vec::new(),
@@ -165,10 +174,11 @@ impl<'a> Parts<'a> {
             composition: &composition,
             members: vec![(adapter, 1.0)],
             merged: None,
+            checksums: vec![checksum],
             calibration: None,
         };
         Ok(Parts {
-            packed: from_bundle(config, &parts, adapter_type)?,
+            packed: from_bundle(config, &parts, adapter_type, workers)?,
             prompt: None,
         })
     }

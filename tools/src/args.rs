@@ -7,6 +7,7 @@ use anyhow::{Result, anyhow, ensure};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
+use tandem_engine::adapters::Workers;
 use tandem_engine::adapters::calibration::Kind;
 use tandem_engine::{
     AdapterType, Composition, DType, Level, MAX_PENALTY_WINDOW, Model, Pool, SamplerOptions,
@@ -148,6 +149,14 @@ impl SessionArgs {
                 .max(self.threads_decode.unwrap_or(n_threads))
                 .get(),
         )
+    }
+
+    /// What merges run on.
+    pub(crate) fn workers<'p>(&self, pool: &'p dyn Pool) -> Workers<'p> {
+        Workers {
+            level: self.cpu.unwrap_or_else(Level::detect),
+            pool,
+        }
     }
 
     /// A session as the flags want it; `n_ctx` is the context where they name none.

@@ -101,13 +101,18 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
             &args.adapters,
             chosen.as_ref(),
             &args.session,
+            &pool,
             &gguf,
             &model,
         )?;
         if args.switch {
-            switch::measure(args, (&name, &model), &parts, &pool, |row| {
-                switches.push(row)
-            })?;
+            switch::measure(
+                args,
+                (&name, &model, &gguf),
+                (&parts, chosen.as_ref()),
+                &pool,
+                |row| switches.push(row),
+            )?;
             continue;
         }
         let composition = parts.composition(&model.config)?;

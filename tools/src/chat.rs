@@ -49,6 +49,7 @@ pub(crate) fn chat(args: &Args) -> Result<()> {
         &args.model.adapters,
         chosen.as_ref(),
         &args.model.session,
+        &pool,
         &gguf,
         &model,
     )?;

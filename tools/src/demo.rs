@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::adapters::from_bundle;
+use tandem_engine::adapters::{Workers, from_bundle};
 use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
 use tandem_engine::{
     AdapterType, Composition, Level, PackedAdapter, Sampler, SamplerOptions, Session,
-    SessionOptions, ThreadPool, generate,
+    SessionOptions, generate, threads,
 };
 
 use crate::args::level;
@@ -72,10 +72,15 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
     let adapters = bundle::parse(&bundle_path, &mapping)?;
     adapters.contents().check_base(&gguf)?;
     let adapter_type = AdapterType::for_model(&model, false);
+    let pool = threads::all();
+    let level = args.cpu.unwrap_or_else(Level::detect);
+    let workers = Workers { level, pool: &pool };
     let mut lines = Vec::new();
     for (label, name) in LINES {
         let packed = match name {
-            Some(name) => from_bundle(&model.config, &adapters.parts(name)?, adapter_type)?,
+            Some(name) => {
+                from_bundle(&model.config, &adapters.parts(name)?, adapter_type, workers)?
+            }
             None => Vec::new(),
         };
         lines.push((label, packed));
@@ -89,12 +94,8 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
         };
         compositions.push((*label, composition));
     }
-    let pool = ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from));
     let defaults = SessionOptions::for_model(&model.config);
-    let options = SessionOptions {
-        level: args.cpu.unwrap_or(defaults.level),
-        ..defaults
-    };
+    let options = SessionOptions { level, ..defaults };
     let mut session = Session::new(&model, &pool, options)?;
     let opened = start.elapsed();
 

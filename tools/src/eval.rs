@@ -12,8 +12,9 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ArgGroup;
+use tandem_engine::adapters::Workers;
 use tandem_engine::tokenizer::Tokenizer as TextTokenizer;
-use tandem_engine::{AdapterType, Config, Serial};
+use tandem_engine::{AdapterType, Config, Serial, threads};
 use tandem_formats::bundle::{Bundle, is_prompt};
 use tandem_formats::{Gguf, write_atomically};
 
@@ -133,7 +134,10 @@ pub(crate) fn eval(args: &Args) -> Result<()> {
     let default = || AdapterType::for_model(&model, args.session.exact);
     let adapter_type = args.session.lora_type.unwrap_or_else(default);
     let plans = plans(args);
-    let answerers = answerers(args, opened.as_ref(), &plans, &model.config, adapter_type)?;
+    let pool = threads::all();
+    let workers = args.session.workers(&pool);
+    let kind = (&model.config, adapter_type);
+    let answerers = answerers(args, opened.as_ref(), &plans, kind, workers)?;
     let mut compositions = BTreeMap::new();
     for (name, answerer) in &answerers {
         compositions.insert(*name, answerer.parts.composition(&model.config)?);
@@ -241,8 +245,8 @@ fn answerers<'p, 'a>(
     args: &Args,
     bundle: Option<&Bundle<'a>>,
     plans: &'p [Plan],
-    base: &Config,
-    adapter_type: AdapterType,
+    (base, adapter_type): (&Config, AdapterType),
+    workers: Workers<'_>,
 ) -> Result<BTreeMap<&'p str, Answerer<'a>>> {
     let mut answerers = BTreeMap::new();
     for name in plans.iter().flat_map(|plan| &plan.steps) {
@@ -266,8 +270,8 @@ fn answerers<'p, 'a>(
                 let is_adapter =
                     contents.composition(name).is_err() && contents.adapter(name).is_ok();
                 let parts = match is_adapter {
-                    true => Parts::of_bundled_adapter(bundle, name, base, adapter_type),
-                    false => Parts::of_bundle(bundle, name, base, adapter_type),
+                    true => Parts::of_bundled_adapter(bundle, name, base, adapter_type, workers),
+                    false => Parts::of_bundle(bundle, name, base, adapter_type, workers),
                 };
                 let path = args.bundle.as_deref().unwrap_or(Path::new(""));
                 Answerer {

@@ -39,6 +39,7 @@ pub(crate) fn logits(args: &Args) -> Result<()> {
         &args.model.adapters,
         chosen.as_ref(),
         &args.model.session,
+        &pool,
         &gguf,
         &model,
     )?;

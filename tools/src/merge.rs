@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use rayon::prelude::*;
-use tandem_engine::adapters::{LinearId, MergeMethod, MergeOptions, merge as merge_adapters};
-use tandem_engine::{Adapter, AdapterType, Composition, Config, DType};
+use tandem_engine::adapters::{
+    LinearId, MergeMethod, MergeOptions, Workers, merge as merge_adapters,
+};
+use tandem_engine::{Adapter, AdapterType, Composition, Config, DType, Level};
 use tandem_formats::{Gguf, Tensor};
 use tandem_kernels::quant;
 
@@ -19,6 +21,7 @@ use crate::open;
 use crate::quantize::{
     NewTensor, Plan, Target, Write, convert, parse_target, refuse_input, rewrite,
 };
+use tandem_engine::threads;
 
 /// Bake adapters into a model's weights
 ///
@@ -161,7 +164,13 @@ fn load(args: &Args, base: &Config) -> Result<Parts<'static>> {
         seed: args.seed,
     };
     let adapters: Vec<&Adapter> = adapters.iter().collect();
-    Parts::of(base, &merge_adapters(base, &adapters, &weights, &options)?)
+    let pool = threads::all();
+    let workers = Workers {
+        level: Level::detect(),
+        pool: &pool,
+    };
+    let merged = merge_adapters(base, &adapters, &weights, &options, workers)?;
+    Parts::of(base, &merged)
 }
 
 /// The linears in a tensor, each with its rows; none where adapters cannot change it.

@@ -60,6 +60,7 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
         &args.model.adapters,
         chosen.as_ref(),
         &args.model.session,
+        &pool,
         &gguf,
         &model,
     )?;

@@ -96,7 +96,7 @@ pub(crate) struct Calibration {
     pub path: PathBuf,
     /// Its name in the bundle; otherwise its file's. Compositions that name the same share it.
     name: Option<String>,
-    /// `f16` or `f32`.
+    /// `f32`, `f16`, or `q8_0`, which P1 alone is stored in.
     #[serde(default = "f16")]
     pub quant: Quant,
 }

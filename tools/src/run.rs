@@ -87,6 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         &args.model.adapters,
         chosen.as_ref(),
         &args.model.session,
+        &pool,
         &gguf,
         &model,
     )?;

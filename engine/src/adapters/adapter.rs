@@ -112,13 +112,22 @@ fn check(base: &Config, name: &str, lora: &Lora) -> Result<(), CompositionError>
         }
         .into());
     }
-    let n_in = linears(base, name, b.n_rows)?.n_in;
-    match n_in == a.n_cols {
+    check_shape(base, name, (b.n_rows, a.n_cols))
+}
+
+/// Checks that a tensor `name` of the base has as many outputs and inputs.
+pub(super) fn check_shape(
+    base: &Config,
+    name: &str,
+    (n_out, n_in): (usize, usize),
+) -> Result<(), CompositionError> {
+    let wanted = linears(base, name, n_out)?.n_in;
+    match wanted == n_in {
         true => Ok(()),
         false => Err(CompositionError::Shape {
             name: name.to_string(),
-            wanted: (b.n_rows, n_in),
-            found: (b.n_rows, a.n_cols),
+            wanted: (n_out, wanted),
+            found: (n_out, n_in),
         }),
     }
 }

@@ -3,6 +3,7 @@
 use alloc::borrow::Cow;
 use alloc::collections::BTreeMap;
 use alloc::string::ToString;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use tandem_formats::adapter::calibration::Parts as CalibrationParts;
@@ -10,11 +11,13 @@ use tandem_formats::adapter::{Floats, Lora};
 use tandem_formats::bundle::{
     self, CalibrationKind, Factors, MergeMethod as Method, Parts, low_rank_type,
 };
-use tandem_kernels::{DType, LOW_RANK_TILE};
+use tandem_kernels::{DType, LOW_RANK_TILE, LowRank};
 
 use super::calibration::Kind;
 use super::linear_id::{TensorParts, linears};
-use super::{Adapter, AdapterType, Calibration, CompositionError, PackedAdapter, Panel};
+use super::{
+    Adapter, AdapterType, Calibration, CompositionError, ContentId, PackedAdapter, Panel, Workers,
+};
 use crate::Config;
 
 /// What a bundle's composition adds to the model, each part with its weight, for a
@@ -32,18 +35,23 @@ pub fn from_bundle<'a>(
     base: &Config,
     parts: &Parts<'_, 'a>,
     adapter_type: AdapterType,
+    workers: Workers<'_>,
 ) -> Result<Vec<(PackedAdapter<'a>, f32)>, CompositionError> {
     let projection = parts
         .calibration
         .filter(|c| c.kind == CalibrationKind::Projection);
     let mut packed = Vec::new();
+    let mut checksums = parts.checksums.iter().copied();
+    let mut next_checksum = || checksums.next().unwrap_or(0);
     if let Some(merged) = parts.merged {
-        packed.push((stored(base, merged.dtype, &merged.factors)?, 1.0));
+        let merged = stored(base, merged.dtype, &merged.factors, next_checksum())?;
+        packed.push((merged, 1.0));
     } else if parts.composition.merge.method == Method::Cat && projection.is_none() {
         for (adapter, weight) in &parts.members {
-            packed.push((stored(base, adapter.dtype, &adapter.factors)?, *weight));
+            let adapter = stored(base, adapter.dtype, &adapter.factors, next_checksum())?;
+            packed.push((adapter, *weight));
         }
-    } else {
+    } else if let Some(projection) = projection {
         let mut adapters = Vec::new();
         for (adapter, _) in &parts.members {
             adapters.push(Adapter::from_factors(
@@ -54,13 +62,10 @@ pub fn from_bundle<'a>(
         }
         let adapters: Vec<&Adapter> = adapters.iter().collect();
         let weights: Vec<f32> = parts.members.iter().map(|(_, weight)| *weight).collect();
-        let one = match projection {
-            Some(projection) => {
-                calibration(base, projection)?.project(base, &adapters, &weights)?
-            }
-            None => merged(base, &adapters, &weights, &parts.composition.merge)?,
-        };
+        let one = calibration(base, projection)?.project(base, &adapters, &weights)?;
         packed.push((PackedAdapter::pack(base, &one, adapter_type)?, 1.0));
+    } else {
+        packed.push((merged(base, parts, adapter_type, workers)?, 1.0));
     }
     if let Some(term) = parts.calibration.filter(|_| projection.is_none()) {
         let kind = match term.kind {
@@ -108,23 +113,71 @@ impl Adapter {
     }
 }
 
+/// The members, merged and packed module by module.
 #[cfg(feature = "merge")]
 fn merged(
     base: &Config,
-    adapters: &[&Adapter],
-    weights: &[f32],
-    how: &bundle::Merge,
-) -> Result<Adapter, CompositionError> {
-    super::merge(base, adapters, weights, &how.into())
+    parts: &Parts<'_, '_>,
+    adapter_type: AdapterType,
+    workers: Workers<'_>,
+) -> Result<PackedAdapter<'static>, CompositionError> {
+    use super::merge::{Member, Modules, Stored, merge_modules};
+
+    let how = &parts.composition.merge;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(how.method.name().as_bytes());
+    hasher.update(&[adapter_type as u8]);
+    hasher.update(&how.density.unwrap_or_default().to_le_bytes());
+    hasher.update(&how.rank.unwrap_or_default().to_le_bytes());
+    hasher.update(&how.seed.unwrap_or_default().to_le_bytes());
+
+    let mut modules = Modules::new();
+    let members = parts.members.iter().zip(&parts.checksums);
+    for (i, ((adapter, weight), checksum)) in members.enumerate() {
+        let dtype = adapter.dtype;
+        let own = stored(base, dtype, &adapter.factors, *checksum)?;
+        hasher.update(&own.id().0);
+        hasher.update(&weight.to_le_bytes());
+        for f in &adapter.factors {
+            let layout = low_rank_type(dtype).filter(|_| f.n_bytes(dtype).is_some());
+            let b = layout.and_then(|layout| LowRank::new(layout, f.n_out, f.rank, &f.b));
+            let member = Member {
+                i,
+                shape: (f.n_out, f.rank, f.n_in),
+                a: Stored::Rows(dtype, &f.a),
+                b: Stored::LowRank(b.ok_or_else(|| misfit(base, f))?, f.b_scale),
+                scale: f.scale,
+                weight: *weight,
+            };
+            modules.entry(&*f.linear).or_default().push(member);
+        }
+    }
+    let panels = merge_modules(&modules, &how.into(), workers, &|name, a, b| {
+        let pack = |(id, rows): (_, core::ops::Range<usize>)| {
+            let b = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
+            let factors = (&a.values[..], b);
+            Panel::pack(workers.level, factors, a.n_rows, 1.0, adapter_type)
+                .map(|panel| (id, panel))
+                .ok_or_else(|| CompositionError::NotFinite {
+                    name: name.to_string(),
+                })
+        };
+        let parts = linears(base, name, b.n_rows)?.linears.into_iter();
+        parts.map(pack).collect::<Result<Vec<_>, _>>()
+    })?;
+    let (ids, panels): (Vec<_>, Vec<_>) = panels.into_iter().flatten().unzip();
+    let users: Vec<_> = ids.into_iter().zip(0..).collect();
+    let factors = ContentId(*hasher.finalize().as_bytes());
+    PackedAdapter::new(base, panels, Vec::new(), &users, &[], Some(factors))
 }
 
 #[cfg(not(feature = "merge"))]
 fn merged(
     _: &Config,
-    _: &[&Adapter],
-    _: &[f32],
-    _: &bundle::Merge,
-) -> Result<Adapter, CompositionError> {
+    _: &Parts<'_, '_>,
+    _: AdapterType,
+    _: Workers<'_>,
+) -> Result<PackedAdapter<'static>, CompositionError> {
     Err(CompositionError::Option {
         reason: "this build does not merge adapters: store the merge in the bundle",
     })
@@ -157,11 +210,12 @@ impl From<&bundle::Merge> for super::MergeOptions {
     }
 }
 
-/// The adapter where it lies.
+/// The adapter where it lies; `checksum` is that of its section.
 fn stored<'a>(
     base: &Config,
     dtype: DType,
     factors: &[Factors<'a>],
+    checksum: u128,
 ) -> Result<PackedAdapter<'a>, CompositionError> {
     let (mut panels, mut users) = (Vec::new(), Vec::new());
     for f in factors {
@@ -185,10 +239,14 @@ fn stored<'a>(
             panels.push(panel.ok_or_else(|| misfit(base, f))?);
         }
     }
-    PackedAdapter::new(base, panels, Vec::new(), &users, &[])
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&checksum.to_le_bytes());
+    let factors = ContentId(*hasher.finalize().as_bytes());
+    PackedAdapter::new(base, panels, Vec::new(), &users, &[], Some(factors))
 }
 
-/// Rows of B as they are stored. `None` where these begin inside a tile, as no model's do.
+/// Rows of B as they are stored; copied where they begin inside a tile. `None` where B is not of
+/// the size that its shape takes.
 fn rows_of_b<'a>(
     dtype: DType,
     f: &Factors<'a>,
@@ -196,7 +254,10 @@ fn rows_of_b<'a>(
 ) -> Option<Cow<'a, [u8]>> {
     let layout = low_rank_type(dtype)?;
     if layout.is_quantized() && !rows.start.is_multiple_of(LOW_RANK_TILE) {
-        return None;
+        let b = LowRank::new(layout, f.n_out, f.rank, &f.b)?;
+        let mut copy = vec![0; layout.n_bytes(rows.len(), f.rank)?];
+        b.copy_rows(rows, &mut copy);
+        return Some(Cow::Owned(copy));
     }
     let start = layout.n_bytes(rows.start, f.rank)?;
     let end = start.checked_add(layout.n_bytes(rows.len(), f.rank)?)?;

@@ -26,7 +26,7 @@ use super::linear_id::{
 };
 use super::packed::Panel;
 use super::{Adapter, AdapterType, CompositionError, LinearId, PackedAdapter};
-use crate::Config;
+use crate::{Config, Level};
 
 /// What a calibration's parts mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,7 +233,8 @@ impl Calibration {
                 }
                 let ones = || vec![1.0; n_in];
                 let a = a.as_ref().map_or_else(ones, |a| a.values.clone());
-                let panel = Panel::pack(&a, b_rows, b.n_cols, 1.0, adapter_type);
+                let level = Level::detect();
+                let panel = Panel::pack(level, (&a, b_rows), b.n_cols, 1.0, adapter_type);
                 panel_users.extend(users.map(|id| (id, panels.len())));
                 panels.push(panel.ok_or_else(|| {
                     wrong("has a rank above 65536 or leaves the range of float32")
@@ -245,7 +246,7 @@ impl Calibration {
                 reason: "the calibration is empty",
             });
         }
-        PackedAdapter::new(base, panels, biases, &panel_users, &bias_users)
+        PackedAdapter::new(base, panels, biases, &panel_users, &bias_users, None)
     }
 
     /// See [`project`].

@@ -6,17 +6,22 @@
 //! combine the products, scale times `B_i A_i`, which do not, with the weights as they are, and cut
 //! the result to a rank.
 
-use alloc::collections::BTreeSet;
-use alloc::string::ToString;
+use alloc::borrow::Cow;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
-use rand_xoshiro::Xoshiro256PlusPlus;
-use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use tandem_formats::adapter::{Floats, Lora};
+use tandem_kernels::{
+    DType, Level, LowRank, Magnitudes, SharedMatrix, decode_low_rank, decode_rows, elected_mean,
+    keep_largest, keep_random, largest_magnitude, weighted_sum,
+};
 
 use super::calibration::cat;
-use super::{Adapter, CompositionError, svd};
+use super::{Adapter, CompositionError, Workers, svd};
 use crate::Config;
 
 /// How adapters are merged.
@@ -92,7 +97,8 @@ pub struct MergeOptions {
 }
 
 /// Merges `adapters` with `weights`, which may be negative. A module that only some adapters have
-/// is merged from these. The result's scale is 1.
+/// is merged from these. The result's scale is 1; it is the same for any level and number of
+/// threads.
 ///
 /// # Errors
 ///
@@ -103,12 +109,126 @@ pub fn merge(
     adapters: &[&Adapter],
     weights: &[f32],
     options: &MergeOptions,
+    workers: Workers<'_>,
 ) -> Result<Adapter, CompositionError> {
-    let refuse = |reason| Err(CompositionError::Option { reason });
-    if adapters.is_empty() || adapters.len() != weights.len() {
-        return refuse("a merge needs adapters, and a weight for each");
+    if adapters.len() != weights.len() {
+        return Err(CompositionError::Option {
+            reason: "a merge needs a weight for each adapter",
+        });
     }
-    if !weights.iter().all(|w| w.is_finite()) {
+    let mut modules = Modules::new();
+    for (i, (adapter, weight)) in adapters.iter().zip(weights).enumerate() {
+        for (name, lora) in adapter.modules() {
+            let member = Member::of(lora, i, *weight);
+            modules.entry(name).or_default().push(member);
+        }
+    }
+    let loras = merge_modules(&modules, options, workers, &|name, a, b| {
+        Ok(Lora {
+            module: name.to_string(),
+            a: a.clone(),
+            b: b.clone(),
+            scale: 1.0,
+        })
+    })?;
+    Adapter::new(base, loras)
+}
+
+/// What there is to merge, by the base's tensor.
+pub(super) type Modules<'a> = BTreeMap<&'a str, Vec<Member<'a>>>;
+
+/// A tensor's factors in one of the adapters.
+pub(super) struct Member<'a> {
+    /// Which adapter.
+    pub i: usize,
+    /// Outputs, rank, inputs.
+    pub shape: (usize, usize, usize),
+    pub a: Stored<'a>,
+    pub b: Stored<'a>,
+    /// What `b (a x)` is multiplied with: alpha by rank.
+    pub scale: f32,
+    /// That of the adapter.
+    pub weight: f32,
+}
+
+/// A factor where it lies.
+#[derive(Clone, Copy)]
+pub(super) enum Stored<'a> {
+    Floats(&'a [f32]),
+    /// Rows of A.
+    Rows(DType, &'a [u8]),
+    /// B, and what its values are multiplied with.
+    LowRank(LowRank<'a>, f32),
+}
+
+impl Stored<'_> {
+    fn decode(self, level: Level, n: usize, values: &mut Vec<f32>) {
+        values.resize(n, 0.0);
+        match self {
+            Stored::Floats(floats) => values.copy_from_slice(floats),
+            Stored::Rows(dtype, bytes) => decode_rows(level, dtype, bytes, 1.0, values),
+            Stored::LowRank(b, scale) => decode_low_rank(level, &b, scale, values),
+        }
+    }
+
+    /// Whether the values are those that the adapter was trained to, or at most rounded to 16 bits.
+    fn is_original(self) -> bool {
+        match self {
+            Stored::Floats(_) => true,
+            Stored::Rows(dtype, _) => !dtype.is_quantized(),
+            Stored::LowRank(b, _) => !b.kind().is_quantized(),
+        }
+    }
+}
+
+impl<'a> Member<'a> {
+    fn of(lora: &'a Lora, i: usize, weight: f32) -> Member<'a> {
+        Member {
+            i,
+            shape: (lora.b.n_rows, lora.a.n_rows, lora.a.n_cols),
+            a: Stored::Floats(&lora.a.values),
+            b: Stored::Floats(&lora.b.values),
+            scale: lora.scale,
+            weight,
+        }
+    }
+
+    fn lora(&self, level: Level) -> Lora {
+        let (n_out, rank, n_in) = self.shape;
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        self.a.decode(level, rank * n_in, &mut a);
+        self.b.decode(level, n_out * rank, &mut b);
+        Lora {
+            module: String::new(),
+            a: Floats {
+                n_rows: rank,
+                n_cols: n_in,
+                values: a,
+            },
+            b: Floats {
+                n_rows: n_out,
+                n_cols: rank,
+                values: b,
+            },
+            scale: self.scale,
+        }
+    }
+}
+
+/// Merges each module and gives its A and B to `keep`; the results are in the order of the modules.
+/// One module after the other, so that what is worked on stays in a core's cache.
+pub(super) fn merge_modules<T: Send>(
+    modules: &Modules<'_>,
+    options: &MergeOptions,
+    workers: Workers<'_>,
+    keep: &(dyn Fn(&str, &Floats, &Floats) -> Result<T, CompositionError> + Sync),
+) -> Result<Vec<T>, CompositionError> {
+    let refuse = |reason| Err(CompositionError::Option { reason });
+    if modules.is_empty() {
+        return refuse("a merge needs adapters");
+    }
+    let mut members = modules.values().flatten();
+    if !members.all(|member| member.weight.is_finite()) {
         return refuse("a weight is not finite");
     }
     if !(options.density > 0.0 && options.density <= 1.0) {
@@ -117,74 +237,176 @@ pub fn merge(
     if options.rank == Some(0) {
         return refuse("the rank must be at least 1");
     }
-    let names: BTreeSet<_> = adapters.iter().flat_map(|a| a.modules().keys()).collect();
-    let mut random = Xoshiro256PlusPlus::seed_from_u64(options.seed);
-    let mut loras = Vec::new();
-    for name in names {
-        let parts = adapters.iter().zip(weights);
-        let parts: Vec<(&Lora, f32)> = parts
-            .filter_map(|(adapter, weight)| Some((adapter.modules().get(name)?, *weight)))
-            .collect();
-        let lora = merge_module(name, &parts, options, &mut random)?;
-        let values = lora.a.values.iter().chain(&lora.b.values);
-        if !values.into_iter().all(|x| x.is_finite()) {
-            return Err(CompositionError::NotFinite { name: name.clone() });
-        }
-        loras.push(lora);
+    let mut shapes = modules.values().flatten().map(|member| member.shape);
+    let is_countable = |n: usize, m: usize| {
+        n.checked_mul(m)
+            .is_some_and(|n| n as u64 <= u64::from(u32::MAX))
+    };
+    if !shapes.all(|(n_out, rank, n_in)| {
+        is_countable(rank, n_in.max(n_out)) && (!options.dense || is_countable(n_out, n_in))
+    }) {
+        return refuse("matrices of more than 2^32 values are not merged");
     }
-    Adapter::new(base, loras)
+    let modules: Vec<_> = modules.iter().collect();
+    let mut results: Vec<Option<Result<T, CompositionError>>> = Vec::new();
+    results.resize_with(modules.len(), || None);
+    let n_at_once = modules.len().div_ceil(SharedMatrix::<()>::MAX_TILES);
+    let n_tasks = modules.len().div_ceil(n_at_once);
+    let shared = SharedMatrix::new(&mut results, 1, n_at_once, 1);
+    let next = AtomicUsize::new(0);
+    let n_threads = match options.dense {
+        // Whole products of factors: one at a time is large enough.
+        true => 1,
+        false => workers.pool.n_threads(),
+    };
+    workers.pool.run_on(n_threads, n_threads, &|_| {
+        let mut scratch = Scratch::default();
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= n_tasks {
+                break;
+            }
+            let mut tile = shared.tile(task, 0);
+            for row in 0..tile.n_rows() {
+                let i = task * n_at_once + row;
+                let merged = merge_module(i, modules[i], options, workers.level, &mut scratch);
+                let kept = merged.and_then(|(a, b)| keep(modules[i].0, a, b));
+                tile.row(row)[0] = Some(kept);
+            }
+        }
+    });
+    results.into_iter().flatten().collect()
 }
 
-fn merge_module(
-    name: &str,
-    parts: &[(&Lora, f32)],
+/// What a thread uses for one module after the other.
+#[derive(Default)]
+struct Scratch {
+    /// One factor of each adapter.
+    values: Vec<Vec<f32>>,
+    a: Floats,
+    b: Floats,
+    pruning: Pruning,
+}
+
+#[derive(Default)]
+struct Pruning {
+    magnitudes: Option<Box<Magnitudes>>,
+    few: Vec<u32>,
+    order: Vec<(f32, u32)>,
+}
+
+/// The merged A and B of the `i`-th module.
+fn merge_module<'s>(
+    i: usize,
+    (name, members): (&&str, &Vec<Member<'_>>),
     options: &MergeOptions,
-    random: &mut Xoshiro256PlusPlus,
-) -> Result<Lora, CompositionError> {
-    let ranks = || parts.iter().map(|(lora, _)| lora.a.n_rows);
-    let rank = options.rank.or(ranks().max()).unwrap_or(1);
-    let no_svd = || CompositionError::NotFinite {
+    level: Level,
+    scratch: &'s mut Scratch,
+) -> Result<(&'s Floats, &'s Floats), CompositionError> {
+    let not_finite = || CompositionError::NotFinite {
         name: name.to_string(),
     };
-    let (a, b) = match options.method {
-        MergeMethod::Cat => return Ok(cat(name, parts, true)),
-        MergeMethod::Svd => svd::cut_product(&cat(name, parts, true), rank).ok_or_else(no_svd)?,
-        _ if options.dense => {
-            let products: Vec<Floats> = parts.iter().map(|(lora, _)| product(lora)).collect();
-            let products: Vec<&Floats> = products.iter().collect();
-            let weights: Vec<f32> = parts.iter().map(|(_, weight)| *weight).collect();
-            svd::cut_dense(&combine(&products, &weights, options, random), rank)
-                .ok_or_else(no_svd)?
-        }
-        _ => {
-            let first = ranks().next().unwrap_or(1);
-            if let Some(other) = ranks().find(|rank| *rank != first) {
-                return Err(CompositionError::Ranks {
-                    name: name.to_string(),
-                    found: (first, other),
-                });
-            }
-            let values = parts.iter().map(|(lora, w)| f64::from(w * lora.scale));
-            let roots: Vec<f64> = values.clone().map(|v| libm::sqrt(libm::fabs(v))).collect();
-            let signed = values.zip(&roots).map(|(v, root)| libm::copysign(*root, v));
-            let signed: Vec<f32> = signed.map(|w| w as f32).collect();
-            let roots: Vec<f32> = roots.iter().map(|w| *w as f32).collect();
-            let a: Vec<&Floats> = parts.iter().map(|(lora, _)| &lora.a).collect();
-            let b: Vec<&Floats> = parts.iter().map(|(lora, _)| &lora.b).collect();
-            let a = combine(&a, &signed, options, random);
-            (a, combine(&b, &roots, options, random))
-        }
-    };
-    Ok(Lora {
-        module: name.to_string(),
+    let ranks = || members.iter().map(|member| member.shape.1);
+    let rank = options.rank.or(ranks().max()).unwrap_or(1);
+    let Scratch {
+        values,
         a,
         b,
-        scale: 1.0,
-    })
+        pruning,
+    } = scratch;
+    values.resize_with(members.len().max(values.len()), Vec::new);
+    let values = &mut values[..members.len()];
+    let streams: Vec<u64> = members
+        .iter()
+        // The factors of all modules, for each adapter.
+        .map(|member| (member.i as u64) << 32 | 2 * i as u64)
+        .collect();
+    let is_exact = matches!(options.method, MergeMethod::Cat | MergeMethod::Svd);
+    if is_exact || options.dense {
+        let loras: Vec<Lora> = members.iter().map(|member| member.lora(level)).collect();
+        let weights: Vec<f32> = members.iter().map(|member| member.weight).collect();
+        let weighted: Vec<(&Lora, f32)> = loras.iter().zip(weights.iter().copied()).collect();
+        (*a, *b) = match options.method {
+            MergeMethod::Cat => {
+                let lora = cat(name, &weighted, true);
+                (lora.a, lora.b)
+            }
+            MergeMethod::Svd => {
+                svd::cut_product(&cat(name, &weighted, true), rank).ok_or_else(not_finite)?
+            }
+            _ => {
+                for (lora, values) in loras.iter().zip(&mut *values) {
+                    *values = product(lora);
+                }
+                let (n_out, _, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
+                let mut dense = Floats {
+                    n_rows: n_out,
+                    n_cols: n_in,
+                    values: vec![0.0; n_out * n_in],
+                };
+                let is_original = members
+                    .iter()
+                    .all(|m| m.a.is_original() && m.b.is_original());
+                let combine = Combine {
+                    options,
+                    level,
+                    is_original,
+                };
+                combine.run(values, &weights, &streams, pruning, &mut dense.values);
+                svd::cut_dense(&dense, rank).ok_or_else(not_finite)?
+            }
+        };
+    } else {
+        let first = ranks().next().unwrap_or(1);
+        if let Some(other) = ranks().find(|rank| *rank != first) {
+            return Err(CompositionError::Ranks {
+                name: name.to_string(),
+                found: (first, other),
+            });
+        }
+        let products = members.iter().map(|m| f64::from(m.weight * m.scale));
+        let roots: Vec<f64> = products
+            .clone()
+            .map(|v| libm::sqrt(libm::fabs(v)))
+            .collect();
+        let signed = products
+            .zip(&roots)
+            .map(|(v, root)| libm::copysign(*root, v));
+        let signed: Vec<f32> = signed.map(|w| w as f32).collect();
+        let roots: Vec<f32> = roots.iter().map(|w| *w as f32).collect();
+        let (n_out, rank, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
+        for (is_b, weights) in [(false, &signed), (true, &roots)] {
+            let (merged, shape) = match is_b {
+                false => (&mut *a, (rank, n_in)),
+                true => (&mut *b, (n_out, rank)),
+            };
+            (merged.n_rows, merged.n_cols) = shape;
+            merged.values.resize(shape.0 * shape.1, 0.0);
+            let stored = members.iter().map(|m| if is_b { m.b } else { m.a });
+            for (stored, values) in stored.clone().zip(&mut *values) {
+                stored.decode(level, merged.values.len(), values);
+            }
+            let streams: Vec<u64> = streams.iter().map(|s| s | u64::from(is_b)).collect();
+            let combine = Combine {
+                options,
+                level,
+                is_original: stored.clone().all(Stored::is_original),
+            };
+            combine.run(values, weights, &streams, pruning, &mut merged.values);
+        }
+    }
+    for factor in [&*a, &*b] {
+        let mut largest = 0.0;
+        largest_magnitude(level, &factor.values, &mut largest);
+        if !largest.is_finite() {
+            return Err(not_finite());
+        }
+    }
+    Ok((a, b))
 }
 
 /// `scale b a`.
-fn product(lora: &Lora) -> Floats {
+fn product(lora: &Lora) -> Vec<f32> {
     let (n_out, rank, n_in) = (lora.b.n_rows, lora.b.n_cols, lora.a.n_cols);
     let mut values = vec![0.0; n_out * n_in];
     let rows = values.chunks_exact_mut(n_in);
@@ -194,68 +416,82 @@ fn product(lora: &Lora) -> Floats {
             row.iter_mut().zip(a).for_each(|(x, a)| *x += b * a);
         }
     }
-    Floats {
-        n_rows: n_out,
-        n_cols: n_in,
-        values,
-    }
+    values
 }
 
-/// One value from each tensor's, all of one shape: weighted, after pruning.
-fn combine(
-    tensors: &[&Floats],
-    weights: &[f32],
-    options: &MergeOptions,
-    random: &mut Xoshiro256PlusPlus,
-) -> Floats {
-    let pruned: Vec<Vec<f32>> = tensors
-        .iter()
-        .map(|tensor| {
-            let mut values = tensor.values.clone();
-            match options.method {
-                MergeMethod::Ties | MergeMethod::MagnitudePrune => {
-                    keep_largest(&mut values, options.density)
+/// How one tensor is made of several.
+struct Combine<'o> {
+    options: &'o MergeOptions,
+    level: Level,
+    /// Whether the values are those that PEFT would merge, so that its result is wanted to the last
+    /// of equal magnitudes; what was rounded to few bits gives no such.
+    is_original: bool,
+}
+
+impl Combine<'_> {
+    /// Prunes `values`, a tensor of each adapter's, and combines them with `weights` to `y`.
+    /// `streams` tells the random numbers of each apart.
+    fn run(
+        &self,
+        values: &mut [Vec<f32>],
+        weights: &[f32],
+        streams: &[u64],
+        pruning: &mut Pruning,
+        y: &mut [f32],
+    ) {
+        let MergeOptions { density, seed, .. } = *self.options;
+        let mut weights = Cow::Borrowed(weights);
+        match self.options.method {
+            MergeMethod::Ties | MergeMethod::MagnitudePrune => {
+                for values in &mut *values {
+                    self.keep_largest(values, pruning);
                 }
-                MergeMethod::DareLinear | MergeMethod::DareTies => {
-                    keep_random(&mut values, options.density, random)
-                }
-                MergeMethod::Linear | MergeMethod::Cat | MergeMethod::Svd => {}
             }
-            values
-        })
-        .collect();
-    let n = tensors.first().map_or(0, |t| t.values.len());
-    let value = |i: usize| {
-        let values = pruned.iter().map(|tensor| tensor[i]).zip(weights);
-        if !options.method.elects_signs() {
-            return values.map(|(x, w)| x * w).sum::<f32>();
+            MergeMethod::DareLinear | MergeMethod::DareTies => {
+                for (values, stream) in values.iter_mut().zip(streams) {
+                    keep_random(self.level, density, seed, *stream, values);
+                }
+                // What is kept makes up for what is dropped.
+                for weight in weights.to_mut() {
+                    *weight = (f64::from(*weight) / density) as f32;
+                }
+            }
+            MergeMethod::Linear | MergeMethod::Cat | MergeMethod::Svd => {}
         }
-        let total: f32 = pruned.iter().map(|tensor| tensor[i]).sum();
-        let is_elected = |x: f32| match total >= 0.0 {
-            true => x > 0.0,
-            false => x < 0.0,
-        };
-        let elected = values.filter(|(x, _)| is_elected(*x));
-        let (sum, n) = elected.fold((0.0, 0), |(sum, n), (x, w)| (sum + x * w, n + 1));
-        sum / n.max(1) as f32
-    };
-    Floats {
-        n_rows: tensors.first().map_or(0, |t| t.n_rows),
-        n_cols: tensors.first().map_or(0, |t| t.n_cols),
-        values: (0..n).map(value).collect(),
+        let values: Vec<&[f32]> = values.iter().map(|values| &values[..]).collect();
+        match self.options.method.elects_signs() {
+            true => elected_mean(self.level, &values, &weights, y),
+            false => weighted_sum(self.level, &values, &weights, y),
+        }
     }
-}
 
-/// Sets all but the largest magnitudes to zero, `density` of the values being kept, rounded down.
-fn keep_largest(values: &mut [f32], density: f64) {
-    let n_kept = (density * values.len() as f64) as usize;
-    if n_kept >= values.len() {
-        return;
-    }
-    let mut order: Vec<(f32, usize)> = values.iter().map(|x| x.abs()).zip(0..).collect();
-    select_largest(&mut order, n_kept);
-    for (_, i) in &order[n_kept..] {
-        values[*i] = 0.0;
+    /// Sets all but the largest magnitudes to zero, `density` of the values being kept, rounded
+    /// down.
+    fn keep_largest(&self, values: &mut [f32], pruning: &mut Pruning) {
+        let n_kept = (self.options.density * values.len() as f64) as usize;
+        if n_kept >= values.len() {
+            return;
+        }
+        if n_kept == 0 {
+            return values.fill(0.0);
+        }
+        let Pruning {
+            magnitudes,
+            few,
+            order,
+        } = pruning;
+        few.resize(values.len().max(few.len()), 0);
+        let magnitudes = magnitudes.get_or_insert_with(|| Box::new(Magnitudes::EMPTY));
+        let largest = magnitudes.largest(values, n_kept, few);
+        if !(largest.is_ambiguous && self.is_original) {
+            return keep_largest(self.level, &largest, values);
+        }
+        order.clear();
+        order.extend(values.iter().map(|x| x.abs()).zip(0..));
+        select_largest(order, n_kept);
+        for (_, i) in &order[n_kept..] {
+            values[*i as usize] = 0.0;
+        }
     }
 }
 
@@ -264,11 +500,11 @@ fn keep_largest(values: &mut [f32], density: f64) {
 /// Adapters trained in 16 bits have many equal magnitudes, and which of them are kept changes the
 /// result. PyTorch leaves that to C++'s `nth_element`; so this goes step by step as the one of
 /// libstdc++ does, for results that are PEFT's.
-fn select_largest(x: &mut [(f32, usize)], n: usize) {
+fn select_largest(x: &mut [(f32, u32)], n: usize) {
     if n == 0 {
         return;
     }
-    let comes_first = |a: &(f32, usize), b: &(f32, usize)| a.0 > b.0;
+    let comes_first = |a: &(f32, u32), b: &(f32, u32)| a.0 > b.0;
     let (mut first, mut last) = (0, x.len());
     let mut turns_left = 2 * x.len().ilog2();
     while last - first > 3 {
@@ -314,24 +550,11 @@ fn select_largest(x: &mut [(f32, usize)], n: usize) {
     x[first..last].sort_by(|a, b| b.0.total_cmp(&a.0));
 }
 
-/// Keeps each value with the probability `density`, divided by that, and sets the others to zero.
-fn keep_random(values: &mut [f32], density: f64, random: &mut Xoshiro256PlusPlus) {
-    if density >= 1.0 {
-        return;
-    }
-    for value in values {
-        // 53 bits: a number from 0 to below 1.
-        let drawn = (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-        *value = match drawn < density {
-            true => (f64::from(*value) / density) as f32,
-            false => 0.0,
-        };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand_xoshiro::Xoshiro256PlusPlus;
+    use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
     #[test]
     fn the_largest_are_selected_among_many_equal_ones() {
@@ -342,38 +565,43 @@ mod tests {
                     .map(|_| (random.next_u32() % n_values) as f32)
                     .collect();
                 for n_kept in [1, n / 3, n / 2, n - 1] {
-                    let mut order: Vec<(f32, usize)> = values.iter().copied().zip(0..).collect();
+                    let mut order: Vec<(f32, u32)> = values.iter().copied().zip(0..).collect();
                     select_largest(&mut order, n_kept);
                     let least = order[..n_kept].iter().map(|x| x.0).fold(f32::MAX, f32::min);
                     assert!(order[n_kept..].iter().all(|x| x.0 <= least));
-                    let mut places: Vec<usize> = order.iter().map(|x| x.1).collect();
+                    let mut places: Vec<u32> = order.iter().map(|x| x.1).collect();
                     places.sort();
-                    assert!(places.into_iter().eq(0..n));
+                    assert!(places.into_iter().eq(0..n as u32));
                 }
             }
         }
     }
 
     #[test]
-    fn dropped_values_leave_the_mean_as_it_is() {
-        let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
-        let mut values = vec![1.0_f32; 20_000];
-        keep_random(&mut values, 0.3, &mut random);
-        let n_kept = values.iter().filter(|x| **x != 0.0).count();
-        assert!(n_kept.abs_diff(6000) < 300, "{n_kept}");
-        assert!(
-            values
-                .iter()
-                .all(|x| *x == 0.0 || (x * 0.3 - 1.0).abs() < 1e-6)
-        );
-    }
-
-    #[test]
     fn pruning_keeps_the_largest_magnitudes() {
-        let mut values = [0.5, -3.0, 2.0, -0.1, 1.0];
-        keep_largest(&mut values, 0.5);
-        assert_eq!(values, [0.0, -3.0, 2.0, 0.0, 0.0]);
-        keep_largest(&mut values, 1.0);
-        assert_eq!(values, [0.0, -3.0, 2.0, 0.0, 0.0]);
+        for is_original in [false, true] {
+            let keep = |density, values: &mut [f32]| {
+                let options = MergeOptions {
+                    method: MergeMethod::Ties,
+                    dense: false,
+                    density,
+                    rank: None,
+                    seed: 0,
+                };
+                let combine = Combine {
+                    options: &options,
+                    level: Level::detect(),
+                    is_original,
+                };
+                combine.keep_largest(values, &mut Pruning::default());
+            };
+            let mut values = [0.5, -3.0, 2.0, -0.1, 1.0];
+            keep(0.5, &mut values);
+            assert_eq!(values, [0.0, -3.0, 2.0, 0.0, 0.0]);
+            keep(1.0, &mut values);
+            assert_eq!(values, [0.0, -3.0, 2.0, 0.0, 0.0]);
+            keep(0.1, &mut values);
+            assert_eq!(values, [0.0; 5]);
+        }
     }
 }

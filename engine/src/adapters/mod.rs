@@ -35,3 +35,14 @@ pub use linear_id::{LinearId, Module, module_names};
 pub use merge::{MergeMethod, MergeOptions, merge};
 pub use packed::{AdapterType, ContentId, PackedAdapter, Panel};
 pub use tandem_kernels::LowRankType;
+
+use tandem_kernels::{Level, Pool};
+
+/// What a merge runs on.
+#[derive(Clone, Copy)]
+pub struct Workers<'p> {
+    /// The instructions.
+    pub level: Level,
+    /// The threads.
+    pub pool: &'p dyn Pool,
+}

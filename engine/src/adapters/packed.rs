@@ -7,7 +7,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use tandem_formats::adapter::Lora;
-use tandem_kernels::{DType, LowRank, LowRankType, Matrix, quant};
+use tandem_kernels::{
+    DType, Level, LowRank, LowRankType, Matrix, encode_low_rank, encode_rows, largest_magnitude,
+};
 
 use super::linear_id::linears;
 use super::{Adapter, CompositionError, LinearId, Segment};
@@ -75,8 +77,9 @@ impl AdapterType {
     }
 }
 
-/// What tells the contents of adapters and compositions apart: a BLAKE3 hash of every byte that a
-/// result depends on.
+/// What tells the contents of adapters and compositions apart: a BLAKE3 hash of all that a result
+/// depends on, where a bundle's sections and what is merged from them are represented by the
+/// checksums of the sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ContentId(pub [u8; 32]);
 
@@ -139,21 +142,21 @@ impl<'a> Panel<'a> {
     /// Packs `a` `[rank, n_in]` and `b` `[n_out, rank]`; `None` where the scale leaves the range of
     /// float32 or the rank is above [`MAX_RANK`](tandem_kernels::MAX_RANK).
     pub(super) fn pack(
-        a: &[f32],
-        b: &[f32],
+        level: Level,
+        (a, b): (&[f32], &[f32]),
         rank: usize,
         scale: f32,
         adapter_type: AdapterType,
     ) -> Option<Panel<'static>> {
         let (n_in, n_out) = (a.len() / rank, b.len() / rank);
         let (a_type, b_type) = adapter_type.types(n_in);
-        let (a, a_scale) = in_range(a, a_type == DType::F32);
-        let (b, b_scale) = in_range(b, b_type == LowRankType::F32);
+        let a_exponent = exponent(level, a, a_type == DType::F32);
+        let b_exponent = exponent(level, b, b_type == LowRankType::F32);
         let mut a_bytes = vec![0; a_type.row_bytes(n_in)?.checked_mul(rank)?];
-        quant::quantize(a_type, &a, &mut a_bytes);
+        encode_rows(level, a_type, a, power(a_exponent), &mut a_bytes);
         let mut b_bytes = vec![0; b_type.n_bytes(n_out, rank)?];
-        b_type.pack(&b, rank, &mut b_bytes);
-        let scale = f64::from(scale) * a_scale * b_scale;
+        encode_low_rank(level, b_type, b, rank, power(b_exponent), &mut b_bytes);
+        let scale = libm::ldexp(f64::from(scale), -(a_exponent + b_exponent));
         let shape = (n_out, rank, n_in);
         Panel::new(
             (a_type, Cow::Owned(a_bytes)),
@@ -172,7 +175,9 @@ impl<'a> Panel<'a> {
         })
     }
 
-    fn hash(&self, hasher: &mut blake3::Hasher) {
+    /// Hashes shape, types and scale, and the factors themselves unless these are told apart
+    /// otherwise.
+    fn hash(&self, hasher: &mut blake3::Hasher, with_factors: bool) {
         let numbers = [
             self.a_type as usize,
             self.n_in,
@@ -182,22 +187,28 @@ impl<'a> Panel<'a> {
         ];
         numbers.iter().for_each(|n| number(hasher, *n));
         hasher.update(&self.scale.to_le_bytes());
-        hasher.update(&self.a);
-        hasher.update(&self.b);
+        if with_factors {
+            hasher.update(&self.a);
+            hasher.update(&self.b);
+        }
     }
 }
 
-/// Values times a power of two that brings the largest near 1000, and its inverse: the 16-bit
-/// scales of blocks would lose precision on the small values that factors often have.
-fn in_range(x: &[f32], keep: bool) -> (Cow<'_, [f32]>, f64) {
-    let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+/// The power of two that brings the largest of the values near 1000: the 16-bit scales of blocks
+/// would lose precision on the small values that factors often have. 0 where they are to be kept.
+fn exponent(level: Level, x: &[f32], keep: bool) -> i32 {
+    let mut largest = 0.0;
+    largest_magnitude(level, x, &mut largest);
     if keep || largest == 0.0 {
-        return (Cow::Borrowed(x), 1.0);
+        return 0;
     }
     let (_, exponent) = libm::frexp(f64::from(largest));
-    let factor = libm::ldexp(1.0, 10 - exponent);
-    let scaled = x.iter().map(|x| (f64::from(*x) * factor) as f32).collect();
-    (Cow::Owned(scaled), 1.0 / factor)
+    // As far as the power is a normal number.
+    (10 - exponent).min(126)
+}
+
+fn power(exponent: i32) -> f32 {
+    libm::ldexp(1.0, exponent) as f32
 }
 
 fn number(hasher: &mut blake3::Hasher, n: usize) {
@@ -225,6 +236,9 @@ impl<'a> PackedAdapter<'a> {
     /// Joins panels and output vectors `[n_out]` with the linears that they serve, given by their
     /// places in the lists. A linear has at most one of each.
     ///
+    /// `factors` tells the panels' factors apart from any others; without it all of them are read
+    /// to find the adapter's [`ContentId`].
+    ///
     /// # Errors
     ///
     /// A panel or vector that is not there or does not fit its linear, a linear that the base
@@ -235,6 +249,7 @@ impl<'a> PackedAdapter<'a> {
         biases: Vec<Vec<f32>>,
         panel_users: &[(LinearId, usize)],
         bias_users: &[(LinearId, usize)],
+        factors: Option<ContentId>,
     ) -> Result<PackedAdapter<'a>, CompositionError> {
         let mut linears: BTreeMap<LinearId, Terms> = BTreeMap::new();
         let unknown = |id: &LinearId| CompositionError::UnknownModule {
@@ -266,7 +281,12 @@ impl<'a> PackedAdapter<'a> {
         }
         let mut hasher = blake3::Hasher::new();
         number(&mut hasher, panels.len());
-        panels.iter().for_each(|panel| panel.hash(&mut hasher));
+        for panel in &panels {
+            panel.hash(&mut hasher, factors.is_none());
+        }
+        if let Some(ContentId(factors)) = factors {
+            hasher.update(&factors);
+        }
         number(&mut hasher, biases.len());
         for bias in &biases {
             number(&mut hasher, bias.len());
@@ -303,13 +323,14 @@ impl<'a> PackedAdapter<'a> {
             let Lora { a, b, scale, .. } = lora;
             for (id, rows) in linears(base, name, b.n_rows)?.linears {
                 let b = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
-                let panel = Panel::pack(&a.values, b, a.n_rows, *scale, adapter_type);
+                let factors = (&a.values[..], b);
+                let panel = Panel::pack(Level::detect(), factors, a.n_rows, *scale, adapter_type);
                 users.push((id, panels.len()));
                 panels
                     .push(panel.ok_or_else(|| CompositionError::NotFinite { name: name.clone() })?);
             }
         }
-        PackedAdapter::new(base, panels, Vec::new(), &users, &[])
+        PackedAdapter::new(base, panels, Vec::new(), &users, &[], None)
     }
 
     /// The hash of the content.

@@ -20,7 +20,7 @@ use tandem_kernels::{DType, quant};
 pub use error::AdapterError;
 
 /// A matrix or vector of floats from a file, all of them finite.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Floats {
     /// Rows; of a vector, its elements.
     pub n_rows: usize,

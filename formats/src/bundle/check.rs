@@ -381,12 +381,18 @@ fn check_calibration(calibration: &Calibration<'_>) -> Result<(), BundleError> {
                 linear: correction.module.to_string(),
             });
         }
-        for m in &correction.matrices {
+        let tensors = calibration.kind.tensors().iter();
+        for (m, tensor) in correction.matrices.iter().zip(tensors) {
+            let is_known = match m.dtype {
+                DType::F32 | DType::F16 => true,
+                DType::Q8_0 => calibration.kind.may_be_rounded(tensor),
+                _ => false,
+            };
             let n_bytes = m
                 .dtype
                 .row_bytes(m.n_cols)
                 .and_then(|row| row.checked_mul(m.n_rows))
-                .filter(|n| *n > 0 && matches!(m.dtype, DType::F32 | DType::F16));
+                .filter(|n| *n > 0 && is_known);
             if n_bytes != Some(m.data.len()) {
                 return Err(BundleError::MatrixSize {
                     name: name(),

@@ -4,7 +4,9 @@ use alloc::borrow::Cow;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use tandem_kernels::{DType, LOW_RANK_TILE, LowRank, LowRankType, quant};
+use tandem_kernels::{
+    DType, LOW_RANK_TILE, Level, LowRank, LowRankType, decode_low_rank, decode_rows, quant,
+};
 
 use super::BaseFingerprint;
 
@@ -101,12 +103,12 @@ impl Factors<'_> {
         if self.n_bytes(dtype)? != (self.a.len(), self.b.len()) {
             return None;
         }
+        let level = Level::detect();
         let mut a = vec![0.0; self.rank.checked_mul(self.n_in)?];
-        quant::dequantize(dtype, &self.a, &mut a);
+        decode_rows(level, dtype, &self.a, 1.0, &mut a);
         let b_view = LowRank::new(low_rank_type(dtype)?, self.n_out, self.rank, &self.b)?;
         let mut b = vec![0.0; self.n_out.checked_mul(self.rank)?];
-        b_view.dequantize(&mut b);
-        b.iter_mut().for_each(|x| *x *= self.b_scale);
+        decode_low_rank(level, &b_view, self.b_scale, &mut b);
         Some((a, b))
     }
 }
@@ -160,6 +162,11 @@ impl CalibrationKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// Whether the tensor of this name may be stored in Q8_0: what is multiplied with a rounded input.
+    pub fn may_be_rounded(self, tensor: &str) -> bool {
+        self == CalibrationKind::LowRank && tensor == "p1"
+    }
+
     /// The names of a correction's tensors, in the order of [`Correction::matrices`].
     pub fn tensors(self) -> &'static [&'static str] {
         match self {
@@ -181,14 +188,14 @@ pub struct Correction<'a> {
     pub matrices: Vec<Matrix<'a>>,
 }
 
-/// A matrix of F32 or F16, row by row.
+/// A matrix of F32, F16 or Q8_0, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix<'a> {
     /// Number of rows.
     pub n_rows: usize,
     /// Elements of a row.
     pub n_cols: usize,
-    /// F32 or F16.
+    /// F32 or F16; Q8_0 where [`CalibrationKind::may_be_rounded`] says so.
     pub dtype: DType,
     /// The elements, little-endian.
     pub data: Cow<'a, [u8]>,

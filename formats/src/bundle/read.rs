@@ -12,7 +12,7 @@ use super::contents::{
     Adapter, Calibration, CalibrationKind, Composition, Contents, Correction, Factors, Matrix,
     Member, Merge, MergeMethod, MergedFactors, packed_shape,
 };
-use super::verify::{Section, hash};
+use super::verify::{Section, State, hash};
 use super::{
     BaseFingerprint, BundleError, CHECKSUMS, GENERAL_TYPE, VERSION, key, limits, tensor_name,
 };
@@ -259,8 +259,16 @@ impl<'g, 'a> Reader<'g, 'a> {
             let mut matrices = Vec::new();
             for tensor in kind.tensors() {
                 let t = self.tensor(tensor_name("calibration", name, module, tensor))?;
-                let is_plain = matches!(t.dtype, DType::F32 | DType::F16);
-                check_type(t, is_plain, "F32 or F16")?;
+                let wanted = match kind.may_be_rounded(tensor) {
+                    true => "F32, F16 or Q8_0",
+                    false => "F32 or F16",
+                };
+                let is_known = match t.dtype {
+                    DType::F32 | DType::F16 => true,
+                    DType::Q8_0 => kind.may_be_rounded(tensor),
+                    _ => false,
+                };
+                check_type(t, is_known, wanted)?;
                 check_shape(t, [0, 0])?;
                 matrices.push(Matrix {
                     n_rows: t.n_rows(),
@@ -478,6 +486,7 @@ impl<'g, 'a> Reader<'g, 'a> {
                 name: (*name).into(),
                 bytes: bytes.unwrap_or_default(),
                 hash: hashes.next().ok_or_else(|| lengths(sections.len() + 1))?,
+                state: State::default(),
             });
         }
         match hashes.count() {

@@ -1,13 +1,16 @@
 //! Checksums, and whether a bundle fits a base model.
 
 use alloc::borrow::Cow;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::check::layer_and_module;
-use super::contents::{Adapter, Calibration, Composition, Contents, Factors, MergedFactors};
+use super::contents::{
+    Adapter, Calibration, Composition, Contents, Factors, Member, MergedFactors,
+};
 use super::{BaseFingerprint, Bundle, BundleError, CalibrationKind};
 use crate::Gguf;
 
@@ -19,6 +22,21 @@ pub(super) struct Section<'a> {
     pub(super) name: Cow<'a, str>,
     pub(super) bytes: &'a [u8],
     pub(super) hash: u128,
+    pub(super) state: State,
+}
+
+/// Whether a section was found to be whole.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    is_whole: AtomicBool,
+}
+
+impl Clone for State {
+    fn clone(&self) -> Self {
+        State {
+            is_whole: AtomicBool::new(self.is_whole.load(Ordering::Relaxed)),
+        }
+    }
 }
 
 /// XXH3 with 128 bits and its default secret.
@@ -35,24 +53,29 @@ pub struct Parts<'b, 'a> {
     pub members: Vec<(&'b Adapter<'a>, f32)>,
     /// The stored merge.
     pub merged: Option<&'b MergedFactors<'a>>,
+    /// The checksum of each member's section, or that of the stored merge's: it tells their
+    /// matrices apart without another look at them.
+    pub checksums: Vec<u128>,
     /// Its calibration.
     pub calibration: Option<&'b Calibration<'a>>,
 }
 
 impl<'a> Bundle<'a> {
-    /// The parts of composition `name`; their sections are read once, to check them.
+    /// The parts of composition `name`. Their sections are read to check them, each when it is
+    /// first asked for.
     ///
     /// # Errors
     /// [`BundleError::NoSuch`]; [`BundleError::Damaged`] where a checksum does not agree.
     pub fn parts(&self, name: &str) -> Result<Parts<'_, 'a>, BundleError> {
         let composition = self.contents.composition(name)?;
         let merged = composition.merged.as_ref();
-        let mut members = Vec::new();
+        let (mut members, mut checksums) = (Vec::new(), Vec::new());
         match merged {
-            Some(_) => self.verify_section("composition", name)?,
+            Some(_) => checksums.push(self.verify_section("composition", name)?),
             None => {
-                for member in &composition.members {
-                    members.push((self.adapter(&member.adapter)?, member.weight));
+                for Member { adapter, weight } in &composition.members {
+                    members.push((self.contents.adapter(adapter)?, *weight));
+                    checksums.push(self.verify_section("adapter", adapter)?);
                 }
             }
         }
@@ -64,18 +87,18 @@ impl<'a> Bundle<'a> {
             composition,
             members,
             merged,
+            checksums,
             calibration,
         })
     }
 
-    /// The adapter `name`, checked against its checksum.
+    /// The adapter `name`, checked against its checksum, and that.
     ///
     /// # Errors
     /// [`BundleError::NoSuch`], [`BundleError::Damaged`].
-    pub fn adapter(&self, name: &str) -> Result<&Adapter<'a>, BundleError> {
+    pub fn adapter(&self, name: &str) -> Result<(&Adapter<'a>, u128), BundleError> {
         let adapter = self.contents.adapter(name)?;
-        self.verify_section("adapter", name)?;
-        Ok(adapter)
+        Ok((adapter, self.verify_section("adapter", name)?))
     }
 
     /// The calibration `name`, checked against its checksum.
@@ -88,7 +111,7 @@ impl<'a> Bundle<'a> {
         Ok(calibration)
     }
 
-    /// Checks every section; reads the whole file.
+    /// Checks every section, again where that was done before; reads the whole file.
     ///
     /// # Errors
     /// [`BundleError::Damaged`] for the first section whose checksum does not agree.
@@ -103,11 +126,21 @@ impl<'a> Bundle<'a> {
             .map(|s| (s.what, &*s.name, s.bytes.len()))
     }
 
-    fn verify_section(&self, what: &str, name: &str) -> Result<(), BundleError> {
-        self.sections
-            .iter()
-            .filter(|s| s.what == what && s.name == name)
-            .try_for_each(Section::verify)
+    /// Checks a section and gives its checksum.
+    fn verify_section(&self, what: &'static str, name: &str) -> Result<u128, BundleError> {
+        let is_wanted = |s: &&Section<'_>| s.what == what && s.name == name;
+        let section = self.sections.iter().find(is_wanted);
+        // All that has a name has a section.
+        let section = section.ok_or_else(|| BundleError::NoSuch {
+            what,
+            name: name.to_string(),
+            known: String::new(),
+        })?;
+        if !section.state.is_whole.load(Ordering::Relaxed) {
+            section.verify()?;
+            section.state.is_whole.store(true, Ordering::Relaxed);
+        }
+        Ok(section.hash)
     }
 }
 

@@ -9,6 +9,7 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod factors;
 pub(crate) mod float;
 pub(crate) mod int8;
 mod load;

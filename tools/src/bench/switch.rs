@@ -8,14 +8,16 @@ use tandem_engine::adapters::{MergeMethod, MergeOptions, merge};
 use tandem_engine::{AdapterType, Composition, Model, PackedAdapter, Pool};
 
 use super::{Args, Print, mean_and_deviation, median};
-use crate::adapters::{Parts, read_all};
+use tandem_formats::Gguf;
+
+use crate::adapters::{Chosen, Parts, read_all};
 
 /// One row of the table.
 #[derive(Serialize)]
 pub(super) struct Row {
     model: String,
     /// What was made anew: nothing (`ready-made`), the composition of adapters that lie ready
-    /// (`cat`), or that of adapters merged by a method.
+    /// (`cat`), that of adapters merged by a method, or that of a bundle by its name.
     switch: String,
     milliseconds: f64,
     deviation: f64,
@@ -52,8 +54,8 @@ impl Print for Row {
 /// Times changes from the model alone to the composition, in a session that has evaluated nothing.
 pub(super) fn measure(
     args: &Args,
-    (name, model): (&str, &Model<'_>),
-    parts: &Parts<'_>,
+    (name, model, gguf): (&str, &Model<'_>, &Gguf<'_>),
+    (parts, chosen): (&Parts<'_>, Option<&Chosen<'_>>),
     pool: &dyn Pool,
     mut add: impl FnMut(Row),
 ) -> Result<()> {
@@ -97,14 +99,34 @@ pub(super) fn measure(
         Ok(start.elapsed())
     })?;
 
+    let default = || AdapterType::for_model(model, args.session.exact);
+    let adapter_type = args.session.lora_type.unwrap_or_else(default);
+    let workers = args.session.workers(pool);
+
+    if let Some(chosen) = chosen {
+        let bundle = chosen.bundle(gguf)?;
+        for composition in &bundle.contents().compositions {
+            let (name, merge) = (&*composition.name, composition.merge.method.name());
+            let stored = composition.merged.as_ref().map_or("", |_| ", stored");
+            time(&format!("{name} ({merge}{stored})"), &|| {
+                let (parts, composition);
+                let mut session = session()?;
+                let start = Instant::now();
+                // The checksums included.
+                parts = Parts::of_bundle(&bundle, name, &model.config, adapter_type, workers)?;
+                composition = parts.composition(&model.config)?;
+                session.set_composition(composition.as_ref())?;
+                Ok(start.elapsed())
+            })?;
+        }
+    }
+
     let adapters = read_all(&args.adapters, &model.config)?;
     if adapters.len() < 2 || args.adapters.calibration.is_some() {
         return Ok(());
     }
     let adapters: Vec<_> = adapters.iter().collect();
     let weights: Vec<f32> = args.adapters.lora.iter().map(|lora| lora.scale).collect();
-    let default = || AdapterType::for_model(model, args.session.exact);
-    let adapter_type = args.session.lora_type.unwrap_or_else(default);
     let methods = MergeMethod::ALL.into_iter();
     // The sum needs no merge, and cutting it to a rank takes seconds.
     for method in methods.filter(|m| !matches!(m, MergeMethod::Cat | MergeMethod::Svd)) {
@@ -119,7 +141,7 @@ pub(super) fn measure(
             let (packed, composition);
             let mut session = session()?;
             let start = Instant::now();
-            let merged = merge(&model.config, &adapters, &weights, &options)?;
+            let merged = merge(&model.config, &adapters, &weights, &options, workers)?;
             packed = PackedAdapter::pack(&model.config, &merged, adapter_type)?;
             composition = Composition::new(&model.config, &[(&packed, 1.0)])?;
             session.set_composition(Some(&composition))?;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tandem_engine::adapters::{Calibration, merge};
-use tandem_engine::{Adapter, Config, DType};
+use tandem_engine::adapters::{Calibration, Workers, merge};
+use tandem_engine::{Adapter, Config, DType, Level};
 use tandem_formats::Gguf;
 use tandem_formats::bundle::{
     self, BaseFingerprint, CalibrationKind, Composition, Contents, Member, Merge, MergeMethod,
@@ -17,6 +17,7 @@ use crate::adapters::read;
 use crate::inspect::size;
 use crate::open;
 use crate::recipe::{self, Quant, Recipe};
+use tandem_engine::threads;
 
 /// Make a bundle by a recipe
 ///
@@ -214,7 +215,12 @@ fn method(entry: &recipe::Composition) -> Result<Merge> {
 
 fn merge_now(config: &Config, members: &[(&Adapter, f32)], how: &Merge) -> Result<Adapter> {
     let (adapters, weights): (Vec<&Adapter>, Vec<f32>) = members.iter().copied().unzip();
-    Ok(merge(config, &adapters, &weights, &how.into())?)
+    let pool = threads::all();
+    let workers = Workers {
+        level: Level::detect(),
+        pool: &pool,
+    };
+    Ok(merge(config, &adapters, &weights, &how.into(), workers)?)
 }
 
 fn calibrate(
@@ -234,7 +240,8 @@ fn calibrate(
     let dtype = match entry.quant {
         Quant::F16 => DType::F16,
         Quant::F32 => DType::F32,
-        _ => bail!("a calibration is stored in f16 or f32"),
+        Quant::Q8 => DType::Q8_0,
+        Quant::Q4 => bail!("a calibration is stored in f32, f16 or q8_0"),
     };
     let path = recipe.path(&entry.path);
     let unusable = || format!("cannot use {}", path.display());

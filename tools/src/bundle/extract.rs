@@ -25,7 +25,7 @@ pub(crate) struct Args {
 pub(super) fn extract(args: &Args) -> Result<()> {
     let mapping = super::map(&args.file)?;
     let bundle = super::parse(&args.file, &mapping)?;
-    let adapter = bundle
+    let (adapter, _) = bundle
         .adapter(&args.adapter)
         .with_context(|| format!("cannot use {}", args.file.display()))?;
     let architecture = &bundle.contents().architecture;

@@ -2,12 +2,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 use tandem_engine::adapters::Calibration;
-use tandem_engine::{Adapter, DType};
+use tandem_engine::{Adapter, DType, Level};
 use tandem_formats::BundleError;
 use tandem_formats::adapter::calibration::Parts;
 use tandem_formats::adapter::{Floats, Lora};
 use tandem_formats::bundle::{CalibrationKind, Correction, Factors, Matrix, low_rank_type};
-use tandem_kernels::quant;
+use tandem_kernels::{encode_low_rank, encode_rows, quant};
 
 /// An adapter's factors, stored as `dtype`.
 pub(super) fn factors(adapter: &Adapter, dtype: DType) -> Result<Vec<Factors<'static>>> {
@@ -25,7 +25,8 @@ fn pack(linear: &str, lora: &Lora, dtype: DType) -> Result<Factors<'static>> {
     };
     let row_bytes = dtype.row_bytes(n_in).ok_or_else(partial)?;
     let mut a = vec![0; row_bytes * rank];
-    quant::quantize(dtype, &lora.a.values, &mut a);
+    let level = Level::detect();
+    encode_rows(level, dtype, &lora.a.values, 1.0, &mut a);
 
     // A power of two brings B's largest value near 1000, as the 16-bit scales of rows would lose
     // precision on the small values that B often has. Float32 stays as it is.
@@ -35,17 +36,12 @@ fn pack(linear: &str, lora: &Lora, dtype: DType) -> Result<Factors<'static>> {
         // As far as both the power and its inverse are normal numbers.
         false => (9 - largest.log2().floor() as i32).clamp(-100, 100),
     };
-    let scaled: Vec<f32> = lora
-        .b
-        .values
-        .iter()
-        .map(|x| x * 2.0_f32.powi(exponent))
-        .collect();
     let layout = low_rank_type(dtype).ok_or_else(partial)?;
     let n_bytes = layout.n_bytes(n_out, rank);
     let mut b =
         vec![0; n_bytes.with_context(|| format!("{linear}: rank {rank} is not supported"))?];
-    layout.pack(&scaled, rank, &mut b);
+    let factor = 2.0_f32.powi(exponent);
+    encode_low_rank(level, layout, &lora.b.values, rank, factor, &mut b);
 
     let factors = Factors {
         linear: linear.to_string().into(),
@@ -65,7 +61,7 @@ fn pack(linear: &str, lora: &Lora, dtype: DType) -> Result<Factors<'static>> {
     Ok(factors)
 }
 
-/// A calibration's matrices, stored as `dtype`.
+/// A calibration's matrices, stored as `dtype`; those that may not be in Q8_0 in F16 instead.
 pub(crate) fn corrections(
     calibration: &Calibration,
     kind: CalibrationKind,
@@ -92,6 +88,11 @@ pub(crate) fn corrections(
             if *name == "p" {
                 (part.n_rows, part.n_cols) = (1, part.n_rows);
             }
+            let is_block = kind.may_be_rounded(name) && part.n_cols.is_multiple_of(32);
+            let dtype = match dtype == DType::Q8_0 && !is_block {
+                true => DType::F16,
+                false => dtype,
+            };
             let matrix = store(&part, dtype);
             matrices.push(matrix.with_context(|| {
                 format!("module {module}: values of {name} outside the range of {dtype}; use f32")
@@ -105,7 +106,7 @@ pub(crate) fn corrections(
     Ok(corrections)
 }
 
-/// A matrix in F16 or F32; `None` where it does not fit the former.
+/// A matrix stored as `dtype`; `None` where its values do not fit that.
 fn store(floats: &Floats, dtype: DType) -> Option<Matrix<'static>> {
     let n_bytes = dtype.row_bytes(floats.values.len())?;
     let mut data = vec![0; n_bytes];

@@ -60,6 +60,7 @@ impl Fit {
             &args.adapters,
             chosen.as_ref(),
             &args.session,
+            pool,
             &gguf,
             &model,
         )?;

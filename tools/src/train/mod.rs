@@ -25,9 +25,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tandem_engine::adapters::MergeOptions;
 use tandem_engine::adapters::calibration::Kind;
-use tandem_engine::{Adapter, Config, Model, SessionOptions, adapters};
+use tandem_engine::adapters::{MergeOptions, Workers};
+use tandem_engine::{Adapter, Config, Level, Model, SessionOptions, adapters, threads};
 use tandem_formats::Gguf;
 use tandem_formats::bundle::{self, INPUT_MARK, MergeMethod};
 
@@ -485,7 +485,14 @@ impl Composed {
         if let Some(how) = how.filter(|how| how.method != MergeMethod::Cat) {
             let (adapters, weights): (Vec<&Adapter>, Vec<f32>) = self.members().into_iter().unzip();
             let options: MergeOptions = how.into();
-            self.merged = Some(adapters::merge(config, &adapters, &weights, &options)?);
+            let pool = threads::all();
+            let workers = Workers {
+                level: Level::detect(),
+                pool: &pool,
+            };
+            self.merged = Some(adapters::merge(
+                config, &adapters, &weights, &options, workers,
+            )?);
         }
         Ok(())
     }

@@ -1,0 +1,264 @@
+//! Parts of bundles as the engine uses them: merges on the spot, and rows of fused tensors.
+
+#[path = "common/adapters.rs"]
+#[expect(dead_code, reason = "of the shared helpers this needs some")]
+mod made_up;
+
+use std::path::Path;
+
+use made_up::{adapter, lora};
+use tandem_engine::adapters::{MergeOptions, Workers, from_bundle, merge};
+use tandem_engine::{
+    Adapter, AdapterType, Arch, Config, DType, Level, PackedAdapter, Pool, Serial, ThreadPool,
+};
+use tandem_formats::GgufFiles;
+use tandem_formats::bundle::{
+    self, Composition, Factors, Merge, MergeMethod, Parts, low_rank_type,
+};
+use tandem_kernels::{LowRank, encode_low_rank, encode_rows};
+
+fn config() -> Config {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf");
+    let files = GgufFiles::open(path).unwrap();
+    Config::from_gguf(&files.parse().unwrap()).unwrap()
+}
+
+/// As a bundle holds it.
+fn stored(adapter: &Adapter, dtype: DType) -> bundle::Adapter<'static> {
+    let factors = adapter.modules().values().map(|lora| {
+        let (rank, n_in, n_out) = (lora.a.n_rows, lora.a.n_cols, lora.b.n_rows);
+        let layout = low_rank_type(dtype).unwrap();
+        let mut a = vec![0; dtype.row_bytes(n_in).unwrap() * rank];
+        encode_rows(Level::Scalar, dtype, &lora.a.values, 1.0, &mut a);
+        let mut b = vec![0; layout.n_bytes(n_out, rank).unwrap()];
+        encode_low_rank(Level::Scalar, layout, &lora.b.values, rank, 64.0, &mut b);
+        Factors {
+            linear: lora.module.clone().into(),
+            rank,
+            n_in,
+            n_out,
+            scale: lora.scale,
+            b_scale: 1.0 / 64.0,
+            a: a.into(),
+            b: b.into(),
+        }
+    });
+    bundle::Adapter {
+        name: "made-up".into(),
+        origin: "".into(),
+        dtype,
+        factors: factors.collect(),
+    }
+}
+
+fn composition(method: MergeMethod) -> Composition<'static> {
+    Composition {
+        name: "both".into(),
+        members: Vec::new(),
+        merge: Merge {
+            method,
+            density: method.has_density().then_some(0.4),
+            rank: method.has_rank().then_some(4),
+            seed: method.has_seed().then_some(11),
+        },
+        calibration: None,
+        prompt: None,
+        description: None,
+        merged: None,
+    }
+}
+
+fn run(
+    base: &Config,
+    adapters: &[bundle::Adapter<'static>],
+    composition: &Composition<'static>,
+    adapter_type: AdapterType,
+    workers: Workers<'_>,
+) -> PackedAdapter<'static> {
+    let parts = Parts {
+        composition,
+        members: adapters.iter().zip([0.5, -0.25, 1.5]).collect(),
+        merged: None,
+        checksums: (0..adapters.len() as u128).collect(),
+        calibration: None,
+    };
+    let mut packed = from_bundle(base, &parts, adapter_type, workers).unwrap();
+    assert!(packed.len() == 1 && packed[0].1 == 1.0);
+    packed.remove(0).0
+}
+
+fn bytes<'p>(packed: &'p PackedAdapter<'_>) -> Vec<(&'p [u8], &'p [u8], f32)> {
+    let panels = packed.panels().iter();
+    panels.map(|p| (p.a().1, p.b().1, p.scale())).collect()
+}
+
+/// Whatever computes a merge, the bytes are the same, and they are those of the merge of the decoded
+/// adapters.
+#[test]
+fn merges_on_the_spot_are_the_same_for_any_level_and_number_of_threads() {
+    let base = Config {
+        n_layer: 2,
+        ..config()
+    };
+    let methods = MergeMethod::ALL
+        .into_iter()
+        .filter(|m| *m != MergeMethod::Cat);
+    for method in methods {
+        let composition = composition(method);
+        for dtype in [DType::F16, DType::Q8_0, DType::Q4_0] {
+            if method.has_rank() && dtype != DType::Q8_0 {
+                continue; // slow, and no different
+            }
+            let adapters: Vec<_> = (1..=3)
+                .map(|seed| stored(&adapter(&base, 8, seed), dtype))
+                .collect();
+            let adapters = if method.has_rank() {
+                &adapters[..1]
+            } else {
+                &adapters
+            };
+            let adapter_type = AdapterType::Q8;
+            let run = |level, pool: &dyn Pool| {
+                run(
+                    &base,
+                    adapters,
+                    &composition,
+                    adapter_type,
+                    Workers { level, pool },
+                )
+            };
+            let expected = run(Level::Scalar, &Serial);
+            let decoded: Vec<_> = adapters
+                .iter()
+                .map(|a| Adapter::from_factors(&base, a.dtype, &a.factors).unwrap())
+                .collect();
+            let options = MergeOptions::from(&composition.merge);
+            let serial = Workers {
+                level: Level::Scalar,
+                pool: &Serial,
+            };
+            // Of equal magnitudes others are kept than where nothing was rounded.
+            let prunes = ["ties", "magn"]
+                .iter()
+                .any(|p| method.name().starts_with(p));
+            if !prunes || dtype == DType::F16 {
+                let decoded: Vec<&Adapter> = decoded.iter().collect();
+                let weights = &[0.5, -0.25, 1.5][..decoded.len()];
+                let merged = merge(&base, &decoded, weights, &options, serial).unwrap();
+                let packed = PackedAdapter::pack(&base, &merged, adapter_type).unwrap();
+                assert!(bytes(&packed) == bytes(&expected), "{method:?} of {dtype}");
+            }
+            let level = Level::detect();
+            for n_threads in [1, 2, 3] {
+                let found = run(level, &ThreadPool::new(n_threads));
+                assert!(bytes(&found) == bytes(&expected), "{method:?} of {dtype}");
+                assert_eq!(found.id(), expected.id());
+            }
+            if method.has_rank() {
+                continue;
+            }
+            for level in Level::available() {
+                assert!(
+                    bytes(&run(level, &Serial)) == bytes(&expected),
+                    "{}",
+                    level.name()
+                );
+            }
+        }
+    }
+}
+
+/// What a result depends on changes the hash, though no byte of the result is read for it.
+#[test]
+fn every_part_of_a_merge_counts_for_its_hash() {
+    let base = Config {
+        n_layer: 1,
+        ..config()
+    };
+    let adapters = [1, 2].map(|seed| stored(&adapter(&base, 4, seed), DType::Q8_0));
+    let id = |composition: &Composition<'_>, weights: [f32; 2], sums: [u128; 2], kept| {
+        let parts = Parts {
+            composition,
+            members: adapters.iter().zip(weights).collect(),
+            merged: None,
+            checksums: sums.to_vec(),
+            calibration: None,
+        };
+        let workers = Workers {
+            level: Level::detect(),
+            pool: &Serial,
+        };
+        from_bundle(&base, &parts, kept, workers).unwrap()[0].0.id()
+    };
+    let dare = composition(MergeMethod::DareLinear);
+    let changed = |change: fn(&mut Merge)| {
+        let mut changed = dare.clone();
+        change(&mut changed.merge);
+        id(&changed, [0.5, 0.5], [1, 2], AdapterType::Q8)
+    };
+    let mut ids = vec![
+        changed(|_| {}),
+        changed(|m| m.seed = Some(12)),
+        changed(|m| m.density = Some(0.41)),
+        changed(|m| m.method = MergeMethod::DareTies),
+        id(&dare, [0.5, 0.25], [1, 2], AdapterType::Q8),
+        id(&dare, [0.5, 0.5], [1, 3], AdapterType::Q8),
+        id(&dare, [0.5, 0.5], [2, 1], AdapterType::Q8),
+        id(&dare, [0.5, 0.5], [1, 2], AdapterType::Q4),
+    ];
+    assert_eq!(ids[0], changed(|_| {}));
+    ids.sort_by_key(|id| id.0);
+    ids.dedup();
+    assert_eq!(ids.len(), 8);
+}
+
+/// Fused tensors whose linears begin inside a tile of B.
+#[test]
+fn rows_that_begin_inside_a_tile_are_used() {
+    let base = Config {
+        arch: Arch::Phi3,
+        n_layer: 1,
+        n_head: 3,
+        n_head_kv: 1,
+        head_dim: 10,
+        ..config()
+    };
+    let (n_q, n_kv) = (base.n_q(), base.n_kv());
+    assert!(!n_q.is_multiple_of(16) && !(n_q + n_kv).is_multiple_of(16));
+    let n_out = n_q + 2 * n_kv;
+    let lora = lora("blk.0.attn_qkv", (n_out, base.n_embd), 12, 5);
+    let adapter = Adapter::new(&base, vec![lora]).unwrap();
+    for dtype in bundle::FACTOR_TYPES {
+        let stored = stored(&adapter, dtype);
+        let f = &stored.factors[0];
+        let whole = LowRank::new(low_rank_type(dtype).unwrap(), n_out, 12, &f.b).unwrap();
+        let composition = composition(MergeMethod::Cat);
+        let workers = Workers {
+            level: Level::detect(),
+            pool: &Serial,
+        };
+        let parts = Parts {
+            composition: &composition,
+            members: vec![(&stored, 1.0)],
+            merged: None,
+            checksums: vec![1],
+            calibration: None,
+        };
+        let packed = from_bundle(&base, &parts, AdapterType::F32, workers).unwrap();
+        let panels = packed[0].0.panels();
+        assert_eq!(panels.len(), 3);
+        let mut o = 0;
+        for panel in panels {
+            let (layout, bytes) = panel.b();
+            let rows = LowRank::new(layout, panel.shape().0, 12, bytes).unwrap();
+            for i in 0..rows.n_out() {
+                let (mut found, mut expected) = ([0.0; 12], [0.0; 12]);
+                rows.row(i, &mut found);
+                whole.row(o, &mut expected);
+                assert_eq!(found, expected, "{dtype}");
+                o += 1;
+            }
+        }
+        assert_eq!(o, n_out);
+    }
+}
