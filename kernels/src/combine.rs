@@ -278,18 +278,13 @@ multilevel! {
         stream: u64,
         words: &mut [u32; WORDS],
     ) {
-        let mut counters = [
-            [0; BLOCKS],
-            [0; BLOCKS],
-            [stream & LOW; BLOCKS],
-            [stream >> 32; BLOCKS],
-        ];
+        let (mut low, mut high) = ([0; BLOCKS], [0; BLOCKS]);
         for k in 0..BLOCKS {
             let block = first + k as u64;
-            counters[0][k] = block & LOW;
-            counters[1][k] = block >> 32;
+            (low[k], high[k]) = (block & LOW, block >> 32);
         }
-        let made = philox(counters, seed);
+        let stream = [[stream & LOW; BLOCKS], [stream >> 32; BLOCKS]];
+        let made = philox([low, high, stream[0], stream[1]], seed);
         for j in 0..4 {
             for k in 0..BLOCKS {
                 words[j * BLOCKS + k] = made[j][k] as u32;

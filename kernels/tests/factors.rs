@@ -155,7 +155,8 @@ fn the_largest_are_kept_and_the_first_of_equal_ones() {
             let mut expected = x.clone();
             order[n_kept..].iter().for_each(|i| expected[*i] = 0.0);
             let mut few = vec![0; n];
-            let largest = Magnitudes::EMPTY.largest(&x, n_kept, &mut few);
+            let mut magnitudes = Magnitudes::EMPTY;
+            let largest = magnitudes.largest(&x, n_kept, &mut few);
             let least = x[order[n_kept - 1]].abs();
             let next = order.get(n_kept).map(|i| x[*i].abs());
             assert_eq!(largest.is_ambiguous, next == Some(least));

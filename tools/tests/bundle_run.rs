@@ -229,6 +229,90 @@ fn the_trained_compositions_answer_as_in_peft() {
     }
 }
 
+/// P1 in eight bits: smaller, nearly the same, and used by no other kind.
+#[test]
+fn calibrations_in_q8_0_are_near_those_in_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let Some(loras) = shared("peer/logits/llama-lora") else {
+        return;
+    };
+    let path = loras.join("calibration.safetensors");
+    let mut compositions = String::new();
+    for (kind, quant) in [
+        ("low_rank", "f32"),
+        ("low_rank", "f16"),
+        ("low_rank", "q8_0"),
+        ("output_bias", "f16"),
+        ("output_bias", "q8_0"),
+    ] {
+        compositions += &format!(
+            "[[composition]]\nname = \"{kind}-{quant}\"\nadapters = [{{ name = \"summarize\" }}]\n\
+             calibration = {{ name = \"{kind}-{quant}\", kind = \"{kind}\", path = {path:?}, quant = \"{quant}\" }}\n"
+        );
+    }
+    let bundle = peer_bundle(folder, "f32", &compositions).unwrap();
+    tandem!("bundle", "verify", bundle).ok();
+    let report = tandem!("bundle", "inspect", bundle, "--json").ok().json();
+    let n_bytes = |name: &str| {
+        let list = report["calibrations"].as_array().unwrap();
+        let found = list.iter().find(|c| c["name"] == name).unwrap();
+        found["bytes"].as_u64().unwrap()
+    };
+    assert!(n_bytes("low_rank-q8_0") < n_bytes("low_rank-f16"));
+    assert!(n_bytes("low_rank-f16") < n_bytes("low_rank-f32"));
+    assert_eq!(n_bytes("output_bias-q8_0"), n_bytes("output_bias-f16"));
+    let floats = |name: &str| -> Vec<f32> {
+        // The header's length is a multiple of 64 bytes.
+        let bytes = of_bundle(folder, &bundle, name);
+        let header = 10 + u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
+        let values = bytes[header..].as_chunks().0.iter();
+        values.map(|b| f32::from_le_bytes(*b)).collect()
+    };
+    let (truth, found) = (floats("low_rank-f32"), floats("low_rank-q8_0"));
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>();
+    let error = norm(&mut truth.iter().zip(&found).map(|(a, b)| a - b));
+    let error = (error / norm(&mut truth.iter().copied())).sqrt();
+    assert!(error > 0.0 && error < 5e-3, "{error}");
+    assert!(floats("output_bias-q8_0") == floats("output_bias-f16"));
+}
+
+#[test]
+fn switches_to_the_compositions_of_a_bundle_are_timed() {
+    let folder = tempfile::tempdir().unwrap();
+    let members = "adapters = [{ name = \"summarize\" }, { name = \"translate\" }]";
+    let compositions = format!(
+        "[[composition]]\nname = \"a\"\n{members}\nmerge = \"linear\"\n\
+         [[composition]]\nname = \"b\"\n{members}\nmerge = \"ties\"\ndensity = 0.5\nready_made = true\n"
+    );
+    let Some(bundle) = peer_bundle(folder.path(), "q8_0", &compositions) else {
+        return;
+    };
+    let model = shared("peer/logits/llama-f16.gguf").unwrap();
+    let run = tandem!(
+        "bench",
+        "--switch",
+        "-r",
+        "2",
+        "-o",
+        "json",
+        "-m",
+        model,
+        "--bundle",
+        bundle,
+        "--compose",
+        "a"
+    );
+    let rows = run.ok().json();
+    let rows = rows.as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|r| &r["switch"]).collect();
+    assert_eq!(
+        names,
+        ["ready-made", "cat", "a (linear)", "b (ties, stored)"]
+    );
+    assert!(rows.iter().all(|r| r["median"].as_f64() > Some(0.0)));
+}
+
 #[test]
 fn nothing_runs_that_is_damaged_unknown_or_for_another_base() {
     let folder = tempfile::tempdir().unwrap();

@@ -319,7 +319,7 @@ fn merge_module<'s>(
     let streams: Vec<u64> = members
         .iter()
         // The factors of all modules, for each adapter.
-        .map(|member| (member.i as u64) << 32 | 2 * i as u64)
+        .map(|member| ((member.i as u64) << 32) | (2 * i as u64))
         .collect();
     let is_exact = matches!(options.method, MergeMethod::Cat | MergeMethod::Svd);
     if is_exact || options.dense {
