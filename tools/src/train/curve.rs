@@ -94,11 +94,11 @@ mod tests {
         };
         let text = svg(&course).unwrap();
         assert!(text.starts_with("<svg") && text.contains("loss a token"));
-        assert_eq!(
-            text.matches("<polyline").count(),
-            4,
-            "two lines and their keys"
-        );
+        // Each has its line and its key.
+        for color in ["#5A8CC8", "#C85A28"] {
+            let stroke = format!("stroke=\"{color}\"");
+            assert_eq!(text.matches(&stroke).count(), 2, "{color}");
+        }
         assert!(svg(&Course::default()).is_ok());
     }
 }
