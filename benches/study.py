@@ -64,7 +64,7 @@ METHODS = [
     ("dare_linear", "merge DARE", "plain"),
     ("multi-step", "summarize, then translate", "costly"),
     ("joint", "joint-expert LoRA", "costly"),
-    ("joint-given", "joint-expert LoRA (PEFT's)", "given"),
+    ("joint-given", "joint-expert LoRA (PEFT's)", "costly"),
     ("projection", "cat + projection", "learned"),
     ("lc-weight", "cat + LC (weight bias)", "learned"),
     ("lc", "cat + LC (output bias)", "learned"),
@@ -329,6 +329,17 @@ def full_table(results):
     return "\n".join(lines)
 
 
+def missing(results):
+    """What a whole study has and these results have not."""
+    labels = {method: label for method, label, _ in METHODS}
+    found = {(r["task"], r["method"], r["seed"]) for r in results["rows"]}
+    wanted = [(task, name, seed) for name, _, _ in TRAININGS for task in TASKS for seed in results["seeds"]]
+    lacking = [f"{labels[name]} of {task} with seed {seed}" for task, name, seed in wanted if (task, name, seed) not in found]
+    if not lacking:
+        return ""
+    return f"Not trained when this was written: {'; '.join(lacking)}. `benches/study.py` goes on with them.\n\n"
+
+
 def page(results):
     choices = []
     for task, merges in results["merges"].items():
@@ -337,7 +348,7 @@ def page(results):
     machine = results["machine"]
     return f"""# Two tasks in one inference: the study
 
-Written by `{results['command']}` on {results['date']}; the figures are also in
+Written by `{results['command']}` on {results['date']} (seeds {', '.join(map(str, results['seeds']))}); the figures are also in
 [results.json](results.json).
 
 The model of [fixtures/](../../fixtures/README.md) (5.8 million parameters, Q8_0) has an adapter that makes a
@@ -355,7 +366,7 @@ merge `cat` at weights 0.5 and 0.5, on {grouped(results['n_train'])} training ex
 step) by [sum-fr.toml](sum-fr.toml) and [sum-de.toml](sum-de.toml); the joint expert is a LoRA of the same rank as the
 adapters, learned on the same examples.
 
-![ROUGE-L of all methods](chart.svg)
+{missing(results)}![ROUGE-L of all methods](chart.svg)
 
 Weights and densities of the merges were chosen on the first {N_CHOICE} training examples
 (weights {', '.join(map(str, WEIGHTS))}, densities {', '.join(map(str, DENSITIES))}): {'; '.join(choices)}.
