@@ -81,11 +81,19 @@ struct Weights<'m> {
     level: Level,
     /// An input, `[n_cols]`, and the same rounded to int8 where the session would do that.
     x: Vec<f32>,
-    x_q8: Option<(Vec<i8>, Vec<f32>, Vec<f32>, Vec<i32>)>,
+    x_q8: Option<Rounded>,
     /// Outputs of one run, `[n_rows]`.
     y: Vec<f32>,
     /// The first row of the next run.
     next: usize,
+}
+
+/// What [`Q8Rows`] borrows.
+struct Rounded {
+    q: Vec<i8>,
+    scale: Vec<f32>,
+    sum: Vec<f32>,
+    start: Vec<i32>,
 }
 
 impl<'m> Weights<'m> {
@@ -93,12 +101,15 @@ impl<'m> Weights<'m> {
         let w = model.output.w;
         let x = vec![1.0; w.n_cols()];
         let x_q8 = (w.dtype().is_quantized() && !exact).then(|| {
-            let mut q = vec![0; x.len()];
-            let mut scale = vec![0.0; x.len() / Q8_BLOCK];
-            let mut sum = vec![0.0; x.len() / Q8_GROUP];
-            let mut start = vec![0; x.len() / Q8_BLOCK * Q8_STARTS];
-            quantize_q8(level, &x, &mut q, &mut scale, &mut sum, &mut start);
-            (q, scale, sum, start)
+            let n_blocks = x.len() / Q8_BLOCK;
+            let mut r = Rounded {
+                q: vec![0; x.len()],
+                scale: vec![0.0; n_blocks],
+                sum: vec![0.0; x.len() / Q8_GROUP],
+                start: vec![0; n_blocks * Q8_STARTS],
+            };
+            quantize_q8(level, &x, &mut r.q, &mut r.scale, &mut r.sum, &mut r.start);
+            r
         });
         let n_rows = (RUN_BYTES / w.row_bytes()).clamp(1, w.n_rows());
         Weights {
@@ -133,11 +144,11 @@ impl<'m> Weights<'m> {
             self.next = 0;
         }
         let x = match &self.x_q8 {
-            Some((q, scale, sum, start)) => Input::Q8(Q8Rows {
-                q,
-                scale,
-                sum,
-                start,
+            Some(x) => Input::Q8(Q8Rows {
+                q: &x.q,
+                scale: &x.scale,
+                sum: &x.sum,
+                start: &x.start,
             }),
             None => Input::F32(&self.x),
         };
