@@ -22,7 +22,7 @@ use alloc::vec::Vec;
 use core::error::Error;
 use core::ops::ControlFlow;
 
-use tandem_engine::adapters::from_bundle;
+use tandem_engine::adapters::{Workers, from_bundle};
 use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
 use tandem_engine::{
     AdapterType, Composition, Model, Sampler, SamplerOptions, Serial, Session, SessionOptions,
@@ -78,7 +78,11 @@ fn answer() -> Result<(), Box<dyn Error>> {
     bundle.contents().check_base(&gguf)?;
     let parts = bundle.parts(COMPOSITION)?;
     let adapter_type = AdapterType::for_model(&model, false);
-    let packed = from_bundle(&model.config, &parts, adapter_type)?;
+    let workers = Workers {
+        level: cpu::level(),
+        pool: &Serial,
+    };
+    let packed = from_bundle(&model.config, &parts, adapter_type, workers)?;
     let packed: Vec<_> = packed
         .iter()
         .map(|(part, weight)| (part, *weight))

@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::tandem_status::{
     TANDEM_ARGUMENT, TANDEM_BUSY, TANDEM_CONTEXT, TANDEM_INTERNAL, TANDEM_MEMORY, TANDEM_MODEL,
 };
-use crate::adapters::from_bundle;
+use crate::adapters::{Workers, from_bundle};
 use crate::tokenizer::{ControlTokens, Tokenizer};
 use crate::{
     AdapterType, Composition, Model as Weights, PackedAdapter, Sampler, SamplerOptions, Session,
@@ -274,7 +274,11 @@ impl Runner {
             form = parts.composition.prompt.as_deref().map(str::to_string);
             let adapter_type = AdapterType::for_model(parsed.weights(), options.exact);
             let config = &parsed.weights().config;
-            Ok(from_bundle(config, &parts, adapter_type)?)
+            let workers = Workers {
+                level: options.level,
+                pool: &pool,
+            };
+            Ok(from_bundle(config, &parts, adapter_type, workers)?)
         })?;
         let sum = SumCell::try_new(packed, |packed| -> Result<_, Failure> {
             let parts = packed.borrow_dependent().iter();
