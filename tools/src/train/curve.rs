@@ -38,7 +38,14 @@ fn svg(course: &Course) -> Result<String, Box<dyn std::error::Error>> {
         .map(|(step, loss)| (*step as f64, f64::from(*loss)))
         .collect();
     let losses = || training.iter().chain(&validation).map(|(_, loss)| *loss);
-    let (low, high) = losses().fold((f64::INFINITY, 0.0), |(l, h), x| (x.min(l), x.max(h)));
+    let (low, high) = match losses().filter(|loss| loss.is_finite()).reduce(f64::min) {
+        Some(low) => (
+            low,
+            losses().filter(|loss| loss.is_finite()).fold(low, f64::max),
+        ),
+        // Without a loss there are axes. Plotters never ends on ranges without end.
+        None => (0.0, 1.0),
+    };
     let margin = 0.05 * (high - low).max(0.01);
     let end = (course.losses.len() as f64).max(1.0);
 
