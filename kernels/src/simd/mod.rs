@@ -153,6 +153,7 @@ struct Columns {
     q: *const i8,
     scale: *const f32,
     sum: *const f32,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for VNNI
     start: *const i32,
     /// Elements from one token to the next.
     n_cols: usize,
