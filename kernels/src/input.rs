@@ -35,7 +35,7 @@ pub struct Q8Rows<'a> {
     /// For each block `scale` times the sum of its 32 integers, then that of the last 16,
     /// `[n_tokens, n_cols / 32, 2]`.
     pub sum: &'a [f32],
-    /// [`INTEGER`]'s bits less 128 times the sum of each block's integers: of all 32, of the first
+    /// The bits of the float 1.5 times 2^23, less 128 times the sum of each block's integers: of all 32, of the first
     /// 16, of the last 16, `[n_tokens, n_cols / 32, 3]`. Products with weights that were made
     /// unsigned by adding 128 start there, and end as the bits of a float.
     pub start: &'a [i32],
