@@ -183,11 +183,11 @@ fn extreme_inputs_do_not_overflow() {
     for dtype in weight_types() {
         for x in [1.0_f32, -1.0] {
             // All integers are at the end of their range, with one sign.
-            check(dtype, 17, 512, 5, &vec![x * 127.0; 5 * 512], 0);
-            let alternating: Vec<_> = (0..5 * 512)
+            check(dtype, 17, 512, 11, &vec![x * 127.0; 11 * 512], 0);
+            let alternating: Vec<_> = (0..11 * 512)
                 .map(|i| if i % 2 == 0 { x } else { -x })
                 .collect();
-            check(dtype, 17, 512, 5, &alternating, 0);
+            check(dtype, 17, 512, 11, &alternating, 0);
         }
     }
 }
@@ -198,9 +198,9 @@ fn extreme_weights_do_not_overflow() {
     let block = [[0x00, 0x3c].as_slice(), &[0x80; 32]].concat();
     let bytes = block.repeat(17 * 8);
     let w = Matrix::new(DType::Q8_0, 17, 256, &bytes).unwrap();
-    let x = Rounded::new(&vec![-127.0; 5 * 256]);
+    let x = Rounded::new(&vec![-127.0; 11 * 256]);
     for level in Level::available() {
-        for y in run(level, &w, &x.input(), 5) {
+        for y in run(level, &w, &x.input(), 11) {
             assert_eq!(y, 128.0 * 127.0 * 256.0, "{}", level.name());
         }
     }

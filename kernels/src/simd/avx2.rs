@@ -3,7 +3,7 @@
 //! Products are of unsigned by signed bytes. AVX2 sums them in pairs to 16 bits, which must not
 //! saturate: unsigned weights below 128 are multiplied as they are; of signed ones the magnitude is,
 //! with an input that takes the sign over. VNNI sums four of them to 32 bits; signed weights get
-//! 128 added, which is taken off with the sums of the input that serve the minima.
+//! 128 added, which is taken off as for AVX-512.
 
 // Safety: see `Simd`. The intrinsics are unsafe here only for want of the features, which the
 // functions that these are inlined into have; pointers are read as far as the trait says.
@@ -16,7 +16,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use super::load::{Kind, Super};
 use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd};
 use crate::input::INTEGER;
-use crate::{Q8_BLOCK, Q8_GROUP, Q8_STARTS};
+use crate::{Q8_BLOCK, Q8_GROUP};
 
 /// What is added to signed integers for VNNI.
 const OFFSET: f32 = 128.0;
@@ -535,12 +535,8 @@ unsafe fn multiply_vnni<K: Kind, const N: usize>(
         for half in 0..if K::WIDE { 1 } else { 2 } {
             let mut sums = [[zero::<K>(); 2]; N];
             if K::OFFSET.is_some() {
-                let sum = if K::WIDE { 0 } else { 1 + half };
                 for i in 0..N {
-                    let start = x
-                        .start
-                        .add((i * (x.n_cols / Q8_BLOCK) + b) * Q8_STARTS + sum);
-                    sums[i] = [_mm256_set1_epi32(*start); 2];
+                    sums[i] = [_mm256_set1_epi32(x.start::<K>(i, b, half)); 2];
                 }
             }
             let n_steps = if K::WIDE { 8 } else { 4 };

@@ -1,7 +1,8 @@
 //! AVX-512 with VNNI: 64 bytes or 16 floats in a register.
 //!
-//! VNNI's product wants one unsigned side, so signed weights get 128 added, which is taken off
-//! with the sums of the input that serve the minima.
+//! VNNI's product wants one unsigned side, so signed weights get 128 added. That is taken off again
+//! with the sums of the input: products of formats without minima start from them, others have them
+//! in the minima's term.
 
 // Safety: see `Simd`. The intrinsics are unsafe here only for want of the features, which the
 // functions that these are inlined into have; pointers are read as far as the trait says.
@@ -14,7 +15,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use super::load::{Kind, Super};
 use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd};
 use crate::input::INTEGER;
-use crate::{Q8_BLOCK, Q8_GROUP, Q8_STARTS};
+use crate::{Q8_BLOCK, Q8_GROUP};
 
 pub(crate) struct Avx512;
 
@@ -328,12 +329,8 @@ unsafe fn multiply<K: Kind, const N: usize>(
             };
             let mut products = [[zero; 2]; N];
             if K::OFFSET.is_some() {
-                let sum = if K::WIDE { 0 } else { 1 + half };
                 for i in 0..N {
-                    let start = x
-                        .start
-                        .add((i * (x.n_cols / Q8_BLOCK) + b) * Q8_STARTS + sum);
-                    products[i] = [_mm512_set1_epi32(*start); 2];
+                    products[i] = [_mm512_set1_epi32(x.start::<K>(i, b, half)); 2];
                 }
             }
             let n_steps = if K::WIDE { 8 } else { 4 };

@@ -237,9 +237,9 @@ unsafe fn tile<S: Simd, F: Format>(
         // are whole when both are filled.
         let panels = unsafe {
             let p = panels.as_mut_ptr().cast::<Panel<S>>();
-            let (upper, lower) = rows.split_at(PANEL_ROWS);
-            fill::<S, F>(p, upper);
-            fill::<S, F>(p.add(1), lower);
+            for (i, rows) in rows.as_chunks().0.iter().enumerate() {
+                fill::<S, F>(p.add(i), rows);
+            }
             panels.assume_init_ref()
         };
         let n_blocks = (n_cols - c).min(SUPER) / Q8_BLOCK;
@@ -280,7 +280,7 @@ unsafe fn tile<S: Simd, F: Format>(
 /// As [`matmul_format`]; `p` is a panel to write, and each row points to the bytes of 256 readable
 /// weights.
 #[inline(always)]
-unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8]) {
+unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_ROWS]) {
     let is_centered = S::CENTERS && F::Kind::OFFSET.is_some();
     let has_min = F::Kind::HAS_MIN && !is_centered;
     // SAFETY: the fields are written through pointers into the panel, all of them before it is

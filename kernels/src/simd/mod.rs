@@ -23,6 +23,8 @@ mod plain;
 pub(crate) use plain::Plain;
 
 use crate::Q8_GROUP;
+#[cfg(target_arch = "x86_64")]
+use crate::{Q8_BLOCK, Q8_STARTS};
 use load::{Kind, Super};
 
 /// Weights read at once.
@@ -116,7 +118,7 @@ trait Simd: Lanes {
     unsafe fn transpose(m: &mut [Self::Floats; PANEL_ROWS]);
     /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panels' first `n_blocks` blocks of 32 columns,
     /// for `N` tokens whose outputs, 32 each, begin at `y`. Where `first` is set `y` is
-    /// overwritten instead. `N` is 1, 4 or, with [`Lanes::WIDE_TILE`], 6.
+    /// overwritten instead. `N` is 1, 4 or, with [`Lanes::WIDE_TILE`] and for wide kinds, 6.
     unsafe fn multiply<K: Kind, const N: usize>(
         panels: &[Panel<Self>; 2],
         x: Columns,
@@ -157,6 +159,22 @@ struct Columns {
     start: *const i32,
     /// Elements from one token to the next.
     n_cols: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Columns {
+    /// Where the products of token `i` with block `b` start, or with a half of it where the kind has
+    /// a scale for each.
+    #[inline(always)]
+    unsafe fn start<K: Kind>(&self, i: usize, b: usize, half: usize) -> i32 {
+        let sum = if K::WIDE { 0 } else { 1 + half };
+        // SAFETY: the caller's; the field is long enough for every block of the tokens.
+        unsafe {
+            *self
+                .start
+                .add((i * (self.n_cols / Q8_BLOCK) + b) * Q8_STARTS + sum)
+        }
+    }
 }
 
 /// Calls `$run!` with the level's [`Simd`] and its target features, or evaluates to `$scalar`.

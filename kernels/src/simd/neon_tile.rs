@@ -55,7 +55,10 @@ unsafe fn add_scaled<K: Kind, const EXTENSION: u8>(
     }
 }
 
+// The tiles are functions of their own, or every format would have a copy.
+
 /// Armv8.0: products along the rows, four rows at a time, whose sums are then brought together.
+#[inline(never)]
 pub(super) unsafe fn multiply<K: Kind, const N: usize>(
     panel: &Panel<Neon<BASE>>,
     x: Columns,
@@ -126,6 +129,7 @@ unsafe fn quad_16(w: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
 
 /// With `sdot`: four columns of four rows in a register, times four columns of a token.
 #[target_feature(enable = "neon,dotprod")]
+#[inline(never)]
 pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
     panel: &Panel<Neon<DOTPROD>>,
     x: Columns,
@@ -205,6 +209,7 @@ unsafe fn scaled_dotprod<K: Kind, const N: usize>(
 
 /// With `smmla`: eight columns of two rows in a register, times eight columns of two tokens.
 #[target_feature(enable = "neon,dotprod,i8mm")]
+#[inline(never)]
 pub(super) unsafe fn multiply_i8mm<K: Kind, const N: usize>(
     panel: &Panel<Neon<I8MM>>,
     x: Columns,
