@@ -4,7 +4,7 @@ use tandem_kernels::{
     Pool, SharedMatrix, attention, layer_norm, rms_norm, rms_norm_in_place, rope,
 };
 
-use crate::adapters::{LinearId, Module};
+use crate::adapters::LinearId;
 use crate::linear::Exec;
 use crate::scratch::{RopeTable, Scratch, TOKENS_PER_TASK};
 use crate::weights::{LayerWeights, Norm};
@@ -21,11 +21,6 @@ pub(crate) fn layer(
 ) {
     let n = n_tokens;
     let x = &mut s.x[..n * config.n_embd];
-    let delta = &mut s.delta[..n * config.n_embd];
-    let q = &mut s.q[..n * config.n_q()];
-    let k = &mut s.k[..n * config.n_kv()];
-    let v = &mut s.v[..n * config.n_kv()];
-    let up = &mut s.up[..n * config.n_ff];
     let window = config.local_attention(i).map(|local| local.window);
     let angles = if window.is_some() {
         &s.rope_local
@@ -33,36 +28,36 @@ pub(crate) fn layer(
         &s.rope
     };
 
-    let [w_q, w_k, w_v, w_o, w_gate, w_up, w_down] = [
-        (Module::Q, &w.q),
-        (Module::K, &w.k),
-        (Module::V, &w.v),
-        (Module::O, &w.o),
-        (Module::Gate, &w.gate),
-        (Module::Up, &w.up),
-        (Module::Down, &w.down),
-    ]
-    .map(|(module, linear)| exec.adapted(LinearId::Layer(i, module), linear));
+    let [w_q, w_k, w_v, w_o, w_gate, w_up, w_down] = w
+        .linears()
+        .map(|(module, linear)| exec.adapted(LinearId::Layer(i, module), linear));
     let ranks = &mut s.ranks;
 
     // x += o attention(rope(q h), rope(k h), v h) with h = norm(x)
     normalize(exec, config, &w.attn_norm, x, &mut s.h.f32);
     let h = s.h.input(exec, n, &[&w.q, &w.k, &w.v]);
+    let (q, k_v) = s.y.split_at_mut(n * config.n_q());
+    let (k, v) = k_v[..2 * n * config.n_kv()].split_at_mut(n * config.n_kv());
     exec.linears(h, [(w_q, &mut *q), (w_k, &mut *k), (w_v, &mut *v)], ranks);
     rotate(exec, config, &w.q_norm, angles, q, config.n_q());
     rotate(exec, config, &w.k_norm, angles, k, config.n_kv());
     kv.store(exec.light_pool(n), i, first, k, v);
     attend(exec, config, kv, (i, first, window), q, &mut s.attn.f32);
     let h = s.attn.input(exec, n, &[&w.o]);
+    let delta = &mut s.y[..n * config.n_embd];
     exec.linears(h, [(w_o, &mut *delta)], ranks);
     add(exec, config, w.post_attn_norm.as_ref(), x, delta);
 
     // x += down (activation(gate h) * (up h)) with h = norm(x)
     normalize(exec, config, &w.ffn_norm, x, &mut s.h.f32);
     let h = s.h.input(exec, n, &[&w.gate, &w.up]);
-    let gated = &mut s.gated.f32[..n * config.n_ff];
+    let (gated, up) = (
+        &mut s.gated.f32[..n * config.n_ff],
+        &mut s.y[..n * config.n_ff],
+    );
     exec.gated(h, config.activation, (w_gate, gated), (w_up, up), ranks);
     let h = s.gated.input(exec, n, &[&w.down]);
+    let delta = &mut s.y[..n * config.n_embd];
     exec.linears(h, [(w_down, &mut *delta)], ranks);
     add(exec, config, w.post_ffn_norm.as_ref(), x, delta);
 }

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use tandem_formats::{DType, Gguf, Tensor};
 use tandem_kernels::{Matrix, quant};
 
+use crate::adapters::Module;
 use crate::{Arch, Config, ModelError, NormKind};
 
 /// A model: hyperparameters and weights. It borrows the file's bytes and never changes.
@@ -66,6 +67,21 @@ pub struct LayerWeights<'a> {
     pub down: Linear<'a>,
     /// On the feed-forward network's output, before it is added.
     pub post_ffn_norm: Option<Norm>,
+}
+
+impl<'a> LayerWeights<'a> {
+    /// The linears, in the order of [`Module::ALL`].
+    pub fn linears(&self) -> [(Module, &Linear<'a>); 7] {
+        [
+            (Module::Q, &self.q),
+            (Module::K, &self.k),
+            (Module::V, &self.v),
+            (Module::O, &self.o),
+            (Module::Gate, &self.gate),
+            (Module::Up, &self.up),
+            (Module::Down, &self.down),
+        ]
+    }
 }
 
 /// `y = w x + bias`.

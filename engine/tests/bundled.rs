@@ -75,11 +75,11 @@ fn run(
     adapter_type: AdapterType,
     workers: Workers<'_>,
 ) -> PackedAdapter<'static> {
+    let members = adapters.iter().zip([0.5, -0.25, 1.5]).zip(0..);
     let parts = Parts {
         composition,
-        members: adapters.iter().zip([0.5, -0.25, 1.5]).collect(),
+        members: members.map(|((a, weight), sum)| (a, weight, sum)).collect(),
         merged: None,
-        checksums: (0..adapters.len() as u128).collect(),
         calibration: None,
     };
     let mut packed = from_bundle(base, &parts, adapter_type, workers).unwrap();
@@ -176,12 +176,16 @@ fn every_part_of_a_merge_counts_for_its_hash() {
         ..config()
     };
     let adapters = [1, 2].map(|seed| stored(&adapter(&base, 4, seed), DType::Q8_0));
-    let id = |composition: &Composition<'_>, weights: [f32; 2], sums: [u128; 2], kept| {
+    let id_of = |adapters: &[bundle::Adapter<'_>; 2],
+                 composition: &Composition<'_>,
+                 weights: [f32; 2],
+                 sums: [u128; 2],
+                 kept| {
+        let [a, b] = adapters;
         let parts = Parts {
             composition,
-            members: adapters.iter().zip(weights).collect(),
+            members: vec![(a, weights[0], sums[0]), (b, weights[1], sums[1])],
             merged: None,
-            checksums: sums.to_vec(),
             calibration: None,
         };
         let workers = Workers {
@@ -189,6 +193,18 @@ fn every_part_of_a_merge_counts_for_its_hash() {
             pool: &Serial,
         };
         from_bundle(&base, &parts, kept, workers).unwrap()[0].0.id()
+    };
+    let id = |composition: &Composition<'_>, weights, sums, kept| {
+        id_of(&adapters, composition, weights, sums, kept)
+    };
+    // The same bytes and the same product of the scales, divided otherwise.
+    let mut divided = adapters.clone();
+    divided[0].factors[0].scale *= 4.0;
+    divided[0].factors[0].b_scale /= 4.0;
+    let svd = |rank| {
+        let mut svd = composition(MergeMethod::Svd);
+        svd.merge.rank = Some(rank);
+        id(&svd, [0.5, 0.5], [1, 2], AdapterType::Q8)
     };
     let dare = composition(MergeMethod::DareLinear);
     let changed = |change: fn(&mut Merge)| {
@@ -205,11 +221,15 @@ fn every_part_of_a_merge_counts_for_its_hash() {
         id(&dare, [0.5, 0.5], [1, 3], AdapterType::Q8),
         id(&dare, [0.5, 0.5], [2, 1], AdapterType::Q8),
         id(&dare, [0.5, 0.5], [1, 2], AdapterType::Q4),
+        id_of(&divided, &dare, [0.5, 0.5], [1, 2], AdapterType::Q8),
+        svd(3),
+        svd(4),
     ];
+    let n = ids.len();
     assert_eq!(ids[0], changed(|_| {}));
     ids.sort_by_key(|id| id.0);
     ids.dedup();
-    assert_eq!(ids.len(), 8);
+    assert_eq!(ids.len(), n);
 }
 
 /// Fused tensors whose linears begin inside a tile of B.
@@ -239,9 +259,8 @@ fn rows_that_begin_inside_a_tile_are_used() {
         };
         let parts = Parts {
             composition: &composition,
-            members: vec![(&stored, 1.0)],
+            members: vec![(&stored, 1.0, 1)],
             merged: None,
-            checksums: vec![1],
             calibration: None,
         };
         let packed = from_bundle(&base, &parts, AdapterType::F32, workers).unwrap();

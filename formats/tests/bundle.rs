@@ -40,14 +40,18 @@ fn parts_are_those_of_the_composition() {
     let file = sample().to_vec().unwrap();
     let bundle = Bundle::parse(&file).unwrap();
     let both = bundle.parts("both").unwrap();
-    let members: Vec<_> = both.members.iter().map(|(a, w)| (&*a.name, *w)).collect();
+    let members: Vec<_> = both
+        .members
+        .iter()
+        .map(|(a, w, _)| (&*a.name, *w))
+        .collect();
     assert_eq!(members, [("one", 0.5), ("two", 0.5)]);
     assert_eq!(both.calibration.unwrap().name, "lcpp");
     assert!(both.merged.is_none());
 
     let dare = bundle.parts("dare").unwrap();
     assert!(dare.members.is_empty());
-    assert_eq!(dare.merged.unwrap().factors[0].rank, 2);
+    assert_eq!(dare.merged.unwrap().0.factors[0].rank, 2);
 
     let e = bundle.parts("neither").unwrap_err();
     assert_eq!(

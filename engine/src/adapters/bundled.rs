@@ -8,9 +8,7 @@ use alloc::vec::Vec;
 
 use tandem_formats::adapter::calibration::Parts as CalibrationParts;
 use tandem_formats::adapter::{Floats, Lora};
-use tandem_formats::bundle::{
-    self, CalibrationKind, Factors, MergeMethod as Method, Parts, low_rank_type,
-};
+use tandem_formats::bundle::{self, Factors, MergeMethod as Method, Parts, low_rank_type};
 use tandem_kernels::{DType, LOW_RANK_TILE, LowRank};
 
 use super::calibration::Kind;
@@ -19,6 +17,19 @@ use super::{
     Adapter, AdapterType, Calibration, CompositionError, ContentId, PackedAdapter, Panel, Workers,
 };
 use crate::Config;
+
+/// An adapter of a bundle alone, used where it lies; `checksum` is that of its section.
+///
+/// # Errors
+///
+/// Factors that do not fit the base.
+pub fn from_bundled_adapter<'a>(
+    base: &Config,
+    adapter: &bundle::Adapter<'a>,
+    checksum: u128,
+) -> Result<PackedAdapter<'a>, CompositionError> {
+    stored(base, adapter.dtype, &adapter.factors, checksum)
+}
 
 /// What a bundle's composition adds to the model, each part with its weight, for a
 /// [`Composition`](super::Composition).
@@ -37,23 +48,19 @@ pub fn from_bundle<'a>(
     adapter_type: AdapterType,
     workers: Workers<'_>,
 ) -> Result<Vec<(PackedAdapter<'a>, f32)>, CompositionError> {
-    let projection = parts
-        .calibration
-        .filter(|c| c.kind == CalibrationKind::Projection);
+    let projection = parts.calibration.filter(|c| c.kind == Kind::Projection);
     let mut packed = Vec::new();
-    let mut checksums = parts.checksums.iter().copied();
-    let mut next_checksum = || checksums.next().unwrap_or(0);
-    if let Some(merged) = parts.merged {
-        let merged = stored(base, merged.dtype, &merged.factors, next_checksum())?;
+    if let Some((merged, checksum)) = parts.merged {
+        let merged = stored(base, merged.dtype, &merged.factors, checksum)?;
         packed.push((merged, 1.0));
     } else if parts.composition.merge.method == Method::Cat && projection.is_none() {
-        for (adapter, weight) in &parts.members {
-            let adapter = stored(base, adapter.dtype, &adapter.factors, next_checksum())?;
+        for (adapter, weight, checksum) in &parts.members {
+            let adapter = stored(base, adapter.dtype, &adapter.factors, *checksum)?;
             packed.push((adapter, *weight));
         }
     } else if let Some(projection) = projection {
         let mut adapters = Vec::new();
-        for (adapter, _) in &parts.members {
+        for (adapter, ..) in &parts.members {
             adapters.push(Adapter::from_factors(
                 base,
                 adapter.dtype,
@@ -61,20 +68,14 @@ pub fn from_bundle<'a>(
             )?);
         }
         let adapters: Vec<&Adapter> = adapters.iter().collect();
-        let weights: Vec<f32> = parts.members.iter().map(|(_, weight)| *weight).collect();
+        let weights: Vec<f32> = parts.members.iter().map(|(_, weight, _)| *weight).collect();
         let one = calibration(base, projection)?.project(base, &adapters, &weights)?;
         packed.push((PackedAdapter::pack(base, &one, adapter_type)?, 1.0));
     } else {
         packed.push((merged(base, parts, adapter_type, workers)?, 1.0));
     }
     if let Some(term) = parts.calibration.filter(|_| projection.is_none()) {
-        let kind = match term.kind {
-            CalibrationKind::OutputBias => Kind::OutputBias,
-            CalibrationKind::WeightBias => Kind::WeightBias,
-            CalibrationKind::LowRank => Kind::LowRank,
-            CalibrationKind::Projection => Kind::Projection,
-        };
-        let term = calibration(base, term)?.pack(base, kind, adapter_type)?;
+        let term = calibration(base, term)?.pack(base, term.kind, adapter_type)?;
         packed.push((term, 1.0));
     }
     Ok(packed)
@@ -94,20 +95,8 @@ impl Adapter {
         let mut loras = Vec::new();
         for f in factors {
             let (a, b) = f.values(dtype).ok_or_else(|| misfit(base, f))?;
-            loras.push(Lora {
-                module: f.linear.to_string(),
-                a: Floats {
-                    n_rows: f.rank,
-                    n_cols: f.n_in,
-                    values: a,
-                },
-                b: Floats {
-                    n_rows: f.n_out,
-                    n_cols: f.rank,
-                    values: b,
-                },
-                scale: f.scale,
-            });
+            let shape = (f.n_out, f.rank, f.n_in);
+            loras.push(Lora::new(f.linear.to_string(), a, b, shape, f.scale));
         }
         Adapter::new(base, loras)
     }
@@ -132,14 +121,16 @@ fn merged(
     hasher.update(&how.seed.unwrap_or_default().to_le_bytes());
 
     let mut modules = Modules::new();
-    let members = parts.members.iter().zip(&parts.checksums);
-    for (i, ((adapter, weight), checksum)) in members.enumerate() {
+    for (i, (adapter, weight, checksum)) in parts.members.iter().enumerate() {
         let dtype = adapter.dtype;
         let own = stored(base, dtype, &adapter.factors, *checksum)?;
         hasher.update(&own.id().0);
         hasher.update(&weight.to_le_bytes());
         for f in &adapter.factors {
-            let layout = low_rank_type(dtype).filter(|_| f.n_bytes(dtype).is_some());
+            // The adapter's own hash has only their product.
+            hasher.update(&f.scale.to_le_bytes());
+            hasher.update(&f.b_scale.to_le_bytes());
+            let layout = low_rank_type(dtype);
             let b = layout.and_then(|layout| LowRank::new(layout, f.n_out, f.rank, &f.b));
             let member = Member {
                 i,
@@ -309,7 +300,7 @@ fn calibration(
         let mut parts = CalibrationParts::default();
         let mut floats = floats.into_iter();
         match stored.kind {
-            CalibrationKind::OutputBias | CalibrationKind::WeightBias => {
+            Kind::OutputBias | Kind::WeightBias => {
                 // A row there, a column here.
                 parts.p = floats.next().map(|p| Floats {
                     n_rows: p.n_cols,
@@ -317,8 +308,8 @@ fn calibration(
                     values: p.values,
                 });
             }
-            CalibrationKind::LowRank => (parts.p1, parts.p2) = (floats.next(), floats.next()),
-            CalibrationKind::Projection => parts.m = floats.next(),
+            Kind::LowRank => (parts.p1, parts.p2) = (floats.next(), floats.next()),
+            Kind::Projection => parts.m = floats.next(),
         }
         modules.insert(key, parts);
     }

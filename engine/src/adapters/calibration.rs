@@ -29,42 +29,7 @@ use super::{Adapter, AdapterType, CompositionError, LinearId, PackedAdapter};
 use crate::{Config, Level};
 
 /// What a calibration's parts mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A vector added to the output.
-    OutputBias,
-    /// A vector added to every column of the weights.
-    WeightBias,
-    /// A low-rank term.
-    LowRank,
-    /// A matrix between the adapters' factors.
-    Projection,
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Kind; 4] = [
-        Kind::OutputBias,
-        Kind::WeightBias,
-        Kind::LowRank,
-        Kind::Projection,
-    ];
-
-    /// The kind's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::OutputBias => "output_bias",
-            Kind::WeightBias => "weight_bias",
-            Kind::LowRank => "low_rank",
-            Kind::Projection => "projection",
-        }
-    }
-
-    /// The kind of this name.
-    pub fn from_name(name: &str) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-}
+pub use tandem_formats::bundle::CalibrationKind as Kind;
 
 /// Packs a calibration of any kind but [`Kind::Projection`], for which see [`project`]. Parts that
 /// hold for all layers are stored once.
@@ -329,20 +294,7 @@ pub(super) fn cat(name: &str, parts: &[(&Lora, f32)], scaled: bool) -> Lora {
             b.extend(lora.b.values[o * n..][..n].iter().map(|x| scale * x));
         }
     }
-    Lora {
-        module: name.to_string(),
-        a: Floats {
-            n_rows: rank,
-            n_cols: n_in,
-            values: a,
-        },
-        b: Floats {
-            n_rows: n_out,
-            n_cols: rank,
-            values: b,
-        },
-        scale: 1.0,
-    }
+    Lora::new(name.to_string(), a, b, (n_out, rank, n_in), 1.0)
 }
 
 /// `b := b m`.

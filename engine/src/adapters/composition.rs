@@ -9,7 +9,7 @@ use tandem_kernels::{LowRank, Matrix, quant};
 
 use super::{CompositionError, ContentId, LinearId, Module, PackedAdapter};
 use crate::Config;
-use crate::rank_pass::{Ranks, n_ranks};
+use crate::rank_pass::n_ranks;
 
 /// The most adapters and calibrations in one composition.
 const MAX_PARTS: usize = 64;
@@ -170,12 +170,6 @@ impl<'a> Composition<'a> {
         let biases = self.terms.iter().flat_map(|t| &t.biases);
         let n_segments: usize = segments.map(|s| s.a.n_bytes() + s.b.data().len()).sum();
         n_segments + biases.map(|(bias, _)| 4 * bias.len()).sum::<usize>()
-    }
-
-    /// Bytes that a session allocates for it, see
-    /// [`Session::set_composition`](crate::Session::set_composition).
-    pub fn scratch_bytes(&self, n_batch: usize) -> usize {
-        Ranks::n_bytes(n_batch, self.max_ranks())
     }
 
     /// The hyperparameters of the model it is for.

@@ -264,7 +264,8 @@ fn reorder(
     from: impl Fn(usize) -> usize,
 ) {
     let is_turned = name.ends_with("attn_q") || name.ends_with("attn_k");
-    if config.arch != Arch::Llama || !is_turned {
+    // A matrix without columns, which its user refuses, has nothing to turn.
+    if config.arch != Arch::Llama || !is_turned || n_cols == 0 {
         return;
     }
     let mut head = vec![0.0; config.head_dim * n_cols];

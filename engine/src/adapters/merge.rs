@@ -198,20 +198,7 @@ impl<'a> Member<'a> {
         let (mut a, mut b) = (Vec::new(), Vec::new());
         self.a.decode(level, rank * n_in, &mut a);
         self.b.decode(level, n_out * rank, &mut b);
-        Lora {
-            module: String::new(),
-            a: Floats {
-                n_rows: rank,
-                n_cols: n_in,
-                values: a,
-            },
-            b: Floats {
-                n_rows: n_out,
-                n_cols: rank,
-                values: b,
-            },
-            scale: self.scale,
-        }
+        Lora::new(String::new(), a, b, self.shape, self.scale)
     }
 }
 
@@ -245,7 +232,7 @@ pub(super) fn merge_modules<T: Send>(
     if !shapes.all(|(n_out, rank, n_in)| {
         is_countable(rank, n_in.max(n_out)) && (!options.dense || is_countable(n_out, n_in))
     }) {
-        return refuse("matrices of more than 2^32 values are not merged");
+        return refuse("matrices of 2^32 values or more are not merged");
     }
     let modules: Vec<_> = modules.iter().collect();
     let mut results: Vec<Option<Result<T, CompositionError>>> = Vec::new();

@@ -25,7 +25,7 @@ mod packed;
 mod svd;
 
 pub use adapter::Adapter;
-pub use bundled::from_bundle;
+pub use bundled::{from_bundle, from_bundled_adapter};
 pub use calibration::Calibration;
 pub use composition::Composition;
 pub(crate) use composition::{LinearTerms, Segment};

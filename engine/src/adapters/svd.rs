@@ -57,6 +57,7 @@ pub(super) fn cut_product(lora: &Lora, rank: usize) -> Option<(Floats, Floats)> 
 /// are nearly equal, else the best.
 pub(super) fn cut_dense(x: &Floats, rank: usize) -> Option<(Floats, Floats)> {
     let x = matrix(x);
+    let rank = rank.min(x.nrows()).min(x.ncols());
     let n_kept = 2 * rank + OVERSAMPLING;
     if n_kept >= x.nrows().min(x.ncols()) {
         let (b, a) = cut(x, rank)?;

@@ -383,11 +383,7 @@ fn check_calibration(calibration: &Calibration<'_>) -> Result<(), BundleError> {
         }
         let tensors = calibration.kind.tensors().iter();
         for (m, tensor) in correction.matrices.iter().zip(tensors) {
-            let is_known = match m.dtype {
-                DType::F32 | DType::F16 => true,
-                DType::Q8_0 => calibration.kind.may_be_rounded(tensor),
-                _ => false,
-            };
+            let is_known = calibration.kind.stores(tensor, m.dtype);
             let n_bytes = m
                 .dtype
                 .row_bytes(m.n_cols)

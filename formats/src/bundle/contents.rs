@@ -162,9 +162,14 @@ impl CalibrationKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether the tensor of this name may be stored in Q8_0: what is multiplied with a rounded input.
-    pub fn may_be_rounded(self, tensor: &str) -> bool {
-        self == CalibrationKind::LowRank && tensor == "p1"
+    /// Whether the tensor of this name may be stored as `dtype`; Q8_0 is for what meets a rounded
+    /// input.
+    pub fn stores(self, tensor: &str, dtype: DType) -> bool {
+        match dtype {
+            DType::F32 | DType::F16 => true,
+            DType::Q8_0 => self == CalibrationKind::LowRank && tensor == "p1",
+            _ => false,
+        }
     }
 
     /// The names of a correction's tensors, in the order of [`Correction::matrices`].
@@ -195,7 +200,7 @@ pub struct Matrix<'a> {
     pub n_rows: usize,
     /// Elements of a row.
     pub n_cols: usize,
-    /// F32 or F16; Q8_0 where [`CalibrationKind::may_be_rounded`] says so.
+    /// One that [`CalibrationKind::stores`].
     pub dtype: DType,
     /// The elements, little-endian.
     pub data: Cow<'a, [u8]>,

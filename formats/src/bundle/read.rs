@@ -119,8 +119,8 @@ fn check_header(bytes: &[u8], gguf: &Gguf<'_>) -> Result<(), BundleError> {
 struct Reader<'g, 'a> {
     gguf: &'g Gguf<'a>,
     keys: BTreeSet<String>,
-    /// The section of each tensor that was read.
-    tensors: BTreeMap<&'a str, usize>,
+    /// The section of each tensor that was read, and its place among all that were.
+    tensors: BTreeMap<&'a str, (usize, usize)>,
     /// The sections begun: kind and name.
     names: Vec<(&'static str, &'a str)>,
 }
@@ -259,16 +259,11 @@ impl<'g, 'a> Reader<'g, 'a> {
             let mut matrices = Vec::new();
             for tensor in kind.tensors() {
                 let t = self.tensor(tensor_name("calibration", name, module, tensor))?;
-                let wanted = match kind.may_be_rounded(tensor) {
+                let wanted = match kind.stores(tensor, DType::Q8_0) {
                     true => "F32, F16 or Q8_0",
                     false => "F32 or F16",
                 };
-                let is_known = match t.dtype {
-                    DType::F32 | DType::F16 => true,
-                    DType::Q8_0 => kind.may_be_rounded(tensor),
-                    _ => false,
-                };
-                check_type(t, is_known, wanted)?;
+                check_type(t, kind.stores(tensor, t.dtype), wanted)?;
                 check_shape(t, [0, 0])?;
                 matrices.push(Matrix {
                     n_rows: t.n_rows(),
@@ -427,8 +422,8 @@ impl<'g, 'a> Reader<'g, 'a> {
             .gguf
             .tensor(&name)
             .ok_or(BundleError::MissingTensor { name })?;
-        let section = self.names.len().saturating_sub(1);
-        self.tensors.insert(tensor.name, section);
+        let place = (self.names.len().saturating_sub(1), self.tensors.len());
+        self.tensors.insert(tensor.name, place);
         Ok(tensor)
     }
 
@@ -453,15 +448,18 @@ impl<'g, 'a> Reader<'g, 'a> {
     fn sections(&self, bytes: &'a [u8]) -> Result<Vec<Section<'a>>, BundleError> {
         let mut starts = Vec::with_capacity(self.names.len() + 1);
         let mut last_end = 0;
-        for t in self.gguf.tensors() {
+        for (i, t) in self.gguf.tensors().iter().enumerate() {
             let start = offset_in(bytes, t.data);
-            let section = self.tensors.get(t.name).copied();
-            let section = section.unwrap_or(self.names.len());
-            // Each section begins once, after the one before it.
+            let last = (self.names.len(), self.tensors.len());
+            let (section, place) = self.tensors.get(t.name).copied().unwrap_or(last);
+            // Each section begins once, after the one before it. Its checksum stands for its
+            // tensors, so their order and places follow from the keys.
             if section == starts.len() {
                 starts.push(start);
             }
-            if start < last_end || section.saturating_add(1) != starts.len() {
+            let gap = start.checked_sub(last_end).filter(|_| i > 0);
+            let is_next = i == 0 || gap.is_some_and(|gap| gap < self.gguf.alignment());
+            if !is_next || place != i || section.saturating_add(1) != starts.len() {
                 let name = t.name.to_string();
                 return Err(BundleError::TensorOrder { name });
             }

@@ -49,13 +49,11 @@ pub(super) fn hash(bytes: &[u8]) -> u128 {
 pub struct Parts<'b, 'a> {
     /// The composition.
     pub composition: &'b Composition<'a>,
-    /// Its adapters and their weights; none where the merge is stored.
-    pub members: Vec<(&'b Adapter<'a>, f32)>,
-    /// The stored merge.
-    pub merged: Option<&'b MergedFactors<'a>>,
-    /// The checksum of each member's section, or that of the stored merge's: it tells their
-    /// matrices apart without another look at them.
-    pub checksums: Vec<u128>,
+    /// Its adapters and their weights, none where the merge is stored; and the checksum of each
+    /// one's section, which tells its matrices from others without another look at them.
+    pub members: Vec<(&'b Adapter<'a>, f32, u128)>,
+    /// The stored merge, and the checksum of its section.
+    pub merged: Option<(&'b MergedFactors<'a>, u128)>,
     /// Its calibration.
     pub calibration: Option<&'b Calibration<'a>>,
 }
@@ -68,14 +66,13 @@ impl<'a> Bundle<'a> {
     /// [`BundleError::NoSuch`]; [`BundleError::Damaged`] where a checksum does not agree.
     pub fn parts(&self, name: &str) -> Result<Parts<'_, 'a>, BundleError> {
         let composition = self.contents.composition(name)?;
-        let merged = composition.merged.as_ref();
-        let (mut members, mut checksums) = (Vec::new(), Vec::new());
-        match merged {
-            Some(_) => checksums.push(self.verify_section("composition", name)?),
+        let (mut members, mut merged) = (Vec::new(), None);
+        match &composition.merged {
+            Some(stored) => merged = Some((stored, self.verify_section("composition", name)?)),
             None => {
                 for Member { adapter, weight } in &composition.members {
-                    members.push((self.contents.adapter(adapter)?, *weight));
-                    checksums.push(self.verify_section("adapter", adapter)?);
+                    let (adapter, checksum) = self.adapter(adapter)?;
+                    members.push((adapter, *weight, checksum));
                 }
             }
         }
@@ -87,7 +84,6 @@ impl<'a> Bundle<'a> {
             composition,
             members,
             merged,
-            checksums,
             calibration,
         })
     }
