@@ -7,9 +7,10 @@
  * from it live on. A handle is a number, not an address: one that was freed, is of another kind or
  * was made up gives TANDEM_HANDLE.
  *
- * Every function may be called from any thread, at any time. A session runs one generation at a
- * time: another call meanwhile, from the callback too, gives TANDEM_BUSY; sessions of their own run
- * side by side. tandem_cancel is for other threads. A thread that calls needs 512 KiB of stack.
+ * Every function may be called from any thread, at any time, but not from a signal handler. A session
+ * runs one generation at a time: another tandem_generate meanwhile, from the callback too, gives
+ * TANDEM_BUSY; sessions of their own run side by side. tandem_cancel is for other threads. A thread
+ * that calls needs 512 KiB of stack.
  *
  * Texts that go in as a path, a name or a level end with a zero, others have a length and need not.
  * Texts that come out end with a zero, and belong to the library. What points to memory is NULL only
@@ -33,7 +34,7 @@ typedef enum tandem_status {
   TANDEM_ARGUMENT = 1,
   // A handle that was freed, is of another kind or never was one.
   TANDEM_HANDLE = 2,
-  // The session is at work in another call.
+  // The session is at work in another `tandem_generate`.
   TANDEM_BUSY = 3,
   // A file cannot be opened.
   TANDEM_IO = 4,
@@ -41,7 +42,8 @@ typedef enum tandem_status {
   TANDEM_MODEL = 5,
   // The file is no bundle, damaged, or for another model; or there is no such composition.
   TANDEM_BUNDLE = 6,
-  // The text is not UTF-8, or the model cannot express it.
+  // A text is not UTF-8 or cannot be expressed in the model's tokens, or the chat template cannot
+  // be read or refuses it.
   TANDEM_TEXT = 7,
   // The prompt does not fit the context.
   TANDEM_CONTEXT = 8,
@@ -94,7 +96,8 @@ typedef struct tandem_generate_options {
   // The most tokens to generate. Default: 256.
   uint32_t max_tokens;
   // 1 takes the text as it is, special tokens in it included, instead of as the input of the
-  // composition's prompt or as a user's message in the model's chat template. Default: 0.
+  // composition's prompt or as a user's message in the model's chat template (a model that has
+  // none takes every text as it is). Default: 0.
   uint32_t raw;
   // Seed of the random numbers: the same one gives the same text. Default: by the clock.
   uint64_t seed;
@@ -156,7 +159,7 @@ enum tandem_status tandem_model_open(const char *path, struct tandem_model **mod
 
 // Opens a model that lies in memory, a GGUF file of `n_bytes`, and sets `model`, to NULL on a
 // failure. The bytes are used where they are: they must stay, unchanged, until the model and all
-// sessions made from it are freed.
+// sessions made from it are freed and every call that was given one of them has returned.
 //
 // `bytes` are `n_bytes` that stay as said, `model` can be written to.
 enum tandem_status tandem_model_open_memory(const void *bytes,
@@ -166,11 +169,11 @@ enum tandem_status tandem_model_open_memory(const void *bytes,
 // Frees a model; NULL is none. Sessions made from it keep what they need.
 enum tandem_status tandem_model_free(struct tandem_model *model);
 
-// Turns a text into token ids, BOS included where the model wants one. The texts of control tokens
-// in it become these tokens where `parse_special` is not 0. At most `capacity` ids are written to
+// Turns a text into token ids, with BOS before and EOS after it where the model wants them. The
+// texts of control tokens in it become these tokens where `parse_special` is not 0. At most `capacity` ids are written to
 // `ids`; `n_ids` is set to how many there are, which may be more: call again with more room then.
 //
-// `text` are `n_bytes` bytes, `ids` has room for `capacity` ids (it may be NULL where that is 0),
+// `text` are `n_bytes` bytes that do not change meanwhile, `ids` has room for `capacity` ids (it may be NULL where that is 0),
 // `n_ids` can be written to.
 enum tandem_status tandem_tokenize(const struct tandem_model *model,
                                    const char *text,
@@ -188,7 +191,7 @@ enum tandem_status tandem_bundle_open(const char *path, struct tandem_bundle **b
 
 // Opens a bundle that lies in memory, and sets `bundle`, to NULL on a failure. The bytes are used
 // where they are: they must stay, unchanged, until the bundle and all sessions made with it are
-// freed.
+// freed and every call that was given one of them has returned.
 //
 // `bytes` are `n_bytes` that stay as said, `bundle` can be written to.
 enum tandem_status tandem_bundle_open_memory(const void *bytes,
@@ -214,15 +217,16 @@ void tandem_session_defaults(struct tandem_session_options *options);
 // NULL for the model alone; otherwise the bundle must be for the model, and is checked. `options`
 // NULL is the defaults. To switch compositions, make a session for each.
 //
-// `composition` and the level in `options` end with zeros, `session` can be written to.
+// `composition` and the level in `options` are NULL or end with zeros, `options` is NULL or can be
+// read, `session` can be written to.
 enum tandem_status tandem_session_new(const struct tandem_model *model,
                                       const struct tandem_bundle *bundle,
                                       const char *composition,
                                       const struct tandem_session_options *options,
                                       struct tandem_session **session);
 
-// Frees a session; NULL is none. A generation that is at work goes on to its end: `tandem_cancel`
-// stops it.
+// Frees a session; NULL is none. A generation that is at work in it goes on to its end, with the
+// memory it needs; `tandem_cancel`, called before, stops it.
 enum tandem_status tandem_session_free(struct tandem_session *session);
 
 // Fills in the defaults.
@@ -232,11 +236,11 @@ void tandem_generate_defaults(struct tandem_generate_options *options);
 
 // Answers a text, or continues it where `options` say raw, and gives the new text to `on_text`
 // piece by piece, with `user`. It begins a new conversation each time; what of the prompt is the
-// same as the last time is not evaluated again. `options` NULL is the defaults; `result` may be
-// NULL. A cancelled generation is no failure.
+// same as the last time is not evaluated again. `options` NULL is the defaults; `result`, which may
+// be NULL, is set where the call is `TANDEM_OK`. A cancelled generation is no failure.
 //
-// `text` are `n_bytes` bytes, `options` and `result` are as declared, `on_text` keeps the rules of
-// its type.
+// `text` are `n_bytes` bytes that do not change meanwhile, `options` can be read and `result`
+// written to unless they are NULL, `on_text` keeps the rules of its type.
 enum tandem_status tandem_generate(const struct tandem_session *session,
                                    const char *text,
                                    size_t n_bytes,

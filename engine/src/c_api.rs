@@ -13,12 +13,12 @@ mod failure;
 mod handles;
 mod objects;
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::format;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 use std::vec::Vec;
 
@@ -41,7 +41,7 @@ pub enum tandem_status {
     TANDEM_ARGUMENT = 1,
     /// A handle that was freed, is of another kind or never was one.
     TANDEM_HANDLE = 2,
-    /// The session is at work in another call.
+    /// The session is at work in another `tandem_generate`.
     TANDEM_BUSY = 3,
     /// A file cannot be opened.
     TANDEM_IO = 4,
@@ -49,7 +49,8 @@ pub enum tandem_status {
     TANDEM_MODEL = 5,
     /// The file is no bundle, damaged, or for another model; or there is no such composition.
     TANDEM_BUNDLE = 6,
-    /// The text is not UTF-8, or the model cannot express it.
+    /// A text is not UTF-8 or cannot be expressed in the model's tokens, or the chat template cannot
+    /// be read or refuses it.
     TANDEM_TEXT = 7,
     /// The prompt does not fit the context.
     TANDEM_CONTEXT = 8,
@@ -114,7 +115,8 @@ pub struct tandem_generate_options {
     /// The most tokens to generate. Default: 256.
     pub max_tokens: u32,
     /// 1 takes the text as it is, special tokens in it included, instead of as the input of the
-    /// composition's prompt or as a user's message in the model's chat template. Default: 0.
+    /// composition's prompt or as a user's message in the model's chat template (a model that has
+    /// none takes every text as it is). Default: 0.
     pub raw: u32,
     /// Seed of the random numbers: the same one gives the same text. Default: by the clock.
     pub seed: u64,
@@ -167,12 +169,9 @@ pub extern "C" fn tandem_version() -> *const c_char {
 /// what sessions run on that ask for nothing else.
 #[unsafe(no_mangle)]
 pub extern "C" fn tandem_level() -> *const c_char {
-    let name = Level::detect().name();
-    let names = [
-        c"scalar", c"avx2", c"avxvnni", c"avx512", c"neon", c"dotprod", c"i8mm",
-    ];
-    let known = names.into_iter().find(|n| n.to_bytes() == name.as_bytes());
-    known.unwrap_or(c"scalar").as_ptr()
+    static NAME: OnceLock<CString> = OnceLock::new();
+    NAME.get_or_init(|| CString::new(Level::detect().name()).unwrap_or_default())
+        .as_ptr()
 }
 
 /// The message of the last call that failed on this thread, in English, "" where none has. It stays
@@ -206,7 +205,7 @@ pub unsafe extern "C" fn tandem_model_open(
 
 /// Opens a model that lies in memory, a GGUF file of `n_bytes`, and sets `model`, to NULL on a
 /// failure. The bytes are used where they are: they must stay, unchanged, until the model and all
-/// sessions made from it are freed.
+/// sessions made from it are freed and every call that was given one of them has returned.
 ///
 /// # Safety
 ///
@@ -231,13 +230,13 @@ pub extern "C" fn tandem_model_free(model: *mut tandem_model) -> tandem_status {
     call(|| handles::remove::<Model, _>(model))
 }
 
-/// Turns a text into token ids, BOS included where the model wants one. The texts of control tokens
-/// in it become these tokens where `parse_special` is not 0. At most `capacity` ids are written to
+/// Turns a text into token ids, with BOS before and EOS after it where the model wants them. The
+/// texts of control tokens in it become these tokens where `parse_special` is not 0. At most `capacity` ids are written to
 /// `ids`; `n_ids` is set to how many there are, which may be more: call again with more room then.
 ///
 /// # Safety
 ///
-/// `text` are `n_bytes` bytes, `ids` has room for `capacity` ids (it may be NULL where that is 0),
+/// `text` are `n_bytes` bytes that do not change meanwhile, `ids` has room for `capacity` ids (it may be NULL where that is 0),
 /// `n_ids` can be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tandem_tokenize(
@@ -298,7 +297,7 @@ pub unsafe extern "C" fn tandem_bundle_open(
 
 /// Opens a bundle that lies in memory, and sets `bundle`, to NULL on a failure. The bytes are used
 /// where they are: they must stay, unchanged, until the bundle and all sessions made with it are
-/// freed.
+/// freed and every call that was given one of them has returned.
 ///
 /// # Safety
 ///
@@ -346,7 +345,7 @@ pub extern "C" fn tandem_bundle_composition(
     call(|| {
         let bundle: Arc<OpenBundle> = handles::get(bundle)?;
         let found = bundle.names().get(index);
-        let no_such = || Failure::new(TANDEM_ARGUMENT, "the bundle has fewer compositions");
+        let no_such = || argument("the bundle has fewer compositions");
         name = found.ok_or_else(no_such)?.as_ptr();
         Ok(())
     });
@@ -381,7 +380,8 @@ const SESSION_DEFAULTS: tandem_session_options = tandem_session_options {
 ///
 /// # Safety
 ///
-/// `composition` and the level in `options` end with zeros, `session` can be written to.
+/// `composition` and the level in `options` are NULL or end with zeros, `options` is NULL or can be
+/// read, `session` can be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tandem_session_new(
     model: *const tandem_model,
@@ -431,8 +431,8 @@ pub unsafe extern "C" fn tandem_session_new(
     })
 }
 
-/// Frees a session; NULL is none. A generation that is at work goes on to its end: `tandem_cancel`
-/// stops it.
+/// Frees a session; NULL is none. A generation that is at work in it goes on to its end, with the
+/// memory it needs; `tandem_cancel`, called before, stops it.
 #[unsafe(no_mangle)]
 pub extern "C" fn tandem_session_free(session: *mut tandem_session) -> tandem_status {
     call(|| handles::remove::<Runner, _>(session))
@@ -471,13 +471,13 @@ fn generate_defaults() -> tandem_generate_options {
 
 /// Answers a text, or continues it where `options` say raw, and gives the new text to `on_text`
 /// piece by piece, with `user`. It begins a new conversation each time; what of the prompt is the
-/// same as the last time is not evaluated again. `options` NULL is the defaults; `result` may be
-/// NULL. A cancelled generation is no failure.
+/// same as the last time is not evaluated again. `options` NULL is the defaults; `result`, which may
+/// be NULL, is set where the call is `TANDEM_OK`. A cancelled generation is no failure.
 ///
 /// # Safety
 ///
-/// `text` are `n_bytes` bytes, `options` and `result` are as declared, `on_text` keeps the rules of
-/// its type.
+/// `text` are `n_bytes` bytes that do not change meanwhile, `options` can be read and `result`
+/// written to unless they are NULL, `on_text` keeps the rules of its type.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tandem_generate(
     session: *const tandem_session,

@@ -131,6 +131,15 @@ pub enum SessionError {
         /// Bytes that were asked for at once.
         n_bytes: usize,
     },
+    /// The machine has less free memory than the session would take.
+    TooLarge {
+        /// Positions of the context.
+        n_ctx: usize,
+        /// Bytes that it would take.
+        needed: usize,
+        /// Bytes that are free.
+        free: usize,
+    },
     /// No tokens were given.
     Empty,
     /// The tokens do not fit into the context any more.
@@ -158,6 +167,16 @@ impl fmt::Display for SessionError {
             SessionError::OutOfMemory { n_bytes } => {
                 write!(f, "cannot allocate {n_bytes} bytes for the session")
             }
+            SessionError::TooLarge {
+                n_ctx,
+                needed,
+                free,
+            } => write!(
+                f,
+                "a context of {n_ctx} tokens needs {} MB, of which {} MB are free",
+                needed / 1_000_000,
+                free / 1_000_000
+            ),
             SessionError::Empty => write!(f, "there are no tokens to evaluate"),
             SessionError::ContextFull {
                 n_ctx,

@@ -45,7 +45,7 @@ pub use kv_cache::KvCache;
 #[cfg(feature = "std")]
 pub use memory::free_memory;
 pub use sampler::{MAX_PENALTY_WINDOW, Sampler, SamplerOptions, argmax};
-pub use session::{Memory, Session, SessionOptions};
+pub use session::{MAX_BATCH, Memory, Session, SessionOptions};
 #[cfg(feature = "std")]
 pub use tandem_kernels::ThreadPool;
 pub use tandem_kernels::{DType, Level, Pool, Serial};

@@ -38,6 +38,14 @@ const TASKS_PER_THREAD: usize = 8;
 /// The fewest rows of a task: a multiple of every kernel's rows at once.
 const MIN_ROWS: usize = 32;
 
+/// Rows per task for linears of `n_rows` in all, the largest of `max_rows`, on `n_threads`.
+pub(crate) fn rows_per_task(n_threads: usize, n_rows: usize, max_rows: usize) -> usize {
+    n_rows
+        .div_ceil(n_threads * TASKS_PER_THREAD)
+        .max(max_rows.div_ceil(SharedMatrix::<f32>::MAX_TILES))
+        .next_multiple_of(MIN_ROWS)
+}
+
 impl<'a> Exec<'a> {
     /// The linear with what the composition adds to it.
     pub(crate) fn adapted<'b>(&self, id: LinearId, linear: &'b Linear<'b>) -> Adapted<'b>
@@ -62,15 +70,6 @@ impl<'a> Exec<'a> {
         }
     }
 
-    /// Rows per task for linears of `n_rows` in all, the largest of `max_rows`.
-    fn rows_per_task(&self, n_rows: usize, max_rows: usize) -> usize {
-        let n_tasks = self.pool.n_threads() * TASKS_PER_THREAD;
-        n_rows
-            .div_ceil(n_tasks)
-            .max(max_rows.div_ceil(SharedMatrix::<f32>::MAX_TILES))
-            .next_multiple_of(MIN_ROWS)
-    }
-
     /// `y_i = x w_i^T + bias_i`, and the composition's terms, for several linears of the same
     /// input; `y_i` `[n_tokens, n_out_i]`.
     pub(crate) fn linears<const N: usize>(
@@ -82,7 +81,7 @@ impl<'a> Exec<'a> {
         let n_rows = |job: &Adapted<'_>| job.linear.w.n_rows();
         let total = jobs.iter().map(|(l, _)| n_rows(l)).sum();
         let max = jobs.iter().map(|(l, _)| n_rows(l)).max().unwrap_or(1);
-        let task_rows = self.rows_per_task(total, max);
+        let task_rows = rows_per_task(self.pool.n_threads(), total, max);
         let linears = jobs.each_ref().map(|(linear, _)| *linear);
         let n_tokens = jobs.first().map_or(0, |(l, y)| y.len() / n_rows(l));
         let y = jobs.map(|(linear, y)| SharedMatrix::new(y, n_rows(&linear), n_tokens, task_rows));
@@ -112,7 +111,7 @@ impl<'a> Exec<'a> {
     ) {
         let n_ff = gate_w.linear.w.n_rows();
         let n_tokens = y.len() / n_ff;
-        let task_rows = self.rows_per_task(n_ff, n_ff);
+        let task_rows = rows_per_task(self.pool.n_threads(), n_ff, n_ff);
         let y = SharedMatrix::new(y, n_ff, n_tokens, task_rows);
         let up = SharedMatrix::new(up, n_ff, n_tokens, task_rows);
         let ranks = RankPass::new(self, x, [gate_w, up_w], n_tokens, ranks);

@@ -1,7 +1,6 @@
 //! Memory of the machine.
 
-/// Bytes of memory that the system could give, where it tells. What is wanted is better compared
-/// with this than just taken: a system that overcommits would give it and kill the process later.
+/// Bytes of memory that the system could give, where it tells.
 pub fn free_memory() -> Option<usize> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo

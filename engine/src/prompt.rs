@@ -161,7 +161,12 @@ impl<'a> Hidden<'a> {
         contents: impl Iterator<Item = &'a str>,
     ) -> Result<Hidden<'a>, PromptError> {
         let control = (0..vocab.n_tokens() as u32)
-            .filter(|id| vocab.kind(*id) == Some(TokenKind::Control))
+            .filter(|id| {
+                matches!(
+                    vocab.kind(*id),
+                    Some(TokenKind::Control | TokenKind::Unknown)
+                )
+            })
             .filter_map(|id| vocab.token_text(id))
             .filter(|text| !text.is_empty());
         let hide = Hide::new(control)?;
@@ -221,17 +226,18 @@ impl Hide {
         let mut out = String::new();
         let mut end = 0;
         for found in self.0.find_iter(content) {
-            // A token's text need not be whole characters; such a one is no text of a message.
-            let parts = content
-                .get(end..found.start())
-                .zip(content.get(found.range()));
-            let Some((before, hidden)) = parts else {
-                continue;
-            };
-            out.push_str(before);
-            out.push_str(&format!("{MARK}{}{MARK}", texts.len()));
-            texts.push(hidden);
-            end = found.end();
+            // A token's text need not be whole characters: all that it touches is hidden. The last
+            // one may have hidden the first of these characters already.
+            let from = content.floor_char_boundary(found.start()).max(end);
+            let to = content.ceil_char_boundary(found.end());
+            if let (Some(before), Some(hidden)) = (content.get(end..from), content.get(from..to))
+                && !hidden.is_empty()
+            {
+                out.push_str(before);
+                out.push_str(&format!("{MARK}{}{MARK}", texts.len()));
+                texts.push(hidden);
+                end = to;
+            }
         }
         out.push_str(content.get(end..).unwrap_or_default());
         out
@@ -322,5 +328,23 @@ mod tests {
             }
         }
         assert_eq!(back, content);
+    }
+
+    #[test]
+    fn hides_whole_characters() {
+        // The last byte of "é" (c3 a9) and its first, and bytes across two characters.
+        let control: [&[u8]; 3] = [b"\xa9>", b"<\xc3", b"\x82\xe2\x82"];
+        let hide = Hide::new(control.into_iter()).unwrap();
+        for (content, wanted) in [
+            ("aé>b", &["é>"][..]),
+            ("a<éb", &["<é"]),
+            ("<é>", &["<é", ">"]),
+            ("a\u{20a2}\u{2082}", &[]),
+            ("a\u{2082}\u{20ac}b", &["\u{2082}\u{20ac}"]),
+        ] {
+            let mut texts = Vec::new();
+            hide.hide(content, &mut texts);
+            assert_eq!(texts, wanted, "{content}");
+        }
     }
 }

@@ -19,20 +19,14 @@ pub(crate) struct Scratch {
     pub x: Vec<f32>,
     /// The normalized residual stream, `[n_batch, n_embd]`.
     pub h: Activations,
-    /// Queries, `[n_batch, n_q]`.
-    pub q: Vec<f32>,
-    /// Keys, `[n_batch, n_kv]`.
-    pub k: Vec<f32>,
-    /// Values, `[n_batch, n_kv]`.
-    pub v: Vec<f32>,
+    /// What linears compute, one after the other: queries, keys and values, `[n_batch, n_q]` and
+    /// twice `[n_batch, n_kv]`; what is gated, `[n_batch, n_ff]`; what a block adds to the residual
+    /// stream, `[n_batch, n_embd]`. None is needed any more when the next is computed.
+    pub y: Vec<f32>,
     /// Attention's output, `[n_batch, n_q]`.
     pub attn: Activations,
     /// The gated inside of the feed-forward network, `[n_batch, n_ff]`.
     pub gated: Activations,
-    /// What is gated, `[n_batch, n_ff]`.
-    pub up: Vec<f32>,
-    /// What a block adds to the residual stream, `[n_batch, n_embd]`.
-    pub delta: Vec<f32>,
     /// Rotary angles of the global layers.
     pub rope: RopeTable,
     /// Rotary angles of the local layers.
@@ -150,17 +144,13 @@ pub(crate) struct RopeTable {
 
 impl Scratch {
     pub(crate) fn new(config: &Config, n_batch: usize) -> Result<Scratch, SessionError> {
-        let (n_embd, n_q, n_kv, n_ff) = (config.n_embd, config.n_q(), config.n_kv(), config.n_ff);
+        let (n_embd, n_q, n_ff) = (config.n_embd, config.n_q(), config.n_ff);
         Ok(Scratch {
             x: zeroed(n_batch * n_embd)?,
             h: Activations::new(n_batch, n_embd)?,
-            q: zeroed(n_batch * n_q)?,
-            k: zeroed(n_batch * n_kv)?,
-            v: zeroed(n_batch * n_kv)?,
+            y: zeroed(n_batch * n_y(config))?,
             attn: Activations::new(n_batch, n_q)?,
             gated: Activations::new(n_batch, n_ff)?,
-            up: zeroed(n_batch * n_ff)?,
-            delta: zeroed(n_batch * n_embd)?,
             rope: RopeTable::new(config.n_rot / 2, n_batch)?,
             rope_local: RopeTable::new(config.n_rot / 2, n_batch)?,
             logits: zeroed(config.n_vocab)?,
@@ -170,11 +160,17 @@ impl Scratch {
 
     /// Bytes of the buffers.
     pub(crate) fn n_bytes(config: &Config, n_batch: usize) -> usize {
-        let (n_embd, n_q, n_kv, n_ff) = (config.n_embd, config.n_q(), config.n_kv(), config.n_ff);
-        let floats = 2 * n_embd + n_q + 2 * n_kv + n_ff + 2 * config.n_rot;
+        let (n_embd, n_q, n_ff) = (config.n_embd, config.n_q(), config.n_ff);
+        let floats = n_embd + n_y(config) + 2 * config.n_rot;
         let activations = [n_embd, n_q, n_ff].map(|n| Activations::n_bytes(n_batch, n));
         4 * n_batch * floats + activations.iter().sum::<usize>() + 4 * config.n_vocab
     }
+}
+
+/// Columns of [`Scratch::y`].
+fn n_y(config: &Config) -> usize {
+    let n_qkv = config.n_q() + 2 * config.n_kv();
+    n_qkv.max(config.n_ff).max(config.n_embd)
 }
 
 impl RopeTable {

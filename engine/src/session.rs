@@ -15,7 +15,7 @@ use crate::{Composition, Config, KvCache, Model, SessionError};
 pub struct SessionOptions {
     /// Positions of the context: prompt and reply together.
     pub n_ctx: usize,
-    /// Tokens evaluated at once in prefill.
+    /// Tokens evaluated at once in prefill, at most [`MAX_BATCH`].
     pub n_batch: usize,
     /// Type of the KV cache: F32, F16 or Q8_0.
     pub kv_type: DType,
@@ -44,7 +44,7 @@ impl SessionOptions {
     }
 }
 
-/// Bytes that a session allocates.
+/// Bytes that a session allocates, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// The KV cache.
@@ -52,6 +52,9 @@ pub struct Memory {
     /// All other buffers.
     pub scratch: usize,
 }
+
+/// The most tokens evaluated at once: buffers grow with them, the speed no longer does.
+pub const MAX_BATCH: usize = 1024;
 
 /// Logits evaluated at once when those of all tokens are asked for.
 const LOGIT_ROWS: usize = 8;
@@ -89,7 +92,7 @@ impl<'m, 'a> Session<'m, 'a> {
                 reason: "the context and the batch need at least one token",
             });
         }
-        let n_batch = n_batch.min(n_ctx).min(1024);
+        let n_batch = n_batch.min(n_ctx).min(MAX_BATCH);
         let mut scratch = Scratch::new(&model.config, n_batch)?;
         set_frequencies(model, &mut scratch, n_ctx);
         let mut tokens = zeroed(n_ctx)?;
@@ -111,14 +114,48 @@ impl<'m, 'a> Session<'m, 'a> {
         })
     }
 
-    /// Bytes that [`Session::new`] would allocate; `None` where the options do not fit the model.
-    pub fn memory(config: &Config, options: &SessionOptions) -> Option<Memory> {
-        let n_batch = options.n_batch.min(options.n_ctx).min(1024);
+    /// Bytes that [`Session::new`] and [`Session::set_composition`] would allocate; `None` where
+    /// the options do not fit the model.
+    pub fn memory(
+        config: &Config,
+        options: &SessionOptions,
+        composition: Option<&Composition<'_>>,
+    ) -> Option<Memory> {
+        let n_batch = options.n_batch.min(options.n_ctx).min(MAX_BATCH);
+        let max_ranks = composition.map_or((0, 0), Composition::max_ranks);
         Some(Memory {
             kv_cache: KvCache::n_bytes(config, options.kv_type, options.n_ctx)?,
             scratch: Scratch::n_bytes(config, n_batch)
-                .checked_add(options.n_ctx.checked_mul(4)?)?,
+                .checked_add(options.n_ctx.checked_mul(size_of::<u32>())?)?
+                .checked_add(Ranks::n_bytes(n_batch, max_ranks))?,
         })
+    }
+
+    /// Whether the machine has the memory for such a session. It is better asked than just taken: a
+    /// system that overcommits would give it, and kill the process later.
+    ///
+    /// # Errors
+    ///
+    /// Options that do not fit the model, or more than is free.
+    #[cfg(feature = "std")]
+    pub fn check_memory(
+        config: &Config,
+        options: &SessionOptions,
+        composition: Option<&Composition<'_>>,
+    ) -> Result<(), SessionError> {
+        let memory = Session::memory(config, options, composition);
+        let memory = memory.ok_or(SessionError::Options {
+            reason: "this context does not fit the model or the machine",
+        })?;
+        let needed = memory.kv_cache.saturating_add(memory.scratch);
+        match crate::free_memory() {
+            Some(free) if needed >= free => Err(SessionError::TooLarge {
+                n_ctx: options.n_ctx,
+                needed,
+                free,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Runs `composition`, or the model alone, from the next token on.
@@ -151,6 +188,15 @@ impl<'m, 'a> Session<'m, 'a> {
         }
         self.exec.composition = composition;
         Ok(())
+    }
+
+    /// Keeps what was evaluated of `tokens` from their beginning and forgets what follows; returns
+    /// the tokens that are left to evaluate. That is at least the last one, for its logits.
+    pub fn keep_prefix<'t>(&mut self, tokens: &'t [u32]) -> &'t [u32] {
+        let same = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b);
+        let known = same.count().min(tokens.len().saturating_sub(1));
+        self.truncate(known);
+        &tokens[known..]
     }
 
     /// The model.

@@ -11,6 +11,7 @@ use tandem_kernels::{
     Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, SharedMatrix, ThreadPool, matmul, quantize_q8,
 };
 
+use crate::linear::rows_per_task;
 use crate::{Level, Model, Pool};
 
 /// Bytes of weights read by one timed run: large enough that it takes longer than to start it.
@@ -152,10 +153,7 @@ impl<'m> Weights<'m> {
             }),
             None => Input::F32(&self.x),
         };
-        let task_rows = n_rows
-            .div_ceil(8 * n_threads)
-            .max(n_rows.div_ceil(SharedMatrix::<f32>::MAX_TILES))
-            .next_multiple_of(16);
+        let task_rows = rows_per_task(n_threads, n_rows, n_rows);
         let y = SharedMatrix::new(&mut self.y, n_rows, 1, task_rows);
         let (level, w, first) = (self.level, &self.w, self.next);
         let took_part = Mutex::new(HashSet::new());

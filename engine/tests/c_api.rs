@@ -155,21 +155,51 @@ fn answers_as_the_command_does() {
     let (status, _, result) = generate(session, INPUT.as_bytes(), &options, |_| true);
     assert_eq!((status, result.n_generated), (TANDEM_OK, 2));
     assert_eq!(result.stop, tandem_stop::TANDEM_STOP_MAX_TOKENS);
-    // The same seed gives the same text, without options and a place for the result too.
-    let options = tandem_generate_options {
-        temperature: 1.5,
-        seed: 7,
-        ..greedy()
+    // Without options, and without a place for the result.
+    let mut reply = Reply {
+        pieces: Vec::new(),
+        go_on: &mut |_| true,
     };
-    // In a new session each: a known prompt's last token is computed alone, which rounds otherwise.
+    let (text, user) = (INPUT.as_ptr().cast(), (&raw mut reply).cast());
+    let none = null_mut();
+    let status = unsafe {
+        let on_text = Some(on_text as _);
+        tandem_generate(session, text, INPUT.len(), null(), on_text, user, none)
+    };
+    assert_eq!((status, reply.pieces.is_empty()), (TANDEM_OK, false));
     assert_eq!(tandem_session_free(session), TANDEM_OK);
-    let texts = [(); 2].map(|()| {
-        let session = self::session(c"summarize-fr");
-        let text = generate(session, b"A game.", &options, |_| true).1;
+}
+
+#[test]
+fn the_seed_decides() {
+    // In a new session each: a known prompt's last token is computed alone, which rounds otherwise.
+    let text = |seed| {
+        let session = session(c"summarize-fr");
+        let options = tandem_generate_options {
+            temperature: 1.5,
+            seed,
+            ..greedy()
+        };
+        let (status, pieces, _) = generate(session, b"A game.", &options, |_| true);
+        assert_eq!(status, TANDEM_OK, "{}", message());
         assert_eq!(tandem_session_free(session), TANDEM_OK);
-        text
-    });
-    assert_eq!(texts[0], texts[1]);
+        pieces.concat()
+    };
+    assert_eq!(text(7), text(7));
+    assert_ne!(text(7), text(8));
+}
+
+/// The header promises that this much stack is enough.
+#[test]
+fn runs_on_a_small_stack() {
+    let run = || {
+        let session = session(c"summarize-fr");
+        let (status, pieces, _) = generate(session, INPUT.as_bytes(), &greedy(), |_| true);
+        assert_eq!((status, pieces.concat().as_str()), (TANDEM_OK, ANSWER));
+        assert_eq!(tandem_session_free(session), TANDEM_OK);
+    };
+    let thread = std::thread::Builder::new().stack_size(512 << 10);
+    thread.spawn(run).unwrap().join().unwrap();
 }
 
 #[test]
@@ -269,7 +299,7 @@ fn a_session_runs_one_generation_at_a_time() {
 #[test]
 fn refuses_bad_handles() {
     let (model, bundle) = (model(), bundle());
-    let mut session = null_mut();
+    let mut session = std::ptr::without_provenance_mut(1);
     let name = c"summarize-fr".as_ptr();
     unsafe {
         // Null, made up, of another kind.
@@ -277,6 +307,7 @@ fn refuses_bad_handles() {
             let wrong = std::ptr::without_provenance(wrong);
             let status = tandem_session_new(wrong, bundle, name, null(), &mut session);
             fails(status, TANDEM_HANDLE, "handle of a model");
+            assert!(session.is_null());
         }
         let status = tandem_session_new(model, model.cast(), name, null(), &mut session);
         fails(status, TANDEM_HANDLE, "handle of a bundle");

@@ -1,5 +1,5 @@
 //! `include/tandem.h` is what cbindgen makes of `src/c_api.rs`. After a change there,
-//! `TANDEM_WRITE_HEADER=1 cargo test -p tandem-engine --test c_header` writes it anew.
+//! `TANDEM_WRITE_HEADER=1 cargo test -p tandem-engine --features c-api --test c_header` writes it.
 
 use std::path::Path;
 
@@ -15,9 +15,10 @@ const HEAD: &str = "\
  * from it live on. A handle is a number, not an address: one that was freed, is of another kind or
  * was made up gives TANDEM_HANDLE.
  *
- * Every function may be called from any thread, at any time. A session runs one generation at a
- * time: another call meanwhile, from the callback too, gives TANDEM_BUSY; sessions of their own run
- * side by side. tandem_cancel is for other threads. A thread that calls needs 512 KiB of stack.
+ * Every function may be called from any thread, at any time, but not from a signal handler. A session
+ * runs one generation at a time: another tandem_generate meanwhile, from the callback too, gives
+ * TANDEM_BUSY; sessions of their own run side by side. tandem_cancel is for other threads. A thread
+ * that calls needs 512 KiB of stack.
  *
  * Texts that go in as a path, a name or a level end with a zero, others have a length and need not.
  * Texts that come out end with a zero, and belong to the library. What points to memory is NULL only

@@ -124,16 +124,21 @@ unsafe extern "C" {
     static __stack_top: u64;
 }
 
-/// The most bytes of the stack that were in use: above the lowest word that is no longer zero.
-pub(crate) fn peak_stack() -> usize {
+/// The most bytes of the stack that were in use: above the lowest word that is no longer zero;
+/// `None` where there is none, as more may have been.
+pub(crate) fn peak_stack() -> Option<usize> {
+    // The two are labels: the words between them belong to no object of Rust's.
     let (bottom, top) = (&raw const __stack_bottom, &raw const __stack_top);
-    let mut word = bottom;
-    // SAFETY: the words from the stack's bottom to its top are memory that was set to zero; that
-    // the ones above `sp` change meanwhile does not matter to whoever reads them as volatile.
-    while word < top && unsafe { word.read_volatile() } == 0 {
-        word = word.wrapping_add(1);
-    }
-    top as usize - word as usize
+    let (bottom, top) = (bottom.expose_provenance(), top.addr());
+    let is_used = |address: &usize| {
+        let word = core::ptr::with_exposed_provenance::<u64>(*address);
+        // SAFETY: the words from the stack's bottom to its top are memory that was set to zero;
+        // that the ones above `sp` change meanwhile does not matter to whoever reads them as
+        // volatile.
+        unsafe { word.read_volatile() != 0 }
+    };
+    let lowest = (bottom..top).step_by(8).find(is_used)?;
+    (lowest > bottom).then(|| top - lowest)
 }
 
 /// What the vectors lead to: the syndrome (`ESR_EL1`), where it happened, and the address that

@@ -29,7 +29,7 @@ use tandem_engine::{
     generate, prompt,
 };
 use tandem_formats::Gguf;
-use tandem_formats::bundle::Bundle;
+use tandem_formats::bundle::{Bundle, INPUT_MARK};
 
 use crate::serial::{print, println};
 
@@ -64,7 +64,13 @@ extern "C" fn main() -> ! {
         }
     };
     println!("peak heap: {} bytes", heap::peak());
-    println!("peak stack: {} bytes", boot::peak_stack());
+    match boot::peak_stack() {
+        Some(peak) => println!("peak stack: {peak} bytes"),
+        None => {
+            println!("error: the stack was full, what is below it may be spoiled");
+            cpu::exit(103)
+        }
+    }
     cpu::exit(status)
 }
 
@@ -78,8 +84,9 @@ fn answer() -> Result<(), Box<dyn Error>> {
     bundle.contents().check_base(&gguf)?;
     let parts = bundle.parts(COMPOSITION)?;
     let adapter_type = AdapterType::for_model(&model, false);
+    let level = cpu::level();
     let workers = Workers {
-        level: cpu::level(),
+        level,
         pool: &Serial,
     };
     let packed = from_bundle(&model.config, &parts, adapter_type, workers)?;
@@ -88,21 +95,16 @@ fn answer() -> Result<(), Box<dyn Error>> {
         .map(|(part, weight)| (part, *weight))
         .collect();
     let composition = Composition::new(&model.config, &packed)?;
-    let form = parts.composition.prompt.as_deref().unwrap_or("{{ input }}");
+    let form = parts.composition.prompt.as_deref().unwrap_or(INPUT_MARK);
     let ids = prompt::fill(&tokenizer, form, INPUT.as_bytes())?;
 
     let options = SessionOptions {
         n_ctx: ids.len() + MAX_TOKENS,
         n_batch: 16,
-        level: cpu::level(),
+        level,
         ..SessionOptions::for_model(&model.config)
     };
-    println!(
-        "{}, {}, level {}",
-        board::NAME,
-        COMPOSITION,
-        options.level.name()
-    );
+    println!("{}, {COMPOSITION}, level {}", board::NAME, level.name());
     let mut session = Session::new(&model, &Serial, options)?;
     session.set_composition(Some(&composition))?;
     let greedy = SamplerOptions {

@@ -79,7 +79,9 @@ impl From<FileError> for Failure {
 impl From<SessionError> for Failure {
     fn from(error: SessionError) -> Self {
         let status = match error {
-            SessionError::OutOfMemory { .. } => tandem_status::TANDEM_MEMORY,
+            SessionError::OutOfMemory { .. } | SessionError::TooLarge { .. } => {
+                tandem_status::TANDEM_MEMORY
+            }
             SessionError::ContextFull { .. } => tandem_status::TANDEM_CONTEXT,
             _ => tandem_status::TANDEM_ARGUMENT,
         };

@@ -11,15 +11,14 @@ use self_cell::self_cell;
 use tandem_formats::bundle::Bundle;
 use tandem_formats::{Gguf, GgufFiles, Mapping};
 
+use super::arguments::argument;
 use super::failure::Failure;
-use super::tandem_status::{
-    TANDEM_ARGUMENT, TANDEM_BUSY, TANDEM_CONTEXT, TANDEM_INTERNAL, TANDEM_MEMORY, TANDEM_MODEL,
-};
+use super::tandem_status::{TANDEM_BUSY, TANDEM_CONTEXT, TANDEM_INTERNAL, TANDEM_MODEL};
 use crate::adapters::{Workers, from_bundle};
 use crate::tokenizer::{ControlTokens, Tokenizer};
 use crate::{
-    AdapterType, Composition, Model as Weights, PackedAdapter, Sampler, SamplerOptions, Session,
-    SessionOptions, StopReason, ThreadPool, free_memory, generate, prompt,
+    AdapterType, Composition, MAX_BATCH, Model as Weights, PackedAdapter, Sampler, SamplerOptions,
+    Session, SessionOptions, StopReason, ThreadPool, generate, prompt,
 };
 
 /// A model's bytes.
@@ -236,9 +235,14 @@ impl Runner {
         let weights = model.parsed.weights();
         let defaults = SessionOptions::for_model(&weights.config);
         let given = |n: usize, default: usize| if n == 0 { default } else { n };
-        let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let n_pool = given(options.n_threads, n_cores).max(options.n_threads_decode);
-        let pool = ThreadPool::new(n_pool);
+        if let Some((bundle, _)) = &chosen {
+            let contents = bundle.bundle.borrow_dependent().contents();
+            contents.check_base(model.parsed.gguf())?;
+        }
+        let pool = match options.n_threads {
+            0 => crate::threads::all(),
+            n => ThreadPool::new(n.max(options.n_threads_decode)),
+        };
         let n_threads_decode = match (options.n_threads_decode, options.n_threads) {
             (0, 0) => crate::threads::for_decode(weights, &pool, options.level, options.exact),
             (0, n) | (n, _) => n,
@@ -246,10 +250,9 @@ impl Runner {
         let session_options = SessionOptions {
             n_ctx: given(options.n_ctx, defaults.n_ctx),
             n_batch: given(options.n_batch, defaults.n_batch),
-            kv_type: if options.exact {
-                crate::DType::F32
-            } else {
-                defaults.kv_type
+            kv_type: match options.exact {
+                true => crate::DType::F32,
+                false => defaults.kv_type,
             },
             exact: options.exact,
             level: options.level,
@@ -269,7 +272,6 @@ impl Runner {
             };
             let bundle = bundle.bundle.borrow_dependent();
             let parsed = &sources.model.parsed;
-            bundle.contents().check_base(parsed.gguf())?;
             let parts = bundle.parts(name)?;
             form = parts.composition.prompt.as_deref().map(str::to_string);
             let adapter_type = AdapterType::for_model(parsed.weights(), options.exact);
@@ -292,7 +294,7 @@ impl Runner {
         let machine = Machine { sum, pool };
         let session = RunningCell::try_new(machine, |machine| -> Result<_, Failure> {
             let (weights, sum) = (machine.weights(), machine.sum.borrow_dependent());
-            check_memory(weights, sum.as_ref(), &session_options)?;
+            Session::check_memory(&weights.config, &session_options, sum.as_ref())?;
             let mut session = Session::new(weights, &machine.pool, session_options)?;
             session.set_composition(sum.as_ref())?;
             Ok(session)
@@ -300,7 +302,7 @@ impl Runner {
         Ok(Runner {
             model,
             form,
-            n_batch: session_options.n_batch,
+            n_batch: session_options.n_batch.min(MAX_BATCH),
             session: Mutex::new(session),
             cancelled: AtomicBool::new(false),
         })
@@ -348,7 +350,7 @@ impl Runner {
             }
         };
         if ids.is_empty() {
-            return Err(Failure::new(TANDEM_ARGUMENT, "the prompt is empty"));
+            return Err(argument("the prompt is empty"));
         }
         if ids.len() > session.n_ctx() {
             let (n, n_ctx) = (ids.len(), session.n_ctx());
@@ -356,18 +358,12 @@ impl Runner {
                 std::format!("the prompt has {n} tokens, the context has room for {n_ctx}");
             return Err(Failure::new(TANDEM_CONTEXT, message));
         }
-        // What the session has evaluated of the same prompt stays; the last token is evaluated
-        // again, for its logits.
-        let seen = session.tokens().iter().zip(&ids);
-        let known = seen.take_while(|(a, b)| a == b).count().min(ids.len() - 1);
-        session.truncate(known);
-
+        let mut rest = session.keep_prefix(&ids);
         let mut outcome = Outcome {
             n_prompt: ids.len(),
             n_generated: 0,
             stop: StopReason::Cancelled,
         };
-        let mut rest = ids.get(known..).unwrap_or_default();
         while let Some((batch, others)) = rest.split_at_checked(self.n_batch)
             && !others.is_empty()
         {
@@ -407,32 +403,5 @@ impl Runner {
             outcome.stop = StopReason::Cancelled;
         }
         Ok(outcome)
-    }
-}
-
-/// Whether there is memory for a session.
-fn check_memory(
-    weights: &Weights<'_>,
-    sum: Option<&Composition<'_>>,
-    options: &SessionOptions,
-) -> Result<(), Failure> {
-    let memory = Session::memory(&weights.config, options).ok_or_else(|| {
-        let message = "this context does not fit the model or the machine";
-        Failure::new(TANDEM_MEMORY, message)
-    })?;
-    let n_ranks = sum.map_or(0, |sum| sum.scratch_bytes(options.n_batch));
-    let needed = memory.kv_cache.saturating_add(memory.scratch);
-    let needed = needed.saturating_add(n_ranks);
-    match free_memory() {
-        Some(free) if needed >= free => {
-            let message = std::format!(
-                "a context of {} tokens needs {} MB, of which {} MB are free",
-                options.n_ctx,
-                needed / 1_000_000,
-                free / 1_000_000
-            );
-            Err(Failure::new(TANDEM_MEMORY, message))
-        }
-        _ => Ok(()),
     }
 }
