@@ -74,6 +74,13 @@ METHODS = [
 ]
 
 
+def write(path, text):
+    """Writes a file, all of it or nothing."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
 class Study:
     def __init__(self, args):
         self.args = args
@@ -117,7 +124,7 @@ class Study:
         known = {"task": task, "name": name, "seed": seed, "seconds": seconds, "cpu_seconds": cpu}
         if is_resumed:
             known |= {"seconds": None, "cpu_seconds": None}  # of the last part only
-        record.write_text(json.dumps(known) + "\n")
+        write(record, json.dumps(known) + "\n")
         return known
 
     def train_all(self):
@@ -179,7 +186,7 @@ class Study:
             if score > best.get(merge, (-1,))[0]:
                 best[merge] = (score, weight, density)
         best = {merge: {"weight": w, "density": d, "score": round(s, 2)} for merge, (s, w, d) in best.items()}
-        record.write_text(json.dumps(best) + "\n")
+        write(record, json.dumps(best) + "\n")
         return best
 
     def evaluate(self, task, merges, trained):
@@ -346,6 +353,8 @@ def page(results):
         how = [f"{m} {c['weight']}" + (f" at density {c['density']}" if c["density"] else "") for m, c in merges.items()]
         choices.append(f"{task}: {', '.join(how)}")
     machine = results["machine"]
+    is_trained = any(row["method"] == "joint" for row in results["rows"])
+    joint = "; the joint expert is a LoRA of the same rank as the\nadapters, learned on the same examples." if is_trained else "."
     return f"""# Two tasks in one inference: the study
 
 Written by `{results['command']}` on {results['date']} (seeds {', '.join(map(str, results['seeds']))}); the figures are also in
@@ -363,8 +372,7 @@ what is learned, the mean over the seeds is shown, and each seed's figure (seeds
 {', '.join(map(str, results['seeds']))}). An adapter has {grouped(results['adapter_parameters'])} parameters; extra bytes are those in a
 bundle, where adapters are stored in Q8_0 and calibrations in F16. Calibrations are learned on the
 merge `cat` at weights 0.5 and 0.5, on {grouped(results['n_train'])} training examples a task (some of them held out to tell the best
-step) by [sum-fr.toml](sum-fr.toml) and [sum-de.toml](sum-de.toml); the joint expert is a LoRA of the same rank as the
-adapters, learned on the same examples.
+step) by [sum-fr.toml](sum-fr.toml) and [sum-de.toml](sum-de.toml){joint}
 
 {missing(results)}![ROUGE-L of all methods](chart.svg)
 
@@ -416,9 +424,9 @@ def main():
         "rows": rows,
     }
     STUDY.mkdir(exist_ok=True)
-    (STUDY / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (STUDY / "README.md").write_text(page(results))
-    (STUDY / "chart.svg").write_text(chart(results, METHODS, TASKS))
+    write(STUDY / "results.json", json.dumps(results, indent=1) + "\n")
+    write(STUDY / "README.md", page(results))
+    write(STUDY / "chart.svg", chart(results, METHODS, TASKS))
     print(summary_table(results))
 
 

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use tandem_engine::adapters::calibration::{self, Kind};
-use tandem_engine::adapters::{Workers, from_bundle};
+use tandem_engine::adapters::{Workers, from_bundle, from_bundled_adapter};
 use tandem_engine::{Adapter, AdapterType, Composition, Config, Model, PackedAdapter, Pool};
-use tandem_formats::bundle::{BaseMatch, Bundle, Merge, MergeMethod};
+use tandem_formats::bundle::{BaseMatch, Bundle};
 use tandem_formats::{Gguf, Mapping};
 
 use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
@@ -99,8 +99,7 @@ impl<'a> Parts<'a> {
         gguf: &Gguf<'_>,
         model: &Model<'_>,
     ) -> Result<Parts<'a>> {
-        let default = || AdapterType::for_model(model, session.exact);
-        let adapter_type = session.lora_type.unwrap_or_else(default);
+        let adapter_type = session.adapter_type(model);
         if let Some(chosen) = chosen {
             return chosen.parts(gguf, &model.config, adapter_type, session.workers(pool));
         }
@@ -152,33 +151,11 @@ impl<'a> Parts<'a> {
         bundle: &Bundle<'a>,
         adapter: &str,
         config: &Config,
-        adapter_type: AdapterType,
-        workers: Workers<'_>,
     ) -> Result<Parts<'a>> {
         let (adapter, checksum) = bundle.adapter(adapter)?;
-        let composition = tandem_formats::bundle::Composition {
-            name: adapter.name.clone(),
-            members: Vec::new(),
-            merge: Merge {
-                method: MergeMethod::Cat,
-                density: None,
-                rank: None,
-                seed: None,
-            },
-            calibration: None,
-            prompt: None,
-            description: None,
-            merged: None,
-        };
-        let parts = tandem_formats::bundle::Parts {
-            composition: &composition,
-            members: vec![(adapter, 1.0)],
-            merged: None,
-            checksums: vec![checksum],
-            calibration: None,
-        };
+        let packed = from_bundled_adapter(config, adapter, checksum)?;
         Ok(Parts {
-            packed: from_bundle(config, &parts, adapter_type, workers)?,
+            packed: vec![(packed, 1.0)],
             prompt: None,
         })
     }

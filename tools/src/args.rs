@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
@@ -11,7 +11,7 @@ use tandem_engine::adapters::Workers;
 use tandem_engine::adapters::calibration::Kind;
 use tandem_engine::{
     AdapterType, Composition, DType, Level, MAX_PENALTY_WINDOW, Model, Pool, SamplerOptions,
-    Session, SessionOptions, ThreadPool, free_memory, threads,
+    Session, SessionError, SessionOptions, ThreadPool, threads,
 };
 
 /// Which model, and how it runs.
@@ -151,6 +151,12 @@ impl SessionArgs {
         )
     }
 
+    /// How adapters are stored.
+    pub(crate) fn adapter_type(&self, model: &Model<'_>) -> AdapterType {
+        let default = || AdapterType::for_model(model, self.exact);
+        self.lora_type.unwrap_or_else(default)
+    }
+
     /// What merges run on.
     pub(crate) fn workers<'p>(&self, pool: &'p dyn Pool) -> Workers<'p> {
         Workers {
@@ -168,24 +174,13 @@ impl SessionArgs {
         n_ctx: Option<usize>,
     ) -> Result<Session<'m, 'a>> {
         let options = self.options(model, pool, n_ctx);
-        let memory = Session::memory(&model.config, &options)
-            .ok_or_else(|| anyhow!("this KV cache does not fit the model or the machine"))?;
-        // Asked before it is taken, as a system that overcommits would give it and kill us later.
-        let n_ranks = composition.map_or(0, |c| c.scratch_bytes(options.n_batch));
-        let needed = memory
-            .kv_cache
-            .saturating_add(memory.scratch)
-            .saturating_add(n_ranks);
-        if let Some(free) = free_memory() {
-            ensure!(
-                needed < free,
-                "a context of {} tokens needs {} MB, of which {} MB are free: use a smaller --ctx \
-                 or --kv-type q8_0",
-                options.n_ctx,
-                needed / 1_000_000,
-                free / 1_000_000
-            );
-        }
+        let check = Session::check_memory(&model.config, &options, composition);
+        check.map_err(|error| match error {
+            SessionError::TooLarge { .. } => {
+                anyhow!("{error}: use a smaller --ctx or --kv-type q8_0")
+            }
+            error => error.into(),
+        })?;
         let mut session = Session::new(model, pool, options)?;
         session.set_composition(composition)?;
         Ok(session)
@@ -257,7 +252,7 @@ pub(crate) struct SamplerArgs {
 }
 
 impl SamplerArgs {
-    /// What a session is made with; `n_ctx` is the context where the flags name none.
+    /// What a sampler is made with.
     pub(crate) fn options(&self) -> SamplerOptions {
         SamplerOptions {
             temperature: self.temp,

@@ -4,8 +4,6 @@ use std::time::Instant;
 
 use tandem_engine::Pool;
 
-use tandem_engine::free_memory;
-
 /// A buffer larger than caches as a rule are, read through by all threads.
 pub(crate) struct ReadBandwidth {
     buffer: Vec<u64>,
@@ -17,9 +15,10 @@ impl ReadBandwidth {
     const MIN_BYTES: usize = 1 << 25;
     const TASK_WORDS: usize = 1 << 17;
 
-    /// Allocates the buffer: at most a quarter of the free memory, as there are boards with 512 MB.
-    pub(crate) fn new() -> ReadBandwidth {
-        let n_bytes = free_memory().map_or(Self::MAX_BYTES, |free| free / 4);
+    /// Allocates the buffer: at most a quarter of the bytes that are free, where that is known, as
+    /// there are boards with 512 MB.
+    pub(crate) fn new(free: Option<usize>) -> ReadBandwidth {
+        let n_bytes = free.map_or(Self::MAX_BYTES, |free| free / 4);
         let n_tasks = n_bytes.clamp(Self::MIN_BYTES, Self::MAX_BYTES) / (8 * Self::TASK_WORDS);
         // Not zeros: pages of zeros may all be one.
         ReadBandwidth {

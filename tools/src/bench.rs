@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use tandem_engine::{Composition, Model, Pool};
+use tandem_engine::{Composition, Model, Pool, free_memory};
 use tandem_kernels::Limited;
 
 use crate::adapters::Parts;
@@ -152,7 +152,7 @@ fn measure(
         let rest = prefill(&mut session, &ids[..args.depth], args.session.batch.get())?;
         session.eval(rest)?;
     }
-    let memory = ReadBandwidth::new();
+    let memory = ReadBandwidth::new(free_memory());
     for (kind, n) in [("pp", args.prompt_tokens), ("tg", args.gen_tokens)] {
         if n == 0 {
             continue;

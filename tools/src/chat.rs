@@ -109,22 +109,13 @@ fn reply(
     stop: &AtomicBool,
 ) -> Result<String> {
     let vocab = tokenizer.vocab();
-    // At least one token is evaluated again, for its logits.
-    let known = session
-        .tokens()
-        .iter()
-        .zip(ids)
-        .take_while(|(a, b)| a == b)
-        .count();
-    let known = known.min(ids.len().saturating_sub(1));
-    session.truncate(known);
-
+    let new = session.keep_prefix(ids);
     let mut decoder = vocab.stream_continuation(ControlTokens::Hide);
     let mut text = String::new();
     let mut out = std::io::stdout().lock();
     let mut failure = None;
     let is_end = |id| vocab.is_end_of_generation(id);
-    let new = prefill(session, &ids[known..], args.model.session.batch.get())?;
+    let new = prefill(session, new, args.model.session.batch.get())?;
     let reason = generate(session, sampler, new, args.n_predict, is_end, |id| {
         let result = decoder
             .push(id)

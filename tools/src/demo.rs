@@ -1,20 +1,16 @@
 //! `tandem demo`: the engine at work on the model and the adapters that the repository carries.
 
 use std::io::Write as _;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::adapters::{Workers, from_bundle};
-use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
-use tandem_engine::{
-    AdapterType, Composition, Level, PackedAdapter, Sampler, SamplerOptions, Session,
-    SessionOptions, generate, threads,
-};
+use tandem_engine::adapters::Workers;
+use tandem_engine::{AdapterType, Level, Session, SessionOptions, threads};
 
+use crate::adapters::{Parts, bundle_for};
 use crate::args::level;
-use crate::{bundle, open, prompt};
+use crate::{bundle, greedy, open, prompt};
 
 /// Show two tasks at once on the small model that the repository carries
 ///
@@ -54,6 +50,9 @@ const LINES: [(&str, Option<&str>); 5] = [
     ("German, calibrated", Some("summarize-de")),
 ];
 
+/// The most tokens of an answer.
+const MAX_TOKENS: usize = 32;
+
 /// How the model is asked, with adapters or without.
 const PROMPT: &str = "{{ input }}\n=> ";
 
@@ -69,30 +68,22 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
     let model = open::model(&path, &gguf)?;
     let tokenizer = open::tokenizer(&path, &gguf)?;
     let mapping = bundle::map(&bundle_path)?;
-    let adapters = bundle::parse(&bundle_path, &mapping)?;
-    adapters.contents().check_base(&gguf)?;
+    let adapters = bundle_for(&bundle_path, &mapping, &gguf)?;
     let adapter_type = AdapterType::for_model(&model, false);
     let pool = threads::all();
     let level = args.cpu.unwrap_or_else(Level::detect);
     let workers = Workers { level, pool: &pool };
     let mut lines = Vec::new();
     for (label, name) in LINES {
-        let packed = match name {
-            Some(name) => {
-                from_bundle(&model.config, &adapters.parts(name)?, adapter_type, workers)?
-            }
-            None => Vec::new(),
+        let parts = match name {
+            Some(name) => Parts::of_bundle(&adapters, name, &model.config, adapter_type, workers)?,
+            None => Parts::default(),
         };
-        lines.push((label, packed));
+        lines.push((label, parts));
     }
     let mut compositions = Vec::new();
-    for (label, packed) in &lines {
-        let parts: Vec<(&PackedAdapter<'_>, f32)> = packed.iter().map(|(p, w)| (p, *w)).collect();
-        let composition = match parts.is_empty() {
-            true => None,
-            false => Some(Composition::new(&model.config, &parts)?),
-        };
-        compositions.push((*label, composition));
+    for (label, parts) in &lines {
+        compositions.push((*label, parts.composition(&model.config)?));
     }
     let defaults = SessionOptions::for_model(&model.config);
     let options = SessionOptions { level, ..defaults };
@@ -116,8 +107,8 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
             write!(out, "  {label:<22} ")?;
             out.flush()?;
             session.set_composition(composition.as_ref())?;
-            let (text, n) = answer(&mut session, &tokenizer, &ids)?;
-            writeln!(out, "{text}")?;
+            let (text, n) = greedy::answer(&mut session, &tokenizer, &ids, MAX_TOKENS)?;
+            writeln!(out, "{}", crate::visible(&text))?;
             n_tokens += n;
         }
     }
@@ -127,35 +118,6 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
         n_tokens as f64 / start.elapsed().as_secs_f64()
     )?;
     Ok(())
-}
-
-/// The most likely continuation, and of how many tokens it is.
-fn answer(
-    session: &mut Session<'_, '_>,
-    tokenizer: &Tokenizer<'_>,
-    ids: &[u32],
-) -> Result<(String, usize)> {
-    let vocab = tokenizer.vocab();
-    let options = SamplerOptions {
-        temperature: 0.0,
-        ..SamplerOptions::default()
-    };
-    let mut sampler = Sampler::new(options, session.model().config.n_vocab);
-    session.truncate(0);
-    let mut answer = Vec::new();
-    generate(
-        session,
-        &mut sampler,
-        ids,
-        32,
-        |id| vocab.is_end_of_generation(id),
-        |id| {
-            answer.push(id);
-            ControlFlow::Continue(())
-        },
-    )?;
-    let text = vocab.decode(&answer, ControlTokens::Hide)?;
-    Ok((crate::visible(text.trim()), answer.len()))
 }
 
 /// The folder of the fixtures: as given, in the current folder, or where this was built.

@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use tandem_engine::{Level, Pool};
+use tandem_engine::{Level, Pool, threads};
 use tandem_kernels::Limited;
 
 use crate::args::{AdapterArgs, BundleArgs, SessionArgs};
@@ -20,7 +20,6 @@ use fit::Fit;
 use machine::{Memory, Power, System};
 use report::{Bandwidth, Report};
 use root::Root;
-use tandem_engine::threads;
 
 /// Show what this machine has, and what a model may expect of it
 ///
@@ -35,8 +34,8 @@ pub(crate) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Read /proc, /sys and /etc below this folder: another machine's, copied from there. Nothing
-    /// is measured then
+    /// Read /proc, /sys, /etc and /var/lib/nvpmodel below this folder: another machine's, copied from
+    /// there. Nothing is measured then
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
     #[command(flatten)]
@@ -55,7 +54,10 @@ pub(crate) fn doctor(args: &Args) -> Result<()> {
     let is_here = args.root == Path::new("/");
     ensure!(args.root.is_dir(), "{} is no folder", args.root.display());
     ensure!(
-        args.model.is_some() || args.bundle.bundle.is_none() && args.adapters.lora.is_empty(),
+        args.model.is_some()
+            || args.bundle.bundle.is_none()
+                && args.adapters.lora.is_empty()
+                && args.adapters.calibration.is_none(),
         "name the model that the adapters are for by --model"
     );
     let root = Root(&args.root);
@@ -69,11 +71,11 @@ pub(crate) fn doctor(args: &Args) -> Result<()> {
         false => (cpu::level(&cpu.features), None),
     };
     let pool = args.session.pool();
+    let memory = Memory::read(&root);
     let bandwidth = match is_here {
-        true => measure(&pool),
+        true => measure(&pool, memory.usable()),
         false => Vec::new(),
     };
-    let memory = Memory::read(&root);
     let fit = match &args.model {
         Some(path) => Some(Fit::of(args, path, &pool, is_here, &memory, &bandwidth)?),
         None => None,
@@ -107,9 +109,10 @@ pub(crate) fn doctor(args: &Args) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// The bandwidth of every number of threads that is tried.
-fn measure(pool: &dyn Pool) -> Vec<Bandwidth> {
-    let memory = ReadBandwidth::new();
+/// The bandwidth of every number of threads that is tried, with a buffer that fits the free memory.
+fn measure(pool: &dyn Pool, free: Option<u64>) -> Vec<Bandwidth> {
+    let free = free.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    let memory = ReadBandwidth::new(free);
     let best = |n: &usize| {
         let pool = Limited::new(pool, *n);
         let runs = (0..N_RUNS).map(|_| memory.measure(&pool));

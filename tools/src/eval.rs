@@ -10,13 +10,13 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::ArgGroup;
 use tandem_engine::adapters::Workers;
 use tandem_engine::tokenizer::Tokenizer as TextTokenizer;
-use tandem_engine::{AdapterType, Config, Serial, threads};
+use tandem_engine::{AdapterType, Config, Pool as _, Serial};
 use tandem_formats::bundle::{Bundle, is_prompt};
-use tandem_formats::{Gguf, write_atomically};
+use tandem_formats::{Gguf, GgufFiles, write_atomically};
 
 use crate::adapters::{Parts, bundle_for, read_all};
 use crate::args::{AdapterArgs, Output, SessionArgs};
@@ -119,10 +119,10 @@ struct Plan {
 }
 
 pub(crate) fn eval(args: &Args) -> Result<()> {
-    refuse_inputs(args)?;
     let limit = args.limit.map_or(usize::MAX, NonZeroUsize::get);
     let examples = dataset::read(&args.data, limit)?;
     let files = open::files(&args.model)?;
+    refuse_inputs(args, &files)?;
     let gguf = files.parse()?;
     let model = open::model(&args.model, &gguf)?;
     let tokenizer = open::tokenizer(&args.model, &gguf)?;
@@ -131,10 +131,9 @@ pub(crate) fn eval(args: &Args) -> Result<()> {
         (Some(path), Some(mapping)) => Some(bundle_for(path, mapping, &gguf)?),
         _ => None,
     };
-    let default = || AdapterType::for_model(&model, args.session.exact);
-    let adapter_type = args.session.lora_type.unwrap_or_else(default);
+    let adapter_type = args.session.adapter_type(&model);
     let plans = plans(args);
-    let pool = threads::all();
+    let pool = args.session.pool();
     let workers = args.session.workers(&pool);
     let kind = (&model.config, adapter_type);
     let answerers = answerers(args, opened.as_ref(), &plans, kind, workers)?;
@@ -158,10 +157,9 @@ pub(crate) fn eval(args: &Args) -> Result<()> {
         true => Some(n_longest + args.max_tokens.get()),
         false => Some(n_ctx_max(args, &model.config)),
     };
-    let n_threads = args.session.threads.map_or_else(
-        || std::thread::available_parallelism().map_or(1, usize::from),
-        NonZeroUsize::get,
-    );
+    // The pool has no more threads than there are cores.
+    let n_threads = args.session.threads.map_or(usize::MAX, NonZeroUsize::get);
+    let n_threads = n_threads.min(pool.n_threads());
     let n_threads = n_threads.min(plans.len() * examples.len());
     let mut sessions = Vec::new();
     for _ in 0..n_threads {
@@ -205,15 +203,25 @@ pub(crate) fn eval(args: &Args) -> Result<()> {
 }
 
 /// Predictions in the place of a file that is read would destroy it.
-fn refuse_inputs(args: &Args) -> Result<()> {
+fn refuse_inputs(args: &Args, model: &GgufFiles) -> Result<()> {
     let Some(Ok(out)) = args.predictions.as_ref().map(|path| path.canonicalize()) else {
         return Ok(());
     };
-    let inputs = [Some(&args.model), Some(&args.data), args.bundle.as_ref()];
-    let is_out = |path: &Path| path.canonicalize().is_ok_and(|path| path == out);
-    if inputs.into_iter().flatten().any(|path| is_out(path)) {
-        bail!("{} is an input", out.display());
+    let mut inputs: Vec<PathBuf> = model.paths().map(Path::to_path_buf).collect();
+    inputs.push(args.data.clone());
+    inputs.extend(
+        args.bundle
+            .iter()
+            .chain(&args.adapters.calibration)
+            .cloned(),
+    );
+    for lora in &args.adapters.lora {
+        let inside = ["adapter_config.json", "adapter_model.safetensors"];
+        inputs.extend(inside.map(|name| lora.path.join(name)));
+        inputs.push(lora.path.clone());
     }
+    let is_out = |path: &PathBuf| path.canonicalize().is_ok_and(|path| path == out);
+    ensure!(!inputs.iter().any(is_out), "{} is an input", out.display());
     Ok(())
 }
 
@@ -270,7 +278,7 @@ fn answerers<'p, 'a>(
                 let is_adapter =
                     contents.composition(name).is_err() && contents.adapter(name).is_ok();
                 let parts = match is_adapter {
-                    true => Parts::of_bundled_adapter(bundle, name, base, adapter_type, workers),
+                    true => Parts::of_bundled_adapter(bundle, name, base),
                     false => Parts::of_bundle(bundle, name, base, adapter_type, workers),
                 };
                 let path = args.bundle.as_deref().unwrap_or(Path::new(""));

@@ -63,8 +63,8 @@ fn needs(args: &Args, gguf: &Gguf<'_>) -> Result<Needs, String> {
         n_ctx: args.ctx.map_or(defaults.n_ctx, NonZeroUsize::get),
         ..defaults
     };
-    let memory =
-        Session::memory(&model.config, &options).ok_or("a context of that size is too large")?;
+    let memory = Session::memory(&model.config, &options, None)
+        .ok_or("a context of that size is too large")?;
     Ok(Needs {
         n_ctx: options.n_ctx,
         kv_cache: memory.kv_cache,

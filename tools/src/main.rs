@@ -20,6 +20,7 @@ mod dataset;
 mod demo;
 mod doctor;
 mod eval;
+mod greedy;
 mod inspect;
 mod logits;
 mod merge;

@@ -122,11 +122,8 @@ impl Calibration {
 impl Recipe {
     /// Reads a recipe; errors tell the line.
     pub(crate) fn read(path: &Path) -> Result<Recipe> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let mut recipe: Recipe =
-            parse_toml(&text).with_context(|| format!("{} is no recipe", path.display()))?;
-        recipe.folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let (mut recipe, folder): (Recipe, _) = read_toml(path)?;
+        recipe.folder = folder;
         Ok(recipe)
     }
 
@@ -134,6 +131,14 @@ impl Recipe {
     pub(crate) fn path(&self, path: &Path) -> PathBuf {
         self.folder.join(path)
     }
+}
+
+/// What a recipe's file says, and the folder that its paths are relative to; errors tell the line.
+pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<(T, PathBuf)> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let recipe = parse_toml(&text).with_context(|| format!("{} is no recipe", path.display()))?;
+    Ok((recipe, path.parent().unwrap_or(Path::new("")).to_path_buf()))
 }
 
 /// What a TOML text says; errors begin with the line.

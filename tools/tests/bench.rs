@@ -129,7 +129,9 @@ fn a_run_takes_little_memory_besides_the_model_and_the_kv_cache() {
         let files = GgufFiles::open(&path).unwrap();
         let model = Model::load(&files.parse().unwrap()).unwrap();
         let options = SessionOptions::for_model(&model.config);
-        Session::memory(&model.config, &options).unwrap().kv_cache
+        Session::memory(&model.config, &options, None)
+            .unwrap()
+            .kv_cache
     };
     // Longer than a batch. The child is looked at while it generates, with all it allocates in use.
     let prompt = "a b c d ".repeat(100);

@@ -170,6 +170,7 @@ fn results_do_not_depend_on_threads_and_come_in_three_forms() {
     let json = |threads: &str| with(flags!["-o", "json", "--threads", threads]).json();
     let (one, two) = (json("1"), json("2"));
     assert_eq!(one["threads"], 1);
+    assert_eq!(two["rows"].as_array().unwrap().len(), 2);
     for (a, b) in one["rows"]
         .as_array()
         .unwrap()
@@ -318,7 +319,9 @@ fn files_answer_as_in_peft() {
         ];
         let report = run(&[&flags[..], &adapters].concat(), b"").ok().json();
         assert_eq!(report["rows"][0]["composition"], row);
-        for (line, case) in predictions(&out).iter().zip(cases) {
+        let lines = predictions(&out);
+        assert_eq!(lines.len(), cases.len());
+        for (line, case) in lines.iter().zip(cases) {
             let wanted = case["output"].as_str().unwrap().trim();
             assert_eq!(line["prediction"].as_str().unwrap(), wanted, "{name}");
         }

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use common::{fixture, tandem};
@@ -158,21 +158,6 @@ fn the_loss_falls_and_a_seed_decides_every_byte() {
     work.calibrate("b.safetensors", &seeded).ok();
     assert!(work.bytes("a.safetensors") != work.bytes("b.safetensors"));
 
-    // What it wrote runs.
-    let run = tandem!(
-        "run",
-        "--model",
-        fixture("pocket-q8_0.gguf"),
-        "--bundle",
-        work.path("x.tandem"),
-        "--compose",
-        "summarize-fr-plain",
-        "--prompt",
-        "A game.",
-        "--temp",
-        "0"
-    );
-    run.ok();
     let size = |kind: &str, wanted: usize| {
         work.calibrate("c.safetensors", &["--kind", kind, "--steps", "1"])
             .ok();
@@ -181,6 +166,22 @@ fn the_loss_falls_and_a_seed_decides_every_byte() {
     };
     size("output_bias", 2560);
     size("low_rank", 9728);
+
+    // What it wrote runs.
+    tandem!(
+        "run",
+        "--model",
+        fixture("pocket-q8_0.gguf"),
+        "--calibration",
+        work.path("c.safetensors"),
+        "--kind",
+        "low_rank",
+        "--prompt",
+        "A game.",
+        "--temp",
+        "0"
+    )
+    .ok();
 }
 
 #[cfg(unix)]
@@ -221,6 +222,9 @@ fn stopped_and_resumed_is_as_if_it_had_not_been() {
             assert!(work.bytes("x.safetensors") != whole);
         }
 
+        let other = [&steps[..], &["--resume", "--lr", "0.03"]].concat();
+        work.calibrate("x.safetensors", &other)
+            .fails(1, "another recipe");
         let flags = [&steps[..], &["--resume"]].concat();
         let rest = work.calibrate("x.safetensors", &flags).ok();
         assert!(!rest.stderr.contains("step 8:"), "{}", rest.stderr);
@@ -245,7 +249,7 @@ fn training_ends_where_validation_gets_no_better() {
 }
 
 #[test]
-fn a_checkpoint_is_for_its_own_recipe() {
+fn a_checkpoint_must_be_there_and_be_one() {
     let work = Work::new();
     work.calibrate("a.safetensors", &["--resume"])
         .fails(1, "cannot go on from");
@@ -431,6 +435,19 @@ fn mistakes_are_told_and_nothing_is_overwritten() {
     );
     fails(&["--kind", "magic"], "no calibration \"magic\"");
     fails(&["--rank", "0"], "the rank must be from 1");
+    fails(&["--batch", "65537"], "batch must be at most 65536");
+    let out = work.path("a.safetensors");
+    let out = out.to_str().unwrap();
+    fails(
+        &["--checkpoint", out],
+        "cannot be both the checkpoint and a result",
+    );
+    let folder = out.trim_end_matches("/a.safetensors");
+    fails(&["--curve", folder], "is a folder");
+    // The last step may go too far where nothing validates it.
+    work.write_recipe(&recipe.replace("validation = 2", "validation = 0"));
+    fails(&["--steps", "1", "--lr", "1e300"], "not finite");
+    work.write_recipe(&recipe);
     let nowhere = work.path("no/where.svg");
     fails(
         &["--curve", nowhere.to_str().unwrap()],
@@ -493,5 +510,5 @@ fn mistakes_are_told_and_nothing_is_overwritten() {
         work.path("a.safetensors")
     )
     .fails(1, "an adapter is a folder");
-    assert!(Path::new(&work.path("a.safetensors")).is_file());
+    assert_eq!(work.bytes("a.safetensors"), b"precious");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use tandem_engine::adapters::{MergeMethod, MergeOptions, merge};
-use tandem_engine::{AdapterType, Composition, Model, PackedAdapter, Pool};
+use tandem_engine::{Composition, Model, PackedAdapter, Pool};
 
 use super::{Args, Print, mean_and_deviation, median};
 use tandem_formats::Gguf;
@@ -99,8 +99,7 @@ pub(super) fn measure(
         Ok(start.elapsed())
     })?;
 
-    let default = || AdapterType::for_model(model, args.session.exact);
-    let adapter_type = args.session.lora_type.unwrap_or_else(default);
+    let adapter_type = args.session.adapter_type(model);
     let workers = args.session.workers(pool);
 
     if let Some(chosen) = chosen {
@@ -112,7 +111,6 @@ pub(super) fn measure(
                 let (parts, composition);
                 let mut session = session()?;
                 let start = Instant::now();
-                // The checksums included.
                 parts = Parts::of_bundle(&bundle, name, &model.config, adapter_type, workers)?;
                 composition = parts.composition(&model.config)?;
                 session.set_composition(composition.as_ref())?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tandem_engine::adapters::{Calibration, Workers, merge};
-use tandem_engine::{Adapter, Config, DType, Level};
+use tandem_engine::{Adapter, Config, DType, Level, threads};
 use tandem_formats::Gguf;
 use tandem_formats::bundle::{
     self, BaseFingerprint, CalibrationKind, Composition, Contents, Member, Merge, MergeMethod,
@@ -17,7 +17,6 @@ use crate::adapters::read;
 use crate::inspect::size;
 use crate::open;
 use crate::recipe::{self, Quant, Recipe};
-use tandem_engine::threads;
 
 /// Make a bundle by a recipe
 ///
@@ -120,7 +119,8 @@ fn extend(
     for entry in &recipe.composition {
         let in_composition = || format!("composition {:?}", entry.name);
         let members = members(entry, &originals).with_context(in_composition)?;
-        let merge = method(entry).with_context(in_composition)?;
+        let merge = method(&entry.merge, entry.density, entry.rank, entry.seed)
+            .with_context(in_composition)?;
         let calibration = match &entry.calibration {
             Some(used) => {
                 let name = used.name()?;
@@ -200,20 +200,31 @@ fn members<'o>(
     entry.adapters.iter().map(find).collect()
 }
 
-fn method(entry: &recipe::Composition) -> Result<Merge> {
-    let method = MergeMethod::from_name(&entry.merge).with_context(|| {
+/// A merge as recipes tell it.
+pub(crate) fn method(
+    name: &str,
+    density: Option<f32>,
+    rank: Option<u32>,
+    seed: Option<u64>,
+) -> Result<Merge> {
+    let method = MergeMethod::from_name(name).with_context(|| {
         let names: Vec<_> = MergeMethod::ALL.iter().map(|m| m.name()).collect();
-        format!("no merge {:?}; there are {}", entry.merge, names.join(", "))
+        format!("no merge {name:?}; there are {}", names.join(", "))
     })?;
     Ok(Merge {
         method,
-        density: entry.density,
-        rank: entry.rank,
-        seed: entry.seed,
+        density,
+        rank,
+        seed,
     })
 }
 
-fn merge_now(config: &Config, members: &[(&Adapter, f32)], how: &Merge) -> Result<Adapter> {
+/// Merges adapters, on all cores.
+pub(crate) fn merge_now(
+    config: &Config,
+    members: &[(&Adapter, f32)],
+    how: &Merge,
+) -> Result<Adapter> {
     let (adapters, weights): (Vec<&Adapter>, Vec<f32>) = members.iter().copied().unzip();
     let pool = threads::all();
     let workers = Workers {

@@ -88,7 +88,7 @@ pub(crate) fn corrections(
             if *name == "p" {
                 (part.n_rows, part.n_cols) = (1, part.n_rows);
             }
-            let is_block = kind.may_be_rounded(name) && part.n_cols.is_multiple_of(32);
+            let is_block = kind.stores(name, DType::Q8_0) && part.n_cols.is_multiple_of(32);
             let dtype = match dtype == DType::Q8_0 && !is_block {
                 true => DType::F16,
                 false => dtype,

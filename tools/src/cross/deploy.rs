@@ -24,6 +24,7 @@ const FOLDER: &str = "tandem";
 /// Reads `user@host` or `user@host:folder`. Both go through shells, and neither needs quotes.
 pub(super) fn target(text: &str) -> Result<Target, String> {
     let (host, folder) = text.split_once(':').unwrap_or((text, FOLDER));
+    let folder = folder.trim_end_matches('/');
     let is_plain = |text: &str, also: &str| {
         let fits = |c: char| c.is_ascii_alphanumeric() || also.contains(c);
         !text.is_empty() && !text.starts_with('-') && text.chars().all(fits)
@@ -33,7 +34,7 @@ pub(super) fn target(text: &str) -> Result<Target, String> {
     }
     Ok(Target {
         host: host.to_string(),
-        folder: folder.trim_end_matches('/').to_string(),
+        folder: folder.to_string(),
     })
 }
 
@@ -52,13 +53,15 @@ impl Target {
         let (host, folder) = (&self.host, &self.folder);
         let has_rsync = self.prepare(package)?;
         tell!("copying to {host}:{folder}");
-        let paths: Vec<PathBuf> = package.paths().collect();
+        // From the root on: a relative one could be taken for a flag or, with a colon, for a host.
+        let paths = package.paths().map(std::path::absolute);
+        let paths: Vec<PathBuf> = paths.collect::<std::io::Result<_>>()?;
         let copied = match has_rsync && !in_path("rsync").is_empty() {
-            // Each file is replaced when it is whole; a model that is there already stays.
+            // Each file is replaced when it is whole; what is there already, by checksum, stays.
             true => {
                 let mut rsync = Command::new("rsync");
                 rsync
-                    .arg("-a")
+                    .arg("-ac")
                     .arg(format!("--rsh=ssh {}", options().join(" ")));
                 rsync.args(&paths).arg(format!("{host}:{folder}/"));
                 run(&mut rsync)

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use sha2::{Digest as _, Sha256};
 
 use super::boards::Board;
+use crate::adapters::bundle_for;
 use crate::inspect::size;
 use crate::{bundle, open};
 
@@ -50,9 +51,8 @@ impl Content {
             (Some(bundle_path), Some(name)) => {
                 let unusable = || format!("cannot use {}", bundle_path.display());
                 let mapping = bundle::map(bundle_path)?;
-                let bundle = bundle::parse(bundle_path, &mapping)?;
+                let bundle = bundle_for(bundle_path, &mapping, &gguf)?;
                 bundle.verify().with_context(unusable)?;
-                bundle.contents().check_base(&gguf).with_context(unusable)?;
                 bundle.parts(name).with_context(unusable)?;
                 Some((bundle_path.to_path_buf(), name.to_string()))
             }
@@ -89,7 +89,7 @@ impl Content {
         }
         if let Some((path, composition)) = &self.bundle {
             flags.extend(["--bundle".to_string(), format!("{folder}{}", name(path)?)]);
-            flags.extend(["--compose".to_string(), composition.clone()]);
+            flags.push(format!("--compose={composition}")); // which may begin with a dash
         }
         Ok(flags)
     }
@@ -99,7 +99,7 @@ impl Content {
 fn name(path: &Path) -> Result<String> {
     let name = path.file_name().and_then(|name| name.to_str());
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
-    let name = name.filter(|name| name.chars().all(is_plain) && !name.starts_with('-'));
+    let name = name.filter(|name| name.chars().all(is_plain) && !name.starts_with(['-', '.']));
     let name = name.map(str::to_string);
     name.ok_or_else(|| anyhow!("{}: name it by plain letters and digits", path.display()))
 }
@@ -125,11 +125,7 @@ impl Package {
 
     /// Flags by which `tandem doctor` on the board looks at what was copied, for its shell.
     pub(super) fn doctor_flags(&self) -> String {
-        let quoted = self
-            .flags
-            .iter()
-            .map(|flag| format!("'{}'", flag.replace('\'', r"'\''")));
-        quoted.collect::<Vec<_>>().join(" ")
+        shell(&self.flags)
     }
 
     /// What was written, for the user.
@@ -217,6 +213,8 @@ fn write_all(out: &Path, board: &Board, binary: &Path, content: &Content) -> Res
     names.push(SUMS.to_string());
 
     if out.exists() {
+        // Asked again: the build took minutes.
+        check_out(out)?;
         fs::rename(out, temp.path().join("old")).with_context(cannot)?;
     }
     if let Err(error) = fs::rename(&folder, out) {
@@ -249,6 +247,16 @@ fn sha256(path: &Path) -> io::Result<String> {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect())
+}
+
+/// Flags for a shell.
+fn shell(flags: &[String]) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=.+".contains(c);
+    let word = |flag: &String| match flag.chars().all(is_plain) {
+        true => flag.clone(),
+        false => format!("'{}'", flag.replace('\'', r"'\''")),
+    };
+    flags.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// A word of a unit's command line: nothing in it is expanded.
@@ -314,15 +322,8 @@ fn readme(board: &Board, content: &Content) -> Result<String> {
         env!("CARGO_PKG_VERSION"),
     );
     let flags = content.flags("")?;
-    let flags: Vec<_> = flags
-        .iter()
-        .map(|flag| match flag.starts_with("--") {
-            true => flag.clone(),
-            false => format!("'{}'", flag.replace('\'', r"'\''")),
-        })
-        .collect();
     let (flags, model) = match flags.is_empty() {
-        false => (flags.join(" "), String::new()),
+        false => (shell(&flags), String::new()),
         true => (
             "--model model.gguf".to_string(),
             format!("\nNo model is here yet: the service looks for {FOLDER}/model.gguf.\n"),
@@ -332,7 +333,7 @@ fn readme(board: &Board, content: &Content) -> Result<String> {
         "Tandem {version} for {title}
 
 The program is linked statically: it needs no library, whatever the system's glibc, and kernels with
-pages of 4, 16 and 64 KiB run it. It is the same for every 64-bit Arm board and chooses at start what
+pages of 4 and 16 KiB run it. It is the same for every 64-bit Arm board and chooses at start what
 the CPU has; on this board ({cpu}) that is the level {level}.
 
     sha256sum -c {SUMS}      # the copy is whole
@@ -363,7 +364,7 @@ mod tests {
     #[test]
     fn names_need_no_quotes() {
         assert_eq!(name(Path::new("/a b/q4_0-1.gguf")).unwrap(), "q4_0-1.gguf");
-        for path in ["a b", "a;b", "-a", "a\nb", "/", "ä"] {
+        for path in ["a b", "a;b", "-a", ".a", "a\nb", "/", "ä"] {
             assert!(name(Path::new(path)).is_err(), "{path}");
         }
     }

@@ -238,7 +238,7 @@ fn linker(target: &str, sysroot: &Path) -> Result<Linker, String> {
 }
 
 /// Whether a program runs on every board: 64-bit Arm, static, and aligned so that kernels with
-/// pages of 16 KiB (Raspberry Pi 5) and of 64 KiB can map it.
+/// pages of 16 KiB (Raspberry Pi 5) can map it.
 fn check(bytes: &[u8]) -> Result<()> {
     const PAGE: u64 = 1 << 14;
     let header = FileHeader64::<object::Endianness>::parse(bytes)?;

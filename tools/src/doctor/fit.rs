@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use serde::Serialize;
-use tandem_engine::{Composition, Pool, Session, SessionOptions};
+use tandem_engine::{Composition, Pool, Serial, Session, SessionOptions};
 
 use super::Args;
 use super::machine::Memory;
@@ -20,7 +20,7 @@ pub(super) struct Fit {
     /// Bytes of the file, which is mapped: the kernel may drop them and read them again.
     pub weight_bytes: u64,
     pub kv_cache_bytes: usize,
-    /// Further buffers, those of adapters included.
+    /// Further buffers, and the factors and ranks of adapters.
     pub buffer_bytes: usize,
     /// Bytes of weights and factors that a token reads.
     pub bytes_per_token: usize,
@@ -66,19 +66,20 @@ impl Fit {
         )?;
         let composition = parts.composition(&model.config)?;
         let composition = composition.as_ref();
-        let options = args.session.options(&model, pool, None);
-        let needs = Session::memory(&model.config, &options)
+        // Another machine's threads are not measured, nor does its memory depend on them.
+        let timed = if is_here { pool } else { &Serial };
+        let options = args.session.options(&model, timed, None);
+        let needs = Session::memory(&model.config, &options, composition)
             .ok_or_else(|| anyhow!("a context of {} tokens is too large", options.n_ctx))?;
-        let ranks = composition.map_or(0, |c| c.scratch_bytes(options.n_batch));
-        let bytes_per_token =
-            model.bytes_per_token() + composition.map_or(0, Composition::bytes_per_token);
+        let adapters = composition.map_or(0, Composition::bytes_per_token);
+        let bytes_per_token = model.bytes_per_token() + adapters;
         let n_threads = options.n_threads_decode;
         let mut fit = Fit {
             file: path.to_path_buf(),
             ctx: options.n_ctx,
             weight_bytes: files.n_bytes(),
             kv_cache_bytes: needs.kv_cache,
-            buffer_bytes: needs.scratch.saturating_add(ranks),
+            buffer_bytes: needs.scratch.saturating_add(adapters),
             bytes_per_token,
             verdict: None,
             max_ctx: None,
@@ -89,10 +90,10 @@ impl Fit {
             fit.verdict = Some(fit.verdict(usable));
             fit.max_ctx = max_ctx(model.config.n_ctx_train, |n_ctx| {
                 let options = SessionOptions { n_ctx, ..options };
-                let Some(needs) = Session::memory(&model.config, &options) else {
+                let Some(needs) = Session::memory(&model.config, &options, composition) else {
                     return false;
                 };
-                let all = [needs.kv_cache, needs.scratch, ranks].map(|n| n as u64);
+                let all = [needs.kv_cache, needs.scratch, adapters].map(|n| n as u64);
                 let all = all.into_iter().try_fold(fit.weight_bytes, u64::checked_add);
                 all.is_some_and(|all| all <= usable)
             });

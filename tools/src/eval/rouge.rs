@@ -123,6 +123,7 @@ mod tests {
                     prediction.as_str().unwrap(),
                 );
                 let wanted = case[tokenizer.name()].as_array().unwrap();
+                assert_eq!(wanted.len(), found.len());
                 for (found, wanted) in found.into_iter().zip(wanted) {
                     let wanted = wanted.as_f64().unwrap();
                     let name = tokenizer.name();

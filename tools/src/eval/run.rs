@@ -1,16 +1,16 @@
 //! Answering the examples, on all threads.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
-use tandem_engine::{Composition, Sampler, SamplerOptions, Session, generate};
+use tandem_engine::tokenizer::Tokenizer;
+use tandem_engine::{Composition, Session};
 
 use super::Plan;
 use crate::dataset::Example;
+use crate::greedy;
 use crate::progress::Progress;
 
 /// What is answered, and with what.
@@ -95,22 +95,7 @@ impl<'m> Evaluation<'m, '_> {
     fn step(&self, session: &mut Session<'m, '_>, name: &str, input: &str) -> Result<String> {
         let composition = self.compositions.get(name).and_then(Option::as_ref);
         session.set_composition(composition)?;
-        session.truncate(0);
-        let vocab = self.tokenizer.vocab();
-        let options = SamplerOptions::default(); // always the most likely token
-        let mut sampler = Sampler::new(options, session.model().config.n_vocab);
-        let mut ids = Vec::new();
-        generate(
-            session,
-            &mut sampler,
-            &(self.ask)(name, input)?,
-            self.max_tokens,
-            |id| vocab.is_end_of_generation(id),
-            |id| {
-                ids.push(id);
-                ControlFlow::Continue(())
-            },
-        )?;
-        Ok(vocab.decode(&ids, ControlTokens::Hide)?.trim().to_string())
+        let prompt = (self.ask)(name, input)?;
+        Ok(greedy::answer(session, self.tokenizer, &prompt, self.max_tokens)?.0)
     }
 }

@@ -1,16 +1,14 @@
 //! The state of training in a file, to go on from.
 
-use std::collections::HashMap;
-use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView, serialize};
+use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
-use tandem_formats::write_atomically;
 
 use super::optimizer::Moments;
+use super::output::{safetensors, write};
 
 /// Everything that changes in training.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,14 +46,14 @@ const KEY: &str = "tandem";
 #[derive(Deserialize, Serialize)]
 struct Metadata {
     /// What decides the course besides the state: another recipe cannot go on from here.
-    recipe: String,
+    fingerprint: String,
     course: Course,
 }
 
 /// Writes a checkpoint. `names` are those of the tensors.
-pub(super) fn save(path: &Path, names: &[String], recipe: &str, state: &State) -> Result<()> {
+pub(super) fn save(path: &Path, names: &[String], fingerprint: &str, state: &State) -> Result<()> {
     let metadata = serde_json::to_string(&Metadata {
-        recipe: recipe.to_string(),
+        fingerprint: fingerprint.to_string(),
         course: state.course.clone(),
     })?;
     let sets = sets(state);
@@ -70,8 +68,7 @@ pub(super) fn save(path: &Path, names: &[String], recipe: &str, state: &State) -
         }
     }
     let bytes = safetensors(&tensors, Some((KEY, metadata)))?;
-    write_atomically(path, |out| out.write_all(&bytes))
-        .with_context(|| format!("cannot write {}", path.display()))
+    write(path, &bytes)
 }
 
 fn sets(state: &State) -> Vec<(&'static str, &Vec<Vec<f32>>)> {
@@ -88,23 +85,23 @@ fn sets(state: &State) -> Vec<(&'static str, &Vec<Vec<f32>>)> {
 pub(super) fn load(
     path: &Path,
     names: &[String],
-    recipe: &str,
+    fingerprint: &str,
     values: &[Vec<f32>],
 ) -> Result<State> {
     let unusable = || format!("cannot go on from {}", path.display());
     let bytes = std::fs::read(path).with_context(unusable)?;
-    read(&bytes, names, recipe, values).with_context(unusable)
+    read(&bytes, names, fingerprint, values).with_context(unusable)
 }
 
-fn read(bytes: &[u8], names: &[String], recipe: &str, values: &[Vec<f32>]) -> Result<State> {
+fn read(bytes: &[u8], names: &[String], fingerprint: &str, values: &[Vec<f32>]) -> Result<State> {
     let (_, header) = SafeTensors::read_metadata(bytes)?;
     let text = header.metadata().as_ref().and_then(|m| m.get(KEY));
     let text = text.context("it is no checkpoint")?;
     let metadata: Metadata = serde_json::from_str(text)?;
-    if metadata.recipe != recipe {
+    if metadata.fingerprint != fingerprint {
         bail!(
-            "it is of another recipe or other data: {} there, {recipe} here",
-            metadata.recipe
+            "it is of another recipe or other data: {} there, {fingerprint} here",
+            metadata.fingerprint
         );
     }
     let tensors = SafeTensors::deserialize(bytes)?;
@@ -139,23 +136,6 @@ fn read(bytes: &[u8], names: &[String], recipe: &str, values: &[Vec<f32>]) -> Re
         },
         course: metadata.course,
     })
-}
-
-/// The bytes of a safetensors file: names, shapes, values.
-pub(super) fn safetensors(
-    tensors: &[(String, Vec<usize>, &[f32])],
-    text: Option<(&str, String)>,
-) -> Result<Vec<u8>> {
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect())
-        .collect();
-    let mut views = Vec::new();
-    for ((name, shape, _), bytes) in tensors.iter().zip(&bytes) {
-        views.push((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?));
-    }
-    let metadata = text.map(|(key, text)| HashMap::from([(key.to_string(), text)]));
-    Ok(serialize(views, metadata)?)
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! The loss over the steps, drawn.
 
-use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use plotters::prelude::*;
-use tandem_formats::write_atomically;
 
 use super::checkpoint::Course;
+use super::output::write;
 
 /// Steps whose mean makes a point of the training loss.
 const SMOOTHING: usize = 10;
@@ -15,8 +14,7 @@ const SMOOTHING: usize = 10;
 /// Writes the course of training as an SVG.
 pub(super) fn draw(path: &Path, course: &Course) -> Result<()> {
     let svg = svg(course).map_err(|e| anyhow!("cannot draw the curve: {e}"))?;
-    write_atomically(path, |out| out.write_all(svg.as_bytes()))
-        .with_context(|| format!("cannot write {}", path.display()))
+    write(path, svg.as_bytes())
 }
 
 fn svg(course: &Course) -> Result<String, Box<dyn std::error::Error>> {

@@ -353,15 +353,26 @@ impl Learned {
         Ok(Adapter::new(config, loras)?)
     }
 
-    fn floats(&self) -> candle_core::Result<Vec<Floats>> {
-        let floats = |var: &Var| {
+    /// What was learned, which a last step too far may have made infinite.
+    fn floats(&self) -> Result<Vec<Floats>> {
+        let floats = |(name, var): (String, &Var)| {
+            let values: Vec<f32> = var.flatten_all()?.to_vec1()?;
+            ensure!(
+                values.iter().all(|x| x.is_finite()),
+                "{name} holds numbers that are not finite: try a lower learning rate; nothing was \
+                 written"
+            );
             Ok(Floats {
                 n_rows: var.dim(0)?,
                 n_cols: if var.rank() == 1 { 1 } else { var.dim(1)? },
-                values: var.flatten_all()?.to_vec1()?,
+                values,
             })
         };
-        self.vars.iter().map(floats).collect()
+        self.names()
+            .into_iter()
+            .zip(&self.vars)
+            .map(floats)
+            .collect()
     }
 }
 

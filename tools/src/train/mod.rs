@@ -26,8 +26,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tandem_engine::adapters::calibration::Kind;
-use tandem_engine::adapters::{MergeOptions, Workers};
-use tandem_engine::{Adapter, Config, Level, Model, SessionOptions, adapters, threads};
+use tandem_engine::{Adapter, Config, Model, SessionError, SessionOptions};
 use tandem_formats::Gguf;
 use tandem_formats::bundle::{self, INPUT_MARK, MergeMethod};
 
@@ -146,11 +145,7 @@ pub(crate) fn calibrate(args: &CalibrateArgs) -> Result<()> {
         format!("no calibration {kind:?}; there are {}", names.join(", "))
     })?;
     let rank = args.rank.unwrap_or(calibration.rank);
-    ensure!(
-        (1..=tandem_kernels::MAX_RANK).contains(&rank),
-        "the rank must be from 1 to {}",
-        tandem_kernels::MAX_RANK
-    );
+    check_rank(rank)?;
     let form = Form::Calibration {
         kind,
         rank,
@@ -202,11 +197,7 @@ pub(crate) fn train_lora(args: &TrainLoraArgs) -> Result<()> {
         lora.with_context(|| format!("{}: there is no [lora]", args.common.recipe.display()))?;
     let rank = args.rank.unwrap_or(lora.rank);
     let alpha = args.alpha.unwrap_or(lora.alpha);
-    ensure!(
-        (1..=tandem_kernels::MAX_RANK).contains(&rank),
-        "the rank must be from 1 to {}",
-        tandem_kernels::MAX_RANK
-    );
+    check_rank(rank)?;
     ensure!(alpha > 0.0 && alpha.is_finite(), "alpha must be above 0");
     let out = args.common.out(&recipe);
     let out = out.context("where shall the adapter go? Give --out or output.path")?;
@@ -231,6 +222,15 @@ pub(crate) fn train_lora(args: &TrainLoraArgs) -> Result<()> {
     )
 }
 
+fn check_rank(rank: usize) -> Result<()> {
+    let max = tandem_kernels::MAX_RANK;
+    ensure!(
+        (1..=max).contains(&rank),
+        "the rank must be from 1 to {max}"
+    );
+    Ok(())
+}
+
 /// What training leaves.
 struct Done<'a> {
     config: &'a Config,
@@ -247,8 +247,8 @@ fn train(
     write: impl FnOnce(Done<'_>) -> Result<()>,
 ) -> Result<()> {
     let start = Instant::now();
-    // candle would share each addition among threads of its own, which wait for work by spinning:
-    // half of the time went there. Our threads have an example each.
+    // candle would share each addition among threads of its own, which wait for work by spinning;
+    // ours have an example each.
     // SAFETY: no other thread of this process runs yet, so none reads the environment.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     // Asked before hours of work, not after.
@@ -263,6 +263,23 @@ fn train(
             "there is no folder to write {} in",
             path.display()
         );
+    }
+    let checkpoint = args.checkpoint.clone().unwrap_or_else(|| {
+        let mut name = out.unwrap_or(&args.recipe).as_os_str().to_owned();
+        name.push(".checkpoint");
+        PathBuf::from(name)
+    });
+    ensure!(
+        out != Some(&*checkpoint) && args.curve.as_ref() != Some(&checkpoint),
+        "{} cannot be both the checkpoint and a result",
+        checkpoint.display()
+    );
+    let out_file = out.filter(|_| matches!(form, Form::Calibration { .. }));
+    for path in [out_file, args.curve.as_deref(), Some(&*checkpoint)]
+        .into_iter()
+        .flatten()
+    {
+        ensure!(!path.is_dir(), "{} is a folder", path.display());
     }
     let base_path = recipe.path(&recipe.base);
     let files = open::files(&base_path)?;
@@ -297,6 +314,15 @@ fn train(
         recipe.data.too_long,
         recipe.data.limit,
     )?;
+    // As a session refuses them: a vocabulary may have more tokens than there are embeddings.
+    let n_vocab = model.config.n_vocab;
+    for example in &examples {
+        let outside = example.tokens.iter().find(|id| **id as usize >= n_vocab);
+        if let Some(id) = outside.copied() {
+            let place = || format!("{}, line {}", data_path.display(), example.line);
+            return Err(SessionError::Token { id, n_vocab }).with_context(place);
+        }
+    }
     let seed = recipe.train.seed;
     random::shuffle(&mut random::generator(seed, FOR_SPLIT), &mut examples);
     ensure!(
@@ -319,20 +345,20 @@ fn train(
         // candle walks the graph by recursion.
         .stack_size(64 << 20)
         .build()?;
-    let own_checkpoint = || {
-        let mut name = out.unwrap_or(&args.recipe).as_os_str().to_owned();
-        name.push(".checkpoint");
-        PathBuf::from(name)
-    };
-    let checkpoint = args.checkpoint.clone().unwrap_or_else(own_checkpoint);
     let stop = Arc::new(AtomicBool::new(false));
     let on_ctrl_c = Arc::clone(&stop);
     ctrlc::set_handler(move || on_ctrl_c.store(true, Ordering::Relaxed))?;
+    let weights: Vec<f32> = composition.members.iter().map(|(_, w)| *w).collect();
     let fingerprint = format!(
-        "{form:?} {modules:?} {:?} {:?} {:?}, {} examples of {} tokens",
+        "{form:?} {modules:?} {:?} {:?} base {:?} bundle {:?} {:?} adapters {:?} {weights:?} merge \
+         {:?} prompt {prompt:?}, {} examples of {} tokens",
         recipe.train,
         recipe.optimizer,
-        composition,
+        recipe.base,
+        recipe.bundle,
+        recipe.composition,
+        recipe.adapters,
+        recipe.merge,
         examples.len(),
         examples.iter().map(|e| e.tokens.len()).sum::<usize>()
     );
@@ -345,7 +371,7 @@ fn train(
         optimizer: &recipe.optimizer,
         pool: &pool,
         checkpoint: &checkpoint,
-        recipe: &fingerprint,
+        fingerprint: &fingerprint,
         stop: &stop,
     };
     let mut state = match args.resume {
@@ -402,19 +428,6 @@ struct Composed {
     prompt: Option<String>,
 }
 
-impl std::fmt::Debug for Composed {
-    /// What tells it from others in a checkpoint.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let weights: Vec<f32> = self.members.iter().map(|(_, weight)| *weight).collect();
-        write!(
-            f,
-            "{weights:?} merged {} {:?}",
-            self.merged.is_some(),
-            self.prompt
-        )
-    }
-}
-
 impl Composed {
     fn read(recipe: &Recipe, base: &Gguf<'_>, config: &Config) -> Result<Composed> {
         if let (Some(path), Some(name)) = (&recipe.bundle, &recipe.composition) {
@@ -427,25 +440,9 @@ impl Composed {
                 .with_context(|| format!("cannot use the adapter {}", path.display()))?;
             members.push((adapter, member.weight));
         }
-        let how = match &recipe.merge {
-            None => None,
-            Some(merge) => {
-                let method = MergeMethod::from_name(&merge.method).with_context(|| {
-                    let names: Vec<_> = MergeMethod::ALL.iter().map(|m| m.name()).collect();
-                    format!(
-                        "no merge {:?}; there are {}",
-                        merge.method,
-                        names.join(", ")
-                    )
-                })?;
-                Some(bundle::Merge {
-                    method,
-                    density: merge.density,
-                    rank: merge.rank,
-                    seed: merge.seed,
-                })
-            }
-        };
+        let how = recipe.merge.as_ref();
+        let how = how.map(|m| crate::bundle::method(&m.method, m.density, m.rank, m.seed));
+        let how = how.transpose()?;
         let mut composed = Composed {
             members,
             merged: None,
@@ -458,11 +455,10 @@ impl Composed {
     fn of_bundle(path: &Path, name: &str, base: &Gguf<'_>, config: &Config) -> Result<Composed> {
         let unusable = || format!("cannot use {}", path.display());
         let mapping = crate::bundle::map(path)?;
-        let bundle = crate::bundle::parse(path, &mapping)?;
-        bundle.contents().check_base(base).with_context(unusable)?;
+        let bundle = crate::adapters::bundle_for(path, &mapping, base)?;
         let parts = bundle.parts(name).with_context(unusable)?;
         let mut members = Vec::new();
-        for (adapter, weight) in &parts.members {
+        for (adapter, weight, _) in &parts.members {
             let adapter = Adapter::from_factors(config, adapter.dtype, &adapter.factors);
             members.push((adapter.with_context(unusable)?, *weight));
         }
@@ -472,7 +468,7 @@ impl Composed {
             prompt: parts.composition.prompt.as_deref().map(str::to_string),
         };
         match parts.merged {
-            Some(stored) => {
+            Some((stored, _)) => {
                 let merged = Adapter::from_factors(config, stored.dtype, &stored.factors);
                 composed.merged = Some(merged.with_context(unusable)?);
             }
@@ -483,16 +479,7 @@ impl Composed {
 
     fn merge(&mut self, config: &Config, how: Option<&bundle::Merge>) -> Result<()> {
         if let Some(how) = how.filter(|how| how.method != MergeMethod::Cat) {
-            let (adapters, weights): (Vec<&Adapter>, Vec<f32>) = self.members().into_iter().unzip();
-            let options: MergeOptions = how.into();
-            let pool = threads::all();
-            let workers = Workers {
-                level: Level::detect(),
-                pool: &pool,
-            };
-            self.merged = Some(adapters::merge(
-                config, &adapters, &weights, &options, workers,
-            )?);
+            self.merged = Some(crate::bundle::merge_now(config, &self.members(), how)?);
         }
         Ok(())
     }

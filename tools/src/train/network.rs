@@ -95,16 +95,9 @@ impl Network {
         let head_norm = |w: &[f32]| (!w.is_empty()).then(|| norm(w, &[], NormKind::Rms));
         let layer = |(i, w): (usize, &LayerWeights<'_>)| Layer {
             attn_norm: block_norm(&w.attn_norm),
-            linears: [
-                (Module::Q, &w.q),
-                (Module::K, &w.k),
-                (Module::V, &w.v),
-                (Module::O, &w.o),
-                (Module::Gate, &w.gate),
-                (Module::Up, &w.up),
-                (Module::Down, &w.down),
-            ]
-            .map(|(module, linear)| frozen(LinearId::Layer(i, module), linear)),
+            linears: w
+                .linears()
+                .map(|(module, linear)| frozen(LinearId::Layer(i, module), linear)),
             q_norm: head_norm(&w.q_norm),
             k_norm: head_norm(&w.k_norm),
             post_attn_norm: w.post_attn_norm.as_ref().map(block_norm),

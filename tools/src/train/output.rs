@@ -1,21 +1,39 @@
 //! What was learned, written: calibrations, PEFT adapters, bundles.
 
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use safetensors::tensor::{Dtype, TensorView, serialize};
 use tandem_engine::adapters::Calibration;
 use tandem_engine::adapters::calibration::Kind;
 use tandem_engine::{Adapter, Config, DType};
 use tandem_formats::adapter::Floats;
-use tandem_formats::bundle::{self, CalibrationKind};
+use tandem_formats::bundle;
 use tandem_formats::write_atomically;
 
-use super::checkpoint::safetensors;
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file, all of it or nothing.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |out| out.write_all(bytes))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The bytes of a safetensors file: names, shapes, values.
+pub(super) fn safetensors(
+    tensors: &[(String, Vec<usize>, &[f32])],
+    text: Option<(&str, String)>,
+) -> Result<Vec<u8>> {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect())
+        .collect();
+    let mut views = Vec::new();
+    for ((name, shape, _), bytes) in tensors.iter().zip(&bytes) {
+        views.push((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?));
+    }
+    let metadata = text.map(|(key, text)| HashMap::from([(key.to_string(), text)]));
+    Ok(serialize(views, metadata)?)
 }
 
 /// Writes a calibration as `--calibration` reads it: Hugging Face's names and order of rows.
@@ -114,7 +132,7 @@ pub(super) fn dtype(quant: Option<&str>) -> Result<DType> {
     match quant {
         None | Some("f16") => Ok(DType::F16),
         Some("f32") => Ok(DType::F32),
-        Some(other) => bail!("a bundle stores calibrations in f16 or f32, not {other:?}"),
+        Some(other) => bail!("a learned calibration is stored in f16 or f32, not {other:?}"),
     }
 }
 
@@ -128,22 +146,19 @@ pub(super) fn into_bundle(place: &Place<'_>, kind: Kind, calibration: &Calibrati
         .with_context(|| format!("cannot use {}", place.bundle.display()))?;
     let mut contents = bundle.contents().clone();
     let name = format!("{}-{}", place.to, kind.name());
-    let kind = CalibrationKind::from_name(kind.name()).context("the kinds have the same names")?;
     let mut composition = contents.composition(place.from)?.clone();
     composition.name = place.to.to_string().into();
     composition.calibration = Some(name.clone().into());
-    if let Some(old) = contents.compositions.iter().find(|c| c.name == place.to) {
-        composition.description = old.description.clone();
-    } else {
-        composition.description = None;
-    }
-    match contents
-        .compositions
-        .iter_mut()
-        .find(|c| c.name == place.to)
-    {
-        Some(old) => *old = composition,
-        None => contents.compositions.push(composition),
+    let mut compositions = contents.compositions.iter_mut();
+    match compositions.find(|c| c.name == place.to) {
+        Some(old) => {
+            composition.description = old.description.take();
+            *old = composition;
+        }
+        None => {
+            composition.description = None;
+            contents.compositions.push(composition);
+        }
     }
     let others = contents.compositions.iter().filter(|c| c.name != place.to);
     let user = others

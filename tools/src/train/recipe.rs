@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::data::TooLong;
 use super::optimizer::AdamW;
-use crate::recipe::parse_toml;
+use crate::recipe::read_toml;
 
 /// A recipe, its paths being relative to its own folder.
 #[derive(Clone, Debug, Deserialize)]
@@ -114,6 +114,9 @@ pub(super) struct Lora {
     pub modules: Vec<String>,
 }
 
+/// The most examples of a step.
+const MAX_BATCH: usize = 1 << 16;
+
 /// The course of training.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -169,11 +172,8 @@ pub(super) struct Output {
 impl Recipe {
     /// Reads a recipe; errors tell the line.
     pub(super) fn read(path: &Path) -> Result<Recipe> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let mut recipe: Recipe =
-            parse_toml(&text).with_context(|| format!("{} is no recipe", path.display()))?;
-        recipe.folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let (mut recipe, folder): (Recipe, _) = read_toml(path)?;
+        recipe.folder = folder;
         Ok(recipe)
     }
 
@@ -208,6 +208,7 @@ impl Recipe {
             (positive(epochs), "epochs must be above 0"),
             (steps != Some(0), "steps must be at least 1"),
             (batch > 0, "batch must be at least 1"),
+            (batch <= MAX_BATCH, "batch must be at most 65536"),
             (micro_batch > 0, "micro_batch must be at least 1"),
             (positive(learning_rate), "learning_rate must be above 0"),
             (

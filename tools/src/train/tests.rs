@@ -70,7 +70,7 @@ fn adapter(config: &Config, rank: usize, seed: u64) -> Adapter {
     };
     let mut loras = Vec::new();
     for layer in 0..config.n_layer {
-        for (_, tensor) in adapters::module_names(config) {
+        for (_, tensor) in tandem_engine::adapters::module_names(config) {
             let modules: &[Module] = match *tensor {
                 "attn_qkv" => &[Module::Q, Module::K, Module::V],
                 "ffn_up" if config.arch == tandem_engine::Arch::Phi3 => &[Module::Gate, Module::Up],

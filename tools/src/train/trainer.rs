@@ -35,7 +35,7 @@ pub(super) struct Trainer<'a> {
     /// Where the state is kept from validation to validation.
     pub checkpoint: &'a Path,
     /// What tells this training from others, see [`checkpoint::save`].
-    pub recipe: &'a str,
+    pub fingerprint: &'a str,
     /// Set to stop before the next step.
     pub stop: &'a AtomicBool,
 }
@@ -80,7 +80,7 @@ impl Trainer<'_> {
         let mut order = Order::new(self.train.seed, self.training.len());
         self.learned.set(&state.values)?;
         let mut end = End::Finished;
-        if state.course.losses.is_empty() {
+        if state.course.losses.is_empty() && state.course.validations.is_empty() {
             // What it is without: training that only makes it worse leaves it at that.
             self.validate(state, &bar)?;
         }
@@ -123,7 +123,8 @@ impl Trainer<'_> {
     }
 
     fn save(&self, state: &State) -> Result<()> {
-        checkpoint::save(self.checkpoint, &self.learned.names(), self.recipe, state)
+        let names = self.learned.names();
+        checkpoint::save(self.checkpoint, &names, self.fingerprint, state)
     }
 
     /// One step of the optimizer; returns the loss a token.

@@ -1,4 +1,5 @@
-//! Every operation's gradients against differences of its results.
+//! Every operation's gradients, but rope's, against differences of its results; rope's are held by those
+//! of the whole network.
 
 use std::sync::Arc;
 
