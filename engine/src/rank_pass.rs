@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use tandem_kernels::{Handover, LowRankInput, TileMut, add_low_rank, matmul, quantize_h};
+use tandem_kernels::{Handover, LowRankInput, Pool, TileMut, add_low_rank, matmul, quantize_h};
 
 use crate::SessionError;
 use crate::adapters::{LinearTerms, Segment};
@@ -88,7 +88,12 @@ impl<'a, const N: usize> RankPass<'a, N> {
         if n_segments == 0 {
             return None;
         }
-        let task_tokens = MIN_TOKENS.max(n_tokens.div_ceil(MAX_TILES / n_segments));
+        // As many tokens as leave a task to each thread: the factors are made ready for each task.
+        let n_chunks = exec.pool.n_threads().div_ceil(n_segments);
+        let task_tokens = n_tokens
+            .div_ceil(n_chunks)
+            .max(n_tokens.div_ceil(MAX_TILES / n_segments))
+            .next_multiple_of(MIN_TOKENS);
         let n_values = n_segments * width;
         let (h, q) = (
             &mut ranks.h[..n_tokens * n_values],

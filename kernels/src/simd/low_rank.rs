@@ -62,6 +62,10 @@ unsafe fn add<S: Simd, const Q4: bool>(
         // SAFETY: the caller's.
         t += unsafe {
             match y.n_rows() - t {
+                // Each product waits for the one before it of the same token.
+                8.. if S::WIDE_TILE => {
+                    add_tokens::<S, Q4, 8>(tiles.data, (n_bytes, n_ranks), h, scale, y, t)
+                }
                 4.. => add_tokens::<S, Q4, 4>(tiles.data, (n_bytes, n_ranks), h, scale, y, t),
                 _ => add_tokens::<S, Q4, 1>(tiles.data, (n_bytes, n_ranks), h, scale, y, t),
             }
