@@ -4,8 +4,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use tandem_benches::{random, weights};
 use tandem_kernels::{
     Activation, DType, KvHead, Level, LowRank, LowRankInput, LowRankType, Q8_BLOCK, Q8_GROUP,
-    Q8_STARTS, RopeStyle, TileMut, add_low_rank, attention, encode_low_rank, gate, quantize_h,
-    quantize_q8, rms_norm, rope, softmax,
+    Q8_STARTS, RankScale, RopeStyle, TileMut, add_low_rank, attention, encode_low_rank, gate,
+    quantize_h, quantize_q8, rms_norm, rope, softmax,
 };
 
 const N: usize = 8192;
@@ -72,7 +72,10 @@ fn bench(c: &mut Criterion) {
             let mut data = vec![0; kind.n_bytes(n_out, rank).expect("a small rank")];
             encode_low_rank(level, kind, &random(n_out * rank), rank, 1.0, &mut data);
             let b = LowRank::new(kind, n_out, rank, &data).expect("bytes as packed");
-            let (mut q, mut scale) = (vec![0; n_tokens * rank], vec![0.0; n_tokens]);
+            let (mut q, mut scale) = (
+                vec![0; n_tokens * rank],
+                vec![RankScale::default(); n_tokens],
+            );
             for (q, scale) in q.chunks_exact_mut(rank).zip(&mut scale) {
                 quantize_h(level, &x[..rank], q, scale);
             }

@@ -1,8 +1,8 @@
 //! Linear layers over the pool: several at once where they share their input.
 
-use tandem_kernels::{
-    Activation, Input, Level, Limited, Pool, SharedMatrix, TileMut, gate, matmul,
-};
+use core::ops::Range;
+
+use tandem_kernels::{Activation, Input, Level, Limited, Pool, SharedMatrix, TileMut, matmul};
 
 use crate::adapters::{Composition, LinearId, LinearTerms};
 use crate::rank_pass::{RankPass, Ranks};
@@ -91,37 +91,55 @@ impl<'a> Exec<'a> {
             let mut tile = task;
             for (i, linear) in linears.iter().enumerate() {
                 if tile < n_tasks(linear) {
-                    let y = &mut y[i].tile(0, tile);
-                    return self.rows((i, linear), x, tile * task_rows, ranks.as_ref(), y);
+                    let (start, y) = (tile * task_rows, &mut y[i].tile(0, tile));
+                    return pieces(y, |piece, tokens, rows, _| {
+                        let rows = start + rows.start..start + rows.end;
+                        self.piece((i, linear), x, (tokens, rows), ranks.as_ref(), piece);
+                    });
                 }
                 tile -= n_tasks(linear);
             }
         });
     }
 
-    /// `y = activation(x gate^T) * (x up^T)`, with the composition's terms; both buffers
-    /// `[n_tokens, n_ff]`, the result in `y`, the other one spoiled.
+    /// `y = activation(x gate^T) * (x up^T)`, `[n_tokens, n_ff]`, with the composition's terms.
     pub(crate) fn gated(
         &self,
         x: LinearInput<'_>,
         activation: Activation,
-        (gate_w, y): (Adapted<'_>, &mut [f32]),
-        (up_w, up): (Adapted<'_>, &mut [f32]),
+        [gate, up]: [Adapted<'_>; 2],
+        y: &mut [f32],
         ranks: &mut Ranks,
     ) {
-        let n_ff = gate_w.linear.w.n_rows();
+        let n_ff = gate.linear.w.n_rows();
         let n_tokens = y.len() / n_ff;
         let task_rows = rows_per_task(self.pool.n_threads(), n_ff, n_ff);
         let y = SharedMatrix::new(y, n_ff, n_tokens, task_rows);
-        let up = SharedMatrix::new(up, n_ff, n_tokens, task_rows);
-        let ranks = RankPass::new(self, x, [gate_w, up_w], n_tokens, ranks);
+        let ranks = RankPass::new(self, x, [gate, up], n_tokens, ranks);
         self.run(ranks.as_ref(), n_ff.div_ceil(task_rows), &|i| {
-            let (mut y, mut up) = (y.tile(0, i), up.tile(0, i));
-            self.rows((0, &gate_w), x, i * task_rows, ranks.as_ref(), &mut y);
-            self.rows((1, &up_w), x, i * task_rows, ranks.as_ref(), &mut up);
-            for t in 0..n_tokens {
-                gate(self.level, activation, y.row(t), up.row(t));
-            }
+            let (start, y) = (i * task_rows, &mut y.tile(0, i));
+            pieces(y, |piece, tokens, rows, other| {
+                let rows = start + rows.start..start + rows.end;
+                let other = &mut other[..tokens.len() * rows.len()];
+                let up_piece = &mut TileMut::new(other, rows.len());
+                self.piece(
+                    (0, &gate),
+                    x,
+                    (tokens.clone(), rows.clone()),
+                    ranks.as_ref(),
+                    piece,
+                );
+                self.piece(
+                    (1, &up),
+                    x,
+                    (tokens.clone(), rows),
+                    ranks.as_ref(),
+                    up_piece,
+                );
+                for t in 0..tokens.len() {
+                    tandem_kernels::gate(self.level, activation, piece.row(t), up_piece.row(t));
+                }
+            });
         });
     }
 
@@ -145,12 +163,12 @@ impl<'a> Exec<'a> {
         }
     }
 
-    /// The outputs `start..start + y.n_cols()` of the linear number `i` of a run.
-    fn rows<const N: usize>(
+    /// The outputs `rows` of the linear number `i` of a run, for the tokens `tokens`.
+    fn piece<const N: usize>(
         &self,
         (i, Adapted { linear, terms }): (usize, &Adapted<'_>),
         x: LinearInput<'_>,
-        start: usize,
+        (tokens, rows): (Range<usize>, Range<usize>),
         ranks: Option<&RankPass<'_, N>>,
         y: &mut TileMut<'_>,
     ) {
@@ -158,7 +176,7 @@ impl<'a> Exec<'a> {
             Some(q8) if self.wants_q8(linear) => q8,
             _ => x.f32,
         };
-        let rows = start..start + y.n_cols();
+        let x = x.tokens(tokens.clone(), linear.w.n_cols());
         matmul(self.level, &linear.w, rows.clone(), &x, y);
         let add = |y: &mut TileMut<'_>, bias: &[f32], weight: f32| {
             for t in 0..y.n_rows() {
@@ -173,7 +191,50 @@ impl<'a> Exec<'a> {
             add(y, &bias[rows.clone()], *weight);
         }
         if let Some(ranks) = ranks {
-            ranks.add(i, start, y);
+            ranks.add(i, (tokens, rows), y);
+        }
+    }
+}
+
+/// Floats of a piece: 32 outputs of 256 tokens.
+const PIECE: usize = 8192;
+/// The same for a single token.
+const PIECE_OF_ONE: usize = 1024;
+
+/// Fills `y` piece by piece: `fill` gets a piece to fill, its tokens and columns of `y`, and a buffer
+/// of the same size.
+///
+/// Rows of `y` lie as far apart as the model's dimensions say, which are powers of two as a rule:
+/// sums that are added to again and again would push each other out of the caches there. And what
+/// is done to outputs one after the other, is done while they are near.
+fn pieces(
+    y: &mut TileMut<'_>,
+    fill: impl Fn(&mut TileMut<'_>, Range<usize>, Range<usize>, &mut [f32]),
+) {
+    match y.n_rows() {
+        1 => pieces_of::<PIECE_OF_ONE>(y, fill),
+        _ => pieces_of::<PIECE>(y, fill),
+    }
+}
+
+fn pieces_of<const LEN: usize>(
+    y: &mut TileMut<'_>,
+    fill: impl Fn(&mut TileMut<'_>, Range<usize>, Range<usize>, &mut [f32]),
+) {
+    let (mut buffer, mut other) = ([0.0; LEN], [0.0; LEN]);
+    let (n_tokens, n_rows) = (y.n_rows(), y.n_cols());
+    let piece_tokens = n_tokens.min(LEN / MIN_ROWS);
+    let piece_rows = LEN / piece_tokens / MIN_ROWS * MIN_ROWS;
+    for r in (0..n_rows).step_by(piece_rows) {
+        let rows = r..n_rows.min(r + piece_rows);
+        for t in (0..n_tokens).step_by(piece_tokens) {
+            let tokens = t..n_tokens.min(t + piece_tokens);
+            let buffer = &mut buffer[..tokens.len() * rows.len()];
+            let mut piece = TileMut::new(buffer, rows.len());
+            fill(&mut piece, tokens.clone(), rows.clone(), &mut other);
+            for (i, t) in tokens.enumerate() {
+                y.row(t)[rows.clone()].copy_from_slice(piece.row(i));
+            }
         }
     }
 }

@@ -5,8 +5,11 @@
 //! barrier of its own.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
-use tandem_kernels::{Handover, LowRankInput, Pool, TileMut, add_low_rank, matmul, quantize_h};
+use tandem_kernels::{
+    Handover, LowRankInput, Pool, RankScale, TileMut, add_low_rank, matmul, quantize_h,
+};
 
 use crate::SessionError;
 use crate::adapters::{LinearTerms, Segment};
@@ -14,7 +17,9 @@ use crate::linear::{Adapted, Exec, LinearInput};
 use crate::scratch::zeroed;
 
 /// The fewest tokens of a task: a multiple of what the kernels do at once.
-const MIN_TOKENS: usize = 32;
+const MIN_TOKENS: usize = 64;
+/// Tasks of each thread where there are tokens enough.
+const TASKS_PER_THREAD: usize = 4;
 /// The most tiles of a [`Handover`].
 const MAX_TILES: usize = tandem_kernels::SharedMatrix::<f32>::MAX_TILES;
 
@@ -26,7 +31,7 @@ pub(crate) struct Ranks {
     /// `h` rounded to int8, of the same shape.
     q: Vec<i8>,
     /// Its scales, `[n_batch, n_segments]`.
-    scale: Vec<f32>,
+    scale: Vec<RankScale>,
 }
 
 impl Ranks {
@@ -46,7 +51,9 @@ impl Ranks {
 
     /// Bytes of the same.
     pub(crate) fn n_bytes(n_batch: usize, (n_segments, n_values): (usize, usize)) -> usize {
-        let n_bytes = n_values.saturating_mul(5).saturating_add(4 * n_segments);
+        let n_bytes = n_values
+            .saturating_mul(5)
+            .saturating_add(size_of::<RankScale>() * n_segments);
         n_batch.saturating_mul(n_bytes)
     }
 }
@@ -72,7 +79,7 @@ pub(crate) struct RankPass<'a, const N: usize> {
     task_tokens: usize,
     h: Handover<'a, f32>,
     q: Handover<'a, i8>,
-    scale: Handover<'a, f32>,
+    scale: Handover<'a, RankScale>,
 }
 
 impl<'a, const N: usize> RankPass<'a, N> {
@@ -88,8 +95,9 @@ impl<'a, const N: usize> RankPass<'a, N> {
         if n_segments == 0 {
             return None;
         }
-        // As many tokens as leave a task to each thread: the factors are made ready for each task.
-        let n_chunks = exec.pool.n_threads().div_ceil(n_segments);
+        // Many tokens, as the factors are made ready for each task, but so few that no thread waits
+        // long for another's.
+        let n_chunks = (TASKS_PER_THREAD * exec.pool.n_threads()).div_ceil(n_segments);
         let task_tokens = n_tokens
             .div_ceil(n_chunks)
             .max(n_tokens.div_ceil(MAX_TILES / n_segments))
@@ -160,24 +168,28 @@ impl<'a, const N: usize> RankPass<'a, N> {
             .filter(|_| is_quantized && self.exec.wants_q8(linear.linear))
     }
 
-    /// Adds to `y` `[n_tokens, n_rows]` the terms of the linear number `i` for its rows `start` and
-    /// up, when the ranks are there.
-    pub(crate) fn add(&self, i: usize, start: usize, y: &mut TileMut<'_>) {
-        let rows = start..start + y.n_cols();
+    /// Adds to `y` `[tokens, rows]` the terms of the linear number `i`, when the ranks are there.
+    pub(crate) fn add(
+        &self,
+        i: usize,
+        (tokens, rows): (Range<usize>, Range<usize>),
+        y: &mut TileMut<'_>,
+    ) {
         let linear = &self.linears[i];
         let before = self.linears[..i].iter().map(|l| l.terms.segments.len());
         let first: usize = before.sum();
         for (s, segment) in (first..).zip(&linear.terms.segments) {
             let stride = self.n_segments * self.width;
+            let h = tokens.start * stride + s * self.width;
             let h = match self.q8_input(linear, segment) {
                 Some(_) => LowRankInput::Q8 {
-                    q: &self.q.wait(&self.exec.pool)[s * self.width..],
+                    q: &self.q.wait(&self.exec.pool)[h..],
                     stride,
-                    scale: &self.scale.wait(&self.exec.pool)[s..],
+                    scale: &self.scale.wait(&self.exec.pool)[tokens.start * self.n_segments + s..],
                     scale_stride: self.n_segments,
                 },
                 None => LowRankInput::F32 {
-                    h: &self.h.wait(&self.exec.pool)[s * self.width..],
+                    h: &self.h.wait(&self.exec.pool)[h..],
                     stride,
                 },
             };

@@ -20,8 +20,7 @@ pub(crate) struct Scratch {
     /// The normalized residual stream, `[n_batch, n_embd]`.
     pub h: Activations,
     /// What linears compute, one after the other: queries, keys and values, `[n_batch, n_q]` and
-    /// twice `[n_batch, n_kv]`; what is gated, `[n_batch, n_ff]`; what a block adds to the residual
-    /// stream, `[n_batch, n_embd]`. None is needed any more when the next is computed.
+    /// twice `[n_batch, n_kv]`, and what a block adds to the residual stream, `[n_batch, n_embd]`.
     pub y: Vec<f32>,
     /// Attention's output, `[n_batch, n_q]`.
     pub attn: Activations,
@@ -170,7 +169,7 @@ impl Scratch {
 /// Columns of [`Scratch::y`].
 fn n_y(config: &Config) -> usize {
     let n_qkv = config.n_q() + 2 * config.n_kv();
-    n_qkv.max(config.n_ff).max(config.n_embd)
+    n_qkv.max(config.n_embd)
 }
 
 impl RopeTable {

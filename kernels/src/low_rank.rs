@@ -254,10 +254,19 @@ pub enum LowRankInput<'a> {
         /// From one token's row to the next.
         stride: usize,
         /// The scale of token `t` is `scale[t * scale_stride]`.
-        scale: &'a [f32],
+        scale: &'a [RankScale],
         /// From one token's scale to the next.
         scale_stride: usize,
     },
+}
+
+/// What belongs to one token's int8 ranks `q`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RankScale {
+    /// `h[k] = scale * q[k]`.
+    pub scale: f32,
+    /// The sum of the integers.
+    pub sum: i32,
 }
 
 /// The fields of [`LowRankInput::Q8`].
@@ -265,7 +274,7 @@ pub enum LowRankInput<'a> {
 pub(crate) struct QuantizedRanks<'a> {
     pub q: &'a [i8],
     pub stride: usize,
-    pub scale: &'a [f32],
+    pub scale: &'a [RankScale],
     pub scale_stride: usize,
 }
 
@@ -458,7 +467,7 @@ fn add_tiles_q8(
                     }
                 }
             }
-            let scale = scale * h.scale[t * h.scale_stride];
+            let scale = scale * h.scale[t * h.scale_stride].scale;
             let y = &mut y.row(t)[o..];
             for ((y, sum), b_scale) in y.iter_mut().zip(sums).zip(scales) {
                 *y += scale * (b_scale * sum as f32);
@@ -469,16 +478,17 @@ fn add_tiles_q8(
 
 multilevel! {
     /// Rounds one token's `h` `[rank]` to int8 with one scale, `h[k] = scale * q[k]`; the rest of
-    /// `q`, `[at least rank]`, becomes zero.
+    /// `q`, `[at least rank]`, becomes zero. `scale` is set to that scale and the sum of the integers.
     ///
     /// Rounds as [`quantize_q8`](crate::quantize_q8) does, NaN and infinity included.
     ///
     /// # Panics
     ///
     /// If `q` is shorter than `h`.
-    pub fn quantize_h(level: Level, h: &[f32], q: &mut [i8], scale: &mut f32) {
+    pub fn quantize_h(level: Level, h: &[f32], q: &mut [i8], scale: &mut RankScale) {
         let (q, padding) = q.split_at_mut(h.len());
         padding.fill(0);
-        crate::input::quantize_block(h, q, scale);
+        crate::input::quantize_block(h, q, &mut scale.scale);
+        scale.sum = q.iter().map(|q| i32::from(*q)).sum();
     }
 }

@@ -1,8 +1,8 @@
 //! Low-rank terms at every level against a naive oracle.
 
 use tandem_kernels::{
-    Level, LowRank, LowRankInput, LowRankType, MAX_RANK, TileMut, add_low_rank, decode_low_rank,
-    encode_low_rank, quantize_h,
+    Level, LowRank, LowRankInput, LowRankType, MAX_RANK, RankScale, TileMut, add_low_rank,
+    decode_low_rank, encode_low_rank, quantize_h,
 };
 
 /// Numbers between -1 and 1, the same in every run.
@@ -30,7 +30,7 @@ fn pack(kind: LowRankType, b: &[f32], rank: usize) -> Vec<u8> {
 struct Input {
     h: Vec<f32>,
     q: Vec<i8>,
-    scale: Vec<f32>,
+    scale: Vec<RankScale>,
     stride: usize,
 }
 
@@ -38,11 +38,15 @@ impl Input {
     fn new(h: &[f32], rank: usize) -> Input {
         let n_tokens = h.len() / rank;
         let stride = rank.next_multiple_of(8) + 8;
+        const UNUSED: RankScale = RankScale {
+            scale: f32::NAN,
+            sum: i32::MIN,
+        };
         let mut input = Input {
             // A value past the rank must not be used, whatever it is.
             h: vec![f32::NAN; n_tokens * stride],
             q: vec![77; n_tokens * stride],
-            scale: vec![f32::NAN; 2 * n_tokens],
+            scale: vec![UNUSED; 2 * n_tokens],
             stride,
         };
         for (t, row) in h.chunks_exact(rank).enumerate() {
@@ -75,7 +79,7 @@ impl Input {
 
     /// The value that the rounded input stands for.
     fn rounded(&self, t: usize, k: usize) -> f64 {
-        f64::from(self.scale[2 * t]) * f64::from(self.q[t * self.stride + k])
+        f64::from(self.scale[2 * t].scale) * f64::from(self.q[t * self.stride + k])
     }
 }
 

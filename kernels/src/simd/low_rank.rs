@@ -90,10 +90,10 @@ unsafe fn add_tokens<S: Simd, const Q4: bool, const T: usize>(
 ) -> usize {
     let (mut q, mut sums, mut scales) = ([core::ptr::null(); T], [0; T], [0.0; T]);
     for i in 0..T {
-        let row = &h.q[(t + i) * h.stride..][..n_ranks];
-        q[i] = row.as_ptr();
-        sums[i] = row.iter().map(|q| i32::from(*q)).sum();
-        scales[i] = scale * h.scale[(t + i) * h.scale_stride];
+        q[i] = h.q[(t + i) * h.stride..][..n_ranks].as_ptr();
+        let of_token = h.scale[(t + i) * h.scale_stride];
+        sums[i] = of_token.sum;
+        scales[i] = scale * of_token.scale;
     }
     for (tile, o) in tiles
         .chunks_exact(n_bytes)
