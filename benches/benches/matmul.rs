@@ -2,8 +2,8 @@
 //! prefill (`matmul`, multiply-adds a second).
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tandem_benches::{Rounded, random, weights};
-use tandem_kernels::{DType, Input, Level, Matrix, TileMut, matmul, quant};
+use tandem_benches::{random, rounded, weights};
+use tandem_kernels::{DType, Input, Level, Matrix, Q8Rows, TileMut, matmul, quant};
 
 /// A layer's worth of rows and columns, small enough for a second-level cache.
 const N_ROWS: usize = 256;
@@ -16,9 +16,9 @@ fn bench(c: &mut Criterion) {
             let bytes = weights(dtype, N_ROWS * N_COLS);
             let w = Matrix::new(dtype, N_ROWS, N_COLS, &bytes).expect("the bytes of a matrix");
             let floats = random(n_tokens * N_COLS);
-            let rounded = Rounded::new(n_tokens * N_COLS);
+            let rounded = rounded(n_tokens, N_COLS);
             let x = match dtype.is_quantized() {
-                true => rounded.input(),
+                true => Input::Q8(Q8Rows::new(&rounded, n_tokens)),
                 false => Input::F32(&floats),
             };
             group.throughput(match kind {

@@ -3,9 +3,9 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tandem_benches::{random, weights};
 use tandem_kernels::{
-    Activation, DType, KvHead, Level, LowRank, LowRankInput, LowRankType, Q8_BLOCK, Q8_GROUP,
-    Q8_STARTS, RankScale, RopeStyle, TileMut, add_low_rank, attention, encode_low_rank, gate,
-    quantize_h, quantize_q8, rms_norm, rope, softmax,
+    Activation, DType, KvHead, Level, LowRank, LowRankInput, LowRankType, Q8_SUPER, Q8Super,
+    RankScale, RopeStyle, TileMut, add_low_rank, attention, encode_low_rank, gate, quantize_h,
+    quantize_q8, rms_norm, rope, softmax,
 };
 
 const N: usize = 8192;
@@ -32,11 +32,9 @@ fn bench(c: &mut Criterion) {
                     .for_each(|h| rope(level, RopeStyle::Normal, h, &cos, &sin))
             });
         });
-        let (mut q, mut scale, mut sum) =
-            (vec![0; N], vec![0.0; N / Q8_BLOCK], vec![0.0; N / Q8_GROUP]);
-        let mut start = vec![0; N / Q8_BLOCK * Q8_STARTS];
+        let mut rounded = vec![Q8Super::default(); N / Q8_SUPER];
         group.bench_function(BenchmarkId::new("quantize_q8", level.name()), |b| {
-            b.iter(|| quantize_q8(level, &x, &mut q, &mut scale, &mut sum, &mut start));
+            b.iter(|| quantize_q8(level, &x, N, 0, &mut rounded));
         });
         group.finish();
 

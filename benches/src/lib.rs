@@ -1,8 +1,6 @@
 //! Shared by the microbenchmarks: random data, as zeros would be faster than anything real.
 
-use tandem_kernels::{
-    DType, Input, Level, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, quant, quantize_q8,
-};
+use tandem_kernels::{DType, Level, Q8_SUPER, Q8Super, quant, quantize_q8};
 
 /// `n` numbers between -1 and 1, the same in every run.
 pub fn random(n: usize) -> Vec<f32> {
@@ -24,42 +22,10 @@ pub fn weights(dtype: DType, n: usize) -> Vec<u8> {
     bytes
 }
 
-/// Random input rounded to int8.
-pub struct Rounded {
-    q: Vec<i8>,
-    scale: Vec<f32>,
-    sum: Vec<f32>,
-    start: Vec<i32>,
-}
-
-impl Rounded {
-    /// `n` elements, a multiple of 32.
-    pub fn new(n: usize) -> Rounded {
-        let mut r = Rounded {
-            q: vec![0; n],
-            scale: vec![0.0; n / Q8_BLOCK],
-            sum: vec![0.0; n / Q8_GROUP],
-            start: vec![0; n / Q8_BLOCK * Q8_STARTS],
-        };
-        let level = Level::detect();
-        quantize_q8(
-            level,
-            &random(n),
-            &mut r.q,
-            &mut r.scale,
-            &mut r.sum,
-            &mut r.start,
-        );
-        r
-    }
-
-    /// As a matmul takes it.
-    pub fn input(&self) -> Input<'_> {
-        Input::Q8(Q8Rows {
-            q: &self.q,
-            scale: &self.scale,
-            sum: &self.sum,
-            start: &self.start,
-        })
-    }
+/// Random rows rounded to int8, `[n_tokens, n_cols]`; `n_cols` a multiple of 256.
+pub fn rounded(n_tokens: usize, n_cols: usize) -> Vec<Q8Super> {
+    let n = n_tokens * n_cols;
+    let mut rounded = vec![Q8Super::default(); n / Q8_SUPER];
+    quantize_q8(Level::detect(), &random(n), n_cols, 0, &mut rounded);
+    rounded
 }

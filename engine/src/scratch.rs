@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use tandem_kernels::{Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, SharedMatrix, quantize_q8};
+use tandem_kernels::{Input, Pool, Q8_BLOCK, Q8_SUPER, Q8Rows, Q8Super, SharedMatrix, quantize_q8};
 
 use crate::linear::{Exec, LinearInput};
 use crate::rank_pass::Ranks;
@@ -11,6 +11,8 @@ use crate::{Config, SessionError};
 
 /// Tokens of one task in steps that go token by token.
 pub(crate) const TOKENS_PER_TASK: usize = 4;
+/// Tasks of a thread in steps that go otherwise.
+const TASKS_PER_THREAD: usize = 8;
 
 /// Buffers for `n_batch` tokens at a time.
 #[derive(Debug)]
@@ -42,34 +44,21 @@ pub(crate) struct Activations {
     /// `[n_batch, n_cols]`.
     pub f32: Vec<f32>,
     n_cols: usize,
-    /// See [`Q8Rows`]; empty where `n_cols` is no multiple of its block, as no weights are
-    /// quantized then.
-    q: Vec<i8>,
-    scale: Vec<f32>,
-    sum: Vec<f32>,
-    start: Vec<i32>,
+    /// See [`Q8Rows`]; empty where no weights with so many columns are quantized.
+    q8: Vec<Q8Super>,
 }
 
 impl Activations {
     fn new(n_batch: usize, n_cols: usize) -> Result<Activations, SessionError> {
-        let n_quantized = if n_cols.is_multiple_of(Q8_BLOCK) {
-            n_batch * n_cols
-        } else {
-            0
-        };
         Ok(Activations {
             f32: zeroed(n_batch * n_cols)?,
             n_cols,
-            q: zeroed(n_quantized)?,
-            scale: zeroed(n_quantized / Q8_BLOCK)?,
-            sum: zeroed(n_quantized / Q8_GROUP)?,
-            start: zeroed(n_quantized / Q8_BLOCK * Q8_STARTS)?,
+            q8: zeroed(n_batch * n_supers(n_cols))?,
         })
     }
 
     fn n_bytes(n_batch: usize, n_cols: usize) -> usize {
-        let n_blocks = n_cols / Q8_BLOCK;
-        n_batch * (5 * n_cols + 4 * (n_blocks + n_cols / Q8_GROUP + n_blocks * Q8_STARTS))
+        n_batch * (4 * n_cols + size_of::<Q8Super>() * n_supers(n_cols))
     }
 
     /// The first `n_tokens` rows as the input of `users`, rounded to int8 if one of them wants it.
@@ -80,51 +69,34 @@ impl Activations {
         users: &[&Linear<'_>],
     ) -> LinearInput<'_> {
         let n_cols = self.n_cols;
-        let n = n_tokens * n_cols;
-        let x = &self.f32[..n];
+        let x = &self.f32[..n_tokens * n_cols];
         let q8 = users.iter().any(|linear| exec.wants_q8(linear)).then(|| {
-            let (n_blocks, n_groups) = (n_cols / Q8_BLOCK, n_cols / Q8_GROUP);
-            let q = SharedMatrix::new(&mut self.q[..n], n_cols, TOKENS_PER_TASK, n_cols);
-            let scale = SharedMatrix::new(
-                &mut self.scale[..n / Q8_BLOCK],
-                n_blocks,
-                TOKENS_PER_TASK,
-                n_blocks,
-            );
-            let sum = SharedMatrix::new(
-                &mut self.sum[..n / Q8_GROUP],
-                n_groups,
-                TOKENS_PER_TASK,
-                n_groups,
-            );
-            let n_starts = n_blocks * Q8_STARTS;
-            let start = SharedMatrix::new(
-                &mut self.start[..n / Q8_BLOCK * Q8_STARTS],
-                n_starts,
-                TOKENS_PER_TASK,
-                n_starts,
-            );
-            exec.light_pool(n_tokens)
-                .run(n_tokens.div_ceil(TOKENS_PER_TASK), &|i| {
-                    let (mut q, mut scale) = (q.tile(i, 0), scale.tile(i, 0));
-                    let (mut sum, mut start) = (sum.tile(i, 0), start.tile(i, 0));
-                    let rows = x[i * TOKENS_PER_TASK * n_cols..].chunks_exact(n_cols);
-                    for (t, x) in rows.take(TOKENS_PER_TASK).enumerate() {
-                        let (q, scale) = (q.row(t), scale.row(t));
-                        quantize_q8(exec.level, x, q, scale, sum.row(t), start.row(t));
-                    }
-                });
-            Input::Q8(Q8Rows {
-                q: &self.q[..n],
-                scale: &self.scale[..n / Q8_BLOCK],
-                sum: &self.sum[..n / Q8_GROUP],
-                start: &self.start[..n / Q8_BLOCK * Q8_STARTS],
-            })
+            let supers = &mut self.q8[..n_tokens * n_supers(n_cols)];
+            let n_tasks =
+                (exec.pool.n_threads() * TASKS_PER_THREAD).min(SharedMatrix::<f32>::MAX_TILES);
+            let task = supers.len().div_ceil(n_tasks);
+            let n_tasks = supers.len().div_ceil(task);
+            let supers = SharedMatrix::new(supers, 1, task, 1);
+            exec.light_pool(n_tokens).run(n_tasks, &|i| {
+                quantize_q8(exec.level, x, n_cols, i * task, supers.tile(i, 0).all());
+            });
+            Input::Q8(Q8Rows::new(
+                &self.q8[..n_tokens * n_supers(n_cols)],
+                n_tokens,
+            ))
         });
         LinearInput {
             f32: Input::F32(x),
             q8,
         }
+    }
+}
+
+/// The [`Q8Super`]s of a row; none where quantized weights cannot have so many columns.
+fn n_supers(n_cols: usize) -> usize {
+    match n_cols.is_multiple_of(Q8_BLOCK) {
+        true => n_cols.div_ceil(Q8_SUPER),
+        false => 0,
     }
 }
 

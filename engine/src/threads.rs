@@ -8,7 +8,7 @@ use std::vec;
 use std::vec::Vec;
 
 use tandem_kernels::{
-    Input, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, SharedMatrix, ThreadPool, matmul, quantize_q8,
+    Input, Q8_SUPER, Q8Rows, Q8Super, SharedMatrix, ThreadPool, matmul, quantize_q8,
 };
 
 use crate::linear::rows_per_task;
@@ -82,19 +82,11 @@ struct Weights<'m> {
     level: Level,
     /// An input, `[n_cols]`, and the same rounded to int8 where the session would do that.
     x: Vec<f32>,
-    x_q8: Option<Rounded>,
+    x_q8: Option<Vec<Q8Super>>,
     /// Outputs of one run, `[n_rows]`.
     y: Vec<f32>,
     /// The first row of the next run.
     next: usize,
-}
-
-/// What [`Q8Rows`] borrows.
-struct Rounded {
-    q: Vec<i8>,
-    scale: Vec<f32>,
-    sum: Vec<f32>,
-    start: Vec<i32>,
 }
 
 impl<'m> Weights<'m> {
@@ -102,15 +94,9 @@ impl<'m> Weights<'m> {
         let w = model.output.w;
         let x = vec![1.0; w.n_cols()];
         let x_q8 = (w.dtype().is_quantized() && !exact).then(|| {
-            let n_blocks = x.len() / Q8_BLOCK;
-            let mut r = Rounded {
-                q: vec![0; x.len()],
-                scale: vec![0.0; n_blocks],
-                sum: vec![0.0; x.len() / Q8_GROUP],
-                start: vec![0; n_blocks * Q8_STARTS],
-            };
-            quantize_q8(level, &x, &mut r.q, &mut r.scale, &mut r.sum, &mut r.start);
-            r
+            let mut rounded = vec![Q8Super::default(); x.len().div_ceil(Q8_SUPER)];
+            quantize_q8(level, &x, x.len(), 0, &mut rounded);
+            rounded
         });
         let n_rows = (RUN_BYTES / w.row_bytes()).clamp(1, w.n_rows());
         Weights {
@@ -145,12 +131,7 @@ impl<'m> Weights<'m> {
             self.next = 0;
         }
         let x = match &self.x_q8 {
-            Some(x) => Input::Q8(Q8Rows {
-                q: &x.q,
-                scale: &x.scale,
-                sum: &x.sum,
-                start: &x.start,
-            }),
+            Some(x) => Input::Q8(Q8Rows::new(x, 1)),
             None => Input::F32(&self.x),
         };
         let task_rows = rows_per_task(n_threads, n_rows, n_rows);

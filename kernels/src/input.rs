@@ -2,12 +2,13 @@
 
 use crate::level::multilevel;
 
-/// Elements that share a scale in [`Q8Rows`].
+/// Elements that share a scale in [`Q8Super`].
 pub const Q8_BLOCK: usize = 32;
-/// Elements for each sum in [`Q8Rows`]: the narrowest group of any weight format.
+/// Elements for each sum in [`Q8Super`]: the narrowest group of any weight format.
 pub const Q8_GROUP: usize = 16;
-/// Starts for each block in [`Q8Rows`].
-pub const Q8_STARTS: usize = 3;
+/// Elements of a [`Q8Super`].
+pub const Q8_SUPER: usize = 256;
+const N_BLOCKS: usize = Q8_SUPER / Q8_BLOCK;
 /// 1.5 times 2^23: its bits plus an integer below 2^22 are those of the sum of both.
 pub(crate) const INTEGER: f32 = 12_582_912.0;
 
@@ -20,41 +21,82 @@ pub enum Input<'a> {
     Q8(Q8Rows<'a>),
 }
 
-/// Rows rounded to int8: `x[i] = scale[i / 32] * q[i]`.
+/// 256 elements of a row rounded to int8: `x[i] = scale[i / 32] * q[i]`. Those past the row's end
+/// are zero.
 ///
 /// One layout serves every weight format: a scale for each 32 elements, which is the block of the
 /// small formats and divides that of the large ones, and sums, with which a format's minimum (or the
 /// start of its unsigned integers) is multiplied: of the 32 elements, and of their second half
 /// for the formats whose minimum changes there.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Q8Super {
+    /// Integers in -127..=127.
+    pub q: [i8; Q8_SUPER],
+    /// A scale for each block.
+    pub scale: [f32; N_BLOCKS],
+    /// The bits of the float 1.5 times 2^23, less 128 times the sum of each block's integers: of all
+    /// 32, of the first 16, of the last 16. Products with weights that were made unsigned by adding
+    /// 128 start there, and end as the bits of a float.
+    pub start: [[i32; 3]; N_BLOCKS],
+    /// For each block `scale` times the sum of its 32 integers, then that of the last 16.
+    pub sum: [[f32; 2]; N_BLOCKS],
+}
+
+impl Default for Q8Super {
+    /// Zeros.
+    fn default() -> Q8Super {
+        Q8Super {
+            q: [0; Q8_SUPER],
+            scale: [0.0; N_BLOCKS],
+            start: [[INTEGER.to_bits() as i32; 3]; N_BLOCKS],
+            sum: [[0.0; 2]; N_BLOCKS],
+        }
+    }
+}
+
+/// Rows rounded to int8, `[n_cols / 256, rounded up][n_tokens]`: the tokens' elements of the same
+/// columns, which a tile of weights is multiplied with, lie together.
+#[derive(Clone, Copy, Debug)]
 pub struct Q8Rows<'a> {
-    /// Integers in -127..=127, `[n_tokens, n_cols]`.
-    pub q: &'a [i8],
-    /// Scales, `[n_tokens, n_cols / 32]`.
-    pub scale: &'a [f32],
-    /// For each block `scale` times the sum of its 32 integers, then that of the last 16,
-    /// `[n_tokens, n_cols / 32, 2]`.
-    pub sum: &'a [f32],
-    /// The bits of the float 1.5 times 2^23, less 128 times the sum of each block's integers: of all 32, of the first
-    /// 16, of the last 16, `[n_tokens, n_cols / 32, 3]`. Products with weights that were made
-    /// unsigned by adding 128 start there, and end as the bits of a float.
-    pub start: &'a [i32],
+    supers: &'a [Q8Super],
+    /// Tokens from one 256 columns to the next.
+    stride: usize,
+    n_tokens: usize,
 }
 
 impl<'a> Q8Rows<'a> {
+    /// The rows of `n_tokens` tokens, as [`quantize_q8`] writes them.
+    pub fn new(supers: &'a [Q8Super], n_tokens: usize) -> Q8Rows<'a> {
+        Q8Rows {
+            supers,
+            stride: n_tokens,
+            n_tokens,
+        }
+    }
+
     /// The rows of the tokens `tokens` alone.
     ///
     /// # Panics
     ///
     /// If there are no such rows.
-    pub(crate) fn tokens(&self, tokens: core::ops::Range<usize>, n_cols: usize) -> Q8Rows<'a> {
-        let rows = |n: usize| tokens.start * n..tokens.end * n;
+    pub(crate) fn tokens(&self, tokens: core::ops::Range<usize>) -> Q8Rows<'a> {
+        assert!(tokens.start <= tokens.end && tokens.end <= self.n_tokens);
         Q8Rows {
-            q: &self.q[rows(n_cols)],
-            scale: &self.scale[rows(n_cols / Q8_BLOCK)],
-            sum: &self.sum[rows(n_cols / Q8_GROUP)],
-            start: &self.start[rows(n_cols / Q8_BLOCK * Q8_STARTS)],
+            supers: &self.supers[tokens.start.min(self.supers.len())..],
+            stride: self.stride,
+            n_tokens: tokens.len(),
         }
+    }
+
+    /// Elements `256 s` and up of token `t`; those of the next tokens follow.
+    ///
+    /// # Panics
+    ///
+    /// If there are none.
+    #[inline(always)]
+    pub(crate) fn of(&self, s: usize, t: usize) -> &'a [Q8Super] {
+        &self.supers[s * self.stride..][t..self.n_tokens]
     }
 }
 
@@ -67,7 +109,7 @@ impl<'a> Input<'a> {
     pub fn tokens(&self, tokens: core::ops::Range<usize>, n_cols: usize) -> Input<'a> {
         match self {
             Input::F32(x) => Input::F32(&x[tokens.start * n_cols..tokens.end * n_cols]),
-            Input::Q8(x) => Input::Q8(x.tokens(tokens, n_cols)),
+            Input::Q8(x) => Input::Q8(x.tokens(tokens)),
         }
     }
 
@@ -81,47 +123,45 @@ impl<'a> Input<'a> {
             Input::F32(x) => assert_eq!(x.len(), n_tokens * n_cols),
             Input::Q8(x) => {
                 assert!(n_cols.is_multiple_of(Q8_BLOCK));
-                assert_eq!(x.q.len(), n_tokens * n_cols);
-                assert_eq!(x.scale.len(), n_tokens * (n_cols / Q8_BLOCK));
-                assert_eq!(x.sum.len(), n_tokens * (n_cols / Q8_GROUP));
-                assert_eq!(x.start.len(), n_tokens * (n_cols / Q8_BLOCK) * Q8_STARTS);
+                assert_eq!(x.n_tokens, n_tokens);
+                let last = n_cols.div_ceil(Q8_SUPER).saturating_sub(1);
+                assert!(n_cols == 0 || x.supers.len() >= last * x.stride + n_tokens);
             }
         }
     }
 }
 
 multilevel! {
-    /// Rounds `x` `[n]` to int8: `q` `[n]`, `scale` `[n / 32]`, `sum` `[n / 16]`, `start`
-    /// `[n / 32, 3]`; see [`Q8Rows`].
+    /// Rounds `x` `[n_tokens, n_cols]` to int8, as [`Q8Rows`] wants it: `out` becomes what stands
+    /// there from number `first` on. So parts of it can be made apart.
     ///
-    /// The scale is the block's largest magnitude over 127, and rounding is to nearest, ties to
+    /// A scale is the block's largest magnitude over 127, and rounding is to nearest, ties to
     /// even, so that every level gives the same integers. Values that are not finite make their
     /// block's scale infinite or NaN, and so the outputs, which is how a broken model shows.
     ///
     /// # Panics
     ///
-    /// If `n` is no multiple of 32 or the buffers do not fit it.
-    pub fn quantize_q8(
-        level: Level,
-        x: &[f32],
-        q: &mut [i8],
-        scale: &mut [f32],
-        sum: &mut [f32],
-        start: &mut [i32],
-    ) {
-        let (x, []) = x.as_chunks::<Q8_BLOCK>() else {
-            panic!("{} elements are no whole number of blocks", x.len());
-        };
-        let (q, sum) = (q.as_chunks_mut::<Q8_BLOCK>().0, sum.as_chunks_mut::<2>().0);
-        let start = start.as_chunks_mut::<Q8_STARTS>().0;
-        assert!(q.len() == x.len() && scale.len() == x.len());
-        assert!(sum.len() == x.len() && start.len() == x.len());
-        for ((((x, q), scale), sum), start) in x.iter().zip(q).zip(scale).zip(sum).zip(start) {
-            quantize_block(x, q, scale);
-            let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
-            let (first, last) = (total(&q[..Q8_GROUP]), total(&q[Q8_GROUP..]));
-            *sum = [*scale * (first + last) as f32, *scale * last as f32];
-            *start = [first + last, first, last].map(|sum| INTEGER.to_bits() as i32 - 128 * sum);
+    /// If `n_cols` is no multiple of 32, or there are no such numbers.
+    pub fn quantize_q8(level: Level, x: &[f32], n_cols: usize, first: usize, out: &mut [Q8Super]) {
+        assert!(n_cols > 0 && n_cols.is_multiple_of(Q8_BLOCK));
+        let n_tokens = x.len() / n_cols;
+        for (i, out) in (first..).zip(out) {
+            let (s, t) = (i / n_tokens, i % n_tokens);
+            let x = &x[t * n_cols..][..n_cols][s * Q8_SUPER..];
+            let x = x[..x.len().min(Q8_SUPER)].as_chunks::<Q8_BLOCK>().0;
+            if x.len() < N_BLOCKS {
+                *out = Q8Super::default();
+            }
+            for (b, x) in x.iter().enumerate() {
+                let q = &mut out.q.as_chunks_mut::<Q8_BLOCK>().0[b];
+                quantize_block(x, q, &mut out.scale[b]);
+                let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
+                let (first, last) = (total(&q[..Q8_GROUP]), total(&q[Q8_GROUP..]));
+                let scale = out.scale[b];
+                out.sum[b] = [scale * (first + last) as f32, scale * last as f32];
+                out.start[b] = [first + last, first, last]
+                    .map(|sum| INTEGER.to_bits() as i32 - 128 * sum);
+            }
         }
     }
 }
@@ -149,27 +189,39 @@ mod tests {
 
     #[test]
     fn rounds_to_the_nearest_step() {
-        let mut x = [0.0_f32; 64];
+        // Two tokens of 320 elements: a whole 256 and two blocks.
+        let n_cols = 320;
+        let mut x = [0.0_f32; 640];
         for (i, x) in x.iter_mut().enumerate() {
             *x = (i as f32 * 0.37).sin() * 3.0;
         }
-        let (mut q, mut scale, mut sum) = ([0; 64], [f32::NAN; 2], [f32::NAN; 4]);
-        let mut start = [0; 6];
-        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum, &mut start);
+        let mut out = [Q8Super::default(); 4];
+        // In two parts.
+        let (first, last) = out.split_at_mut(1);
+        quantize_q8(Level::Scalar, &x, n_cols, 0, first);
+        quantize_q8(Level::Scalar, &x, n_cols, 1, last);
         for (i, x) in x.iter().enumerate() {
-            let step = scale[i / 32];
-            assert!((step * f32::from(q[i]) - x).abs() <= step * 0.5001);
+            let (t, c) = (i / n_cols, i % n_cols);
+            let s = &out[c / Q8_SUPER * 2 + t];
+            let c = c % Q8_SUPER;
+            let step = s.scale[c / 32];
+            assert!((step * f32::from(s.q[c]) - x).abs() <= step * 0.5001);
         }
-        assert_eq!(q[..32].iter().map(|q| q.unsigned_abs()).max(), Some(127));
-        let expected = scale[1] * q[48..].iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
-        assert_eq!(sum[3], expected);
-        let expected = scale[1] * q[32..].iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
-        assert_eq!(sum[2], expected);
-        let sums =
-            [32..64, 32..48, 48..64].map(|r| q[r].iter().map(|q| i32::from(*q)).sum::<i32>());
+        let s = &out[3];
+        assert_eq!(s.q[..32].iter().map(|q| q.unsigned_abs()).max(), Some(127));
+        let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
+        assert_eq!(s.sum[1][1], s.scale[1] * total(&s.q[48..64]) as f32);
+        assert_eq!(s.sum[1][0], s.scale[1] * total(&s.q[32..64]) as f32);
+        let sums = [32..64, 32..48, 48..64].map(|r| total(&s.q[r]));
         assert_eq!(
-            start[3..],
+            s.start[1],
             sums.map(|sum| (INTEGER - 128.0 * sum as f32).to_bits() as i32)
+        );
+        // Past the row's end.
+        assert_eq!((s.q[64..].iter().max(), s.scale[2]), (Some(&0), 0.0));
+        assert_eq!(
+            (s.start[2], s.sum[2]),
+            (Q8Super::default().start[0], [0.0; 2])
         );
     }
 
@@ -177,13 +229,19 @@ mod tests {
     fn zero_and_broken_blocks() {
         let mut x = [0.0_f32; 64];
         x[40] = f32::NAN;
-        let (mut q, mut scale, mut sum) = ([1; 64], [f32::NAN; 2], [f32::NAN; 4]);
-        let mut start = [1; 6];
-        quantize_q8(Level::Scalar, &x, &mut q, &mut scale, &mut sum, &mut start);
+        let mut out = [Q8Super::default()];
+        out[0].q = [1; Q8_SUPER];
+        quantize_q8(Level::Scalar, &x, 64, 0, &mut out);
+        let [s] = out;
         assert_eq!(
-            (scale[0], sum[0], q[0], f32::from_bits(start[0] as u32)),
+            (
+                s.scale[0],
+                s.sum[0][0],
+                s.q[0],
+                f32::from_bits(s.start[0][0] as u32)
+            ),
             (0.0, 0.0, 0, INTEGER)
         );
-        assert!(scale[1].is_nan());
+        assert!(s.scale[1].is_nan());
     }
 }

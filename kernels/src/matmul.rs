@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use crate::input::{Input, Q8_BLOCK, Q8Rows};
+use crate::input::{Input, Q8_BLOCK, Q8_SUPER, Q8Rows};
 use crate::lanes::dot;
 use crate::quant::{self, GROUP_LEN, MAX_BLOCK_LEN, Unpacked};
 use crate::simd::{float, int8};
@@ -61,7 +61,6 @@ fn matmul_f32(w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
 /// Quantized weights against int8 input: integer dot products of 16, then
 /// `y += scale_w scale_x dot + min_w sum_x`.
 fn matmul_q8(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
-    let n_cols = w.n_cols();
     let block_len = w.dtype().block_len();
     let mut block = Unpacked::ZERO;
     y.fill(0.0);
@@ -69,10 +68,11 @@ fn matmul_q8(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
         for (b, bytes) in w.row(r).chunks_exact(w.dtype().block_bytes()).enumerate() {
             quant::unpack(w.dtype(), bytes, &mut block);
             for t in 0..y.n_rows() {
-                let start = t * n_cols + b * block_len;
+                let start = b * block_len;
                 let mut acc = 0.0;
                 for g in 0..block_len / GROUP_LEN {
                     let i = start + g * GROUP_LEN;
+                    let (x, i) = (&x.of(i / Q8_SUPER, t)[0], i % Q8_SUPER);
                     let w_q = &block.q[g * GROUP_LEN..][..GROUP_LEN];
                     let x_q = &x.q[i..][..GROUP_LEN];
                     let products = w_q
@@ -86,7 +86,7 @@ fn matmul_q8(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
                     } else {
                         block.min[g] - block.min[g - 1]
                     };
-                    acc += min * x.sum[i / GROUP_LEN];
+                    acc += min * x.sum[i / Q8_BLOCK][g % 2];
                 }
                 y.row(t)[r] += acc;
             }

@@ -206,6 +206,17 @@ impl<'a, T> TileMut<'a, T> {
         unsafe { core::slice::from_raw_parts_mut(self.data.add(i * self.stride), self.n_cols) }
     }
 
+    /// All of a tile whose rows lie together: one as wide as the matrix.
+    ///
+    /// # Panics
+    ///
+    /// If it is narrower.
+    pub fn all(&mut self) -> &mut [T] {
+        assert_eq!(self.n_cols, self.stride);
+        // SAFETY: the rows exist, and nothing lies between them; all is borrowed from `self` alone.
+        unsafe { core::slice::from_raw_parts_mut(self.data, self.n_rows * self.n_cols) }
+    }
+
     /// The first `n` columns alone.
     ///
     /// # Panics

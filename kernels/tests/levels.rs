@@ -1,8 +1,7 @@
 //! Every level's matmul against the scalar one, for every format and awkward shapes.
 
 use tandem_kernels::{
-    DType, Input, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, TileMut, matmul, quant,
-    quantize_q8,
+    DType, Input, Level, Matrix, Q8_SUPER, Q8Rows, Q8Super, TileMut, matmul, quant, quantize_q8,
 };
 
 /// Numbers between -1 and 1, the same in every run.
@@ -46,41 +45,14 @@ impl Random {
     }
 }
 
-/// Input rounded to int8, `[n_tokens, n_cols]`.
-struct Rounded {
-    q: Vec<i8>,
-    scale: Vec<f32>,
-    sum: Vec<f32>,
-    start: Vec<i32>,
-}
-
-impl Rounded {
-    fn new(x: &[f32]) -> Rounded {
-        let mut r = Rounded {
-            q: vec![0; x.len()],
-            scale: vec![0.0; x.len() / Q8_BLOCK],
-            sum: vec![0.0; x.len() / Q8_GROUP],
-            start: vec![0; x.len() / Q8_BLOCK * Q8_STARTS],
-        };
-        quantize_q8(
-            Level::detect(),
-            x,
-            &mut r.q,
-            &mut r.scale,
-            &mut r.sum,
-            &mut r.start,
-        );
-        r
+/// `x` `[n_tokens, n_cols]` rounded to int8.
+fn rounded(x: &[f32], n_cols: usize) -> Vec<Q8Super> {
+    let n = n_cols.div_ceil(Q8_SUPER) * (x.len() / n_cols.max(1));
+    let mut rounded = vec![Q8Super::default(); n];
+    if n > 0 {
+        quantize_q8(Level::detect(), x, n_cols, 0, &mut rounded);
     }
-
-    fn input(&self) -> Input<'_> {
-        Input::Q8(Q8Rows {
-            q: &self.q,
-            scale: &self.scale,
-            sum: &self.sum,
-            start: &self.start,
-        })
-    }
+    rounded
 }
 
 fn run(level: Level, w: &Matrix<'_>, x: &Input<'_>, n_tokens: usize) -> Vec<f32> {
@@ -103,8 +75,9 @@ fn check(dtype: DType, n_rows: usize, n_cols: usize, n_tokens: usize, x: &[f32],
     // The weights begin at any address.
     let bytes = [vec![0; start], random.weights(dtype, n_rows * n_cols)].concat();
     let w = Matrix::new(dtype, n_rows, n_cols, &bytes[start..]).unwrap();
-    let rounded = dtype.is_quantized().then(|| Rounded::new(x));
-    let inputs = [Some(Input::F32(x)), rounded.as_ref().map(Rounded::input)];
+    let rounded = dtype.is_quantized().then(|| rounded(x, n_cols));
+    let q8 = |rounded| Input::Q8(Q8Rows::new(rounded, n_tokens));
+    let inputs = [Some(Input::F32(x)), rounded.as_deref().map(q8)];
     let mut weights = vec![0.0; n_rows * n_cols];
     quant::dequantize(dtype, &bytes[start..], &mut weights);
     for (kind, x_input) in inputs
@@ -198,9 +171,9 @@ fn extreme_weights_do_not_overflow() {
     let block = [[0x00, 0x3c].as_slice(), &[0x80; 32]].concat();
     let bytes = block.repeat(17 * 8);
     let w = Matrix::new(DType::Q8_0, 17, 256, &bytes).unwrap();
-    let x = Rounded::new(&vec![-127.0; 11 * 256]);
+    let x = rounded(&vec![-127.0; 11 * 256], 256);
     for level in Level::available() {
-        for y in run(level, &w, &x.input(), 11) {
+        for y in run(level, &w, &Input::Q8(Q8Rows::new(&x, 11)), 11) {
             assert_eq!(y, 128.0 * 127.0 * 256.0, "{}", level.name());
         }
     }

@@ -14,9 +14,9 @@ use core::arch::x86_64::*;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{Kind, Super};
-use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd};
+use super::{Lanes, PANEL_ROWS, Panel, Simd, four, scale, start, sum};
 use crate::input::INTEGER;
-use crate::{Q8_BLOCK, Q8_GROUP};
+use crate::{Q8_BLOCK, Q8Super};
 
 /// What is added to signed integers for VNNI.
 const OFFSET: f32 = 128.0;
@@ -201,7 +201,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn dot<K: Kind>(w: Super<Self>, x: Columns, sums: [__m256; 3]) -> [__m256; 3] {
+    unsafe fn dot<K: Kind>(w: Super<Self>, x: *const Q8Super, sums: [__m256; 3]) -> [__m256; 3] {
         let [mut even, mut odd, mut min] = sums;
         let mut w_min = w.min;
         if VNNI && K::BITS == 8 {
@@ -215,16 +215,20 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             };
         }
         if VNNI || K::HAS_MIN {
-            min = _mm256_fmadd_ps(w_min[0], _mm256_loadu_ps(x.sum), min);
-            min = _mm256_fmadd_ps(w_min[1], _mm256_loadu_ps(x.sum.add(8)), min);
+            min = _mm256_fmadd_ps(w_min[0], _mm256_loadu_ps((*x).sum.as_ptr().cast()), min);
+            min = _mm256_fmadd_ps(
+                w_min[1],
+                _mm256_loadu_ps((*x).sum.as_ptr().cast::<f32>().add(8)),
+                min,
+            );
         }
         // The input's scales of 32, each in two lanes, times the weights' of 16.
-        let scale = _mm256_loadu_ps(x.scale);
+        let scale = _mm256_loadu_ps((*x).scale.as_ptr());
         let low = _mm256_permutevar8x32_ps(scale, _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0));
         let high = _mm256_permutevar8x32_ps(scale, _mm256_set_epi32(7, 7, 6, 6, 5, 5, 4, 4));
         let scale = Self::mul([low, high], w.scale);
         for b in 0..8 {
-            let x = _mm256_loadu_si256(x.q.add(32 * b).cast());
+            let x = _mm256_loadu_si256((*x).q.as_ptr().add(32 * b).cast());
             let q = w.q[b / 2][b % 2];
             let products = match VNNI {
                 true => {
@@ -341,7 +345,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn multiply<K: Kind, const N: usize>(
         panels: &[Panel<Self>; 2],
-        x: Columns,
+        x: *const Q8Super,
         n_blocks: usize,
         first: bool,
         mut y: [*mut f32; N],
@@ -429,7 +433,7 @@ unsafe fn add_products<const VNNI: bool, const SIGNED: bool>(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply<K: Kind, const N: usize>(
     panel: &Panel<Avx2<false>>,
-    x: Columns,
+    x: *const Q8Super,
     n_blocks: usize,
     first: bool,
     y: [*mut f32; N],
@@ -463,8 +467,7 @@ unsafe fn multiply<K: Kind, const N: usize>(
                         let k = half * n_steps + run * n_safe + k;
                         let w = (*w.add(8 * b + k))[octet];
                         for i in 0..N {
-                            let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
-                            let x = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
+                            let x = _mm256_set1_epi32(four(x.add(i), b * Q8_BLOCK + 4 * k));
                             pairs[i] = _mm256_add_epi16(pairs[i], products::<K>(w, x));
                         }
                     }
@@ -476,11 +479,11 @@ unsafe fn multiply<K: Kind, const N: usize>(
                 let group = 2 * b + half;
                 let (w_scale, w_min) = ((*scales.add(group))[octet], (*mins.add(group))[octet]);
                 for i in 0..N {
-                    let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
+                    let scale = scale(x.add(i), b);
                     let scale = _mm256_mul_ps(w_scale, _mm256_set1_ps(scale));
                     acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i]), scale, acc[i]);
                     if K::HAS_MIN {
-                        let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + group);
+                        let sum = sum(x.add(i), group);
                         acc[i] = _mm256_fmadd_ps(w_min, _mm256_set1_ps(sum), acc[i]);
                     }
                 }
@@ -518,7 +521,7 @@ unsafe fn scaled<K: Kind>(sums: __m256i, scale: __m256) -> __m256 {
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn multiply_vnni<K: Kind, const N: usize>(
     panel: &Panel<Avx2<true>>,
-    x: Columns,
+    x: *const Q8Super,
     n_blocks: usize,
     first: bool,
     y: [*mut f32; N],
@@ -536,15 +539,14 @@ unsafe fn multiply_vnni<K: Kind, const N: usize>(
             let mut sums = [[zero::<K>(); 2]; N];
             if K::OFFSET.is_some() {
                 for i in 0..N {
-                    sums[i] = [_mm256_set1_epi32(x.start::<K>(i, b, half)); 2];
+                    sums[i] = [_mm256_set1_epi32(start::<K>(x.add(i), b, half)); 2];
                 }
             }
             let n_steps = if K::WIDE { 8 } else { 4 };
             for k in half * n_steps..(half + 1) * n_steps {
                 let w = *w.add(8 * b + k);
                 for i in 0..N {
-                    let q = x.q.add(i * x.n_cols + b * Q8_BLOCK + 4 * k);
-                    let x = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
+                    let x = _mm256_set1_epi32(four(x.add(i), b * Q8_BLOCK + 4 * k));
                     for j in 0..2 {
                         sums[i][j] = _mm256_dpbusd_avx_epi32(sums[i][j], w[j], x);
                     }
@@ -564,8 +566,8 @@ unsafe fn multiply_vnni<K: Kind, const N: usize>(
                 }
             }
             for i in 0..N {
-                let scale = *x.scale.add(i * (x.n_cols / Q8_BLOCK) + b);
-                let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + group);
+                let scale = scale(x.add(i), b);
+                let sum = sum(x.add(i), group);
                 for j in 0..2 {
                     let products = scaled::<K>(sums[i][j], w_scale[j]);
                     acc[i][j] = _mm256_fmadd_ps(products, _mm256_set1_ps(scale), acc[i][j]);

@@ -13,9 +13,9 @@ use core::arch::x86_64::*;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{Kind, Super};
-use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd};
+use super::{Lanes, PANEL_ROWS, Panel, Simd, four, scale, start, sum};
 use crate::input::INTEGER;
-use crate::{Q8_BLOCK, Q8_GROUP};
+use crate::{Q8_BLOCK, Q8Super};
 
 pub(crate) struct Avx512;
 
@@ -174,7 +174,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn dot<K: Kind>(w: Super<Self>, x: Columns, sums: [__m512; 3]) -> [__m512; 3] {
+    unsafe fn dot<K: Kind>(w: Super<Self>, x: *const Q8Super, sums: [__m512; 3]) -> [__m512; 3] {
         let [mut even, mut odd, mut min] = sums;
         let offset = _mm512_mul_ps(w.scale, _mm512_set1_ps(-OFFSET));
         let w_min = match (K::BITS, K::WIDE) {
@@ -182,17 +182,17 @@ impl Simd for Avx512 {
             (8, false) => _mm512_add_ps(w.min, Self::differences(offset)),
             _ => w.min,
         };
-        min = _mm512_fmadd_ps(w_min, _mm512_loadu_ps(x.sum), min);
+        min = _mm512_fmadd_ps(w_min, _mm512_loadu_ps((*x).sum.as_ptr().cast()), min);
         // The input's scales of 32, each in two lanes, times the weights' of 16.
         let twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-        let scale = _mm512_castps256_ps512(_mm256_loadu_ps(x.scale));
+        let scale = _mm512_castps256_ps512(_mm256_loadu_ps((*x).scale.as_ptr()));
         let scale = _mm512_mul_ps(_mm512_permutexvar_ps(twice, scale), w.scale);
         for i in 0..4 {
             let u = match K::BITS {
                 8 => _mm512_xor_si512(w.q[i], Self::splat(0x80)),
                 _ => w.q[i],
             };
-            let x = _mm512_loadu_si512(x.q.add(64 * i).cast());
+            let x = _mm512_loadu_si512((*x).q.as_ptr().add(64 * i).cast());
             let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, x);
             // Four lanes for each 16 elements.
             let lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
@@ -278,7 +278,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn multiply<K: Kind, const N: usize>(
         panels: &[Panel<Self>; 2],
-        x: Columns,
+        x: *const Q8Super,
         n_blocks: usize,
         first: bool,
         y: [*mut f32; N],
@@ -298,7 +298,7 @@ unsafe fn halves(a: i8, b: i8) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn multiply<K: Kind, const N: usize>(
     panels: &[Panel<Avx512>; 2],
-    x: Columns,
+    x: *const Q8Super,
     n_blocks: usize,
     first: bool,
     y: [*mut f32; N],
@@ -308,10 +308,6 @@ unsafe fn multiply<K: Kind, const N: usize>(
         for i in 0..N {
             acc[i] = [_mm512_loadu_ps(y[i]), _mm512_loadu_ps(y[i].add(16))];
         }
-    }
-    let mut q = [x.q; N];
-    for i in 0..N {
-        q[i] = x.q.add(i * x.n_cols);
     }
     // By pointers: from an array's length the compiler would take that there are eight blocks at
     // most, and write them all out.
@@ -330,21 +326,20 @@ unsafe fn multiply<K: Kind, const N: usize>(
             let mut products = [[zero; 2]; N];
             if K::OFFSET.is_some() {
                 for i in 0..N {
-                    products[i] = [_mm512_set1_epi32(x.start::<K>(i, b, half)); 2];
+                    products[i] = [_mm512_set1_epi32(start::<K>(x.add(i), b, half)); 2];
                 }
             }
             let n_steps = if K::WIDE { 8 } else { 4 };
-            if b % 2 == 0 && half == 0 {
-                // What the next tokens need.
-                for i in 0..N {
-                    _mm_prefetch::<_MM_HINT_T0>(q[i].wrapping_add(N * x.n_cols + b * Q8_BLOCK));
+            if half == 0 {
+                // What the next tokens need, a line of each for each block.
+                for i in N..2 * N {
+                    _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(i).cast::<i8>().wrapping_add(64 * b));
                 }
             }
             for k in half * n_steps..(half + 1) * n_steps {
                 let w = [*w[0].add(8 * b + k), *w[1].add(8 * b + k)];
                 for i in 0..N {
-                    let four = q[i].add(b * Q8_BLOCK + 4 * k).cast::<i32>();
-                    let four = _mm512_set1_epi32(four.read_unaligned());
+                    let four = _mm512_set1_epi32(four(x.add(i), b * Q8_BLOCK + 4 * k));
                     for j in 0..2 {
                         products[i][j] = _mm512_dpbusd_epi32(products[i][j], w[j], four);
                     }
@@ -356,7 +351,7 @@ unsafe fn multiply<K: Kind, const N: usize>(
             let group = 2 * b + half;
             let w_scale = [*scales[0].add(group), *scales[1].add(group)];
             for i in 0..N {
-                let scale = _mm512_set1_ps(*x.scale.add(i * (x.n_cols / Q8_BLOCK) + b));
+                let scale = _mm512_set1_ps(scale(x.add(i), b));
                 for j in 0..2 {
                     let products = match K::SHORT_SCALE {
                         // `w_scale (INTEGER + n) - w_scale INTEGER` for the sum `n`, exact but for
@@ -383,7 +378,7 @@ unsafe fn multiply<K: Kind, const N: usize>(
                     }
                 }
                 for i in 0..N {
-                    let sum = *x.sum.add(i * (x.n_cols / Q8_GROUP) + group);
+                    let sum = sum(x.add(i), group);
                     for j in 0..2 {
                         acc[i][j] = _mm512_fmadd_ps(w_min[j], _mm512_set1_ps(sum), acc[i][j]);
                     }

@@ -3,8 +3,8 @@
 use core::mem::MaybeUninit;
 
 use super::load::{self, Format, Kind, super_bytes};
-use super::{Columns, PANEL_ROWS, Panel, SUPER, Simd, TILE_ROWS, on_level};
-use crate::{DType, Level, Matrix, Q8_BLOCK, Q8_GROUP, Q8_STARTS, Q8Rows, TileMut};
+use super::{PANEL_ROWS, Panel, SUPER, Simd, TILE_ROWS, on_level};
+use crate::{DType, Level, Matrix, Q8_BLOCK, Q8Rows, Q8Super, TileMut};
 
 /// How far ahead of the weights in use decode asks for those to come.
 const PREFETCH_BYTES: usize = 2048;
@@ -50,7 +50,7 @@ pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileM
 /// The CPU has the level's features, with which the caller is compiled.
 #[inline(always)]
 unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
-    let (n_rows, n_cols, n_tokens) = (w.n_rows(), w.n_cols(), y.n_rows());
+    let (n_rows, n_tokens) = (w.n_rows(), y.n_rows());
     if n_tokens < MIN_TILE_TOKENS {
         for t in 0..n_tokens {
             // SAFETY: the caller's.
@@ -66,7 +66,7 @@ unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &
         let step = if is_whole { n_tokens } else { BESIDE_TOKENS };
         for t in (0..n_tokens).step_by(step) {
             let n = step.min(n_tokens - t);
-            let x = x.tokens(t..t + n, n_cols);
+            let x = x.tokens(t..t + n);
             let (mut target, first) = match is_whole {
                 true => (y.first_cols(n_rows), r),
                 false => (TileMut::new(&mut beside[..n * TILE_ROWS], TILE_ROWS), 0),
@@ -79,30 +79,6 @@ unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &
                 }
             }
         }
-    }
-}
-
-/// One token's last elements, less than 256, filled up with zeros.
-struct Tail {
-    q: [i8; SUPER],
-    scale: [f32; SUPER / Q8_BLOCK],
-    sum: [f32; SUPER / Q8_GROUP],
-}
-
-impl Tail {
-    /// From the slices of a whole token.
-    fn new(q: &[i8], scale: &[f32], sum: &[f32]) -> Tail {
-        let mut tail = Tail {
-            q: [0; SUPER],
-            scale: [0.0; SUPER / Q8_BLOCK],
-            sum: [0.0; SUPER / Q8_GROUP],
-        };
-        let start = q.len() / SUPER * SUPER;
-        let n = q.len() - start;
-        tail.q[..n].copy_from_slice(&q[start..]);
-        tail.scale[..n / Q8_BLOCK].copy_from_slice(&scale[start / Q8_BLOCK..]);
-        tail.sum[..n / Q8_GROUP].copy_from_slice(&sum[start / Q8_GROUP..]);
-        tail
     }
 }
 
@@ -125,21 +101,15 @@ fn weight_tail(row: &[u8], n_whole: usize) -> [u8; MAX_TAIL_BYTES] {
 /// As [`matmul_format`].
 #[inline(always)]
 unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y: &mut [f32]) {
-    let n_cols = w.n_cols();
     let n_bytes = super_bytes(F::DTYPE);
-    let n_super = n_cols / SUPER;
-    let q = &x.q[t * n_cols..][..n_cols];
-    let scale = &x.scale[t * (n_cols / Q8_BLOCK)..][..n_cols / Q8_BLOCK];
-    let sum = &x.sum[t * (n_cols / Q8_GROUP)..][..n_cols / Q8_GROUP];
-    let tail = (!n_cols.is_multiple_of(SUPER)).then(|| Tail::new(q, scale, sum));
+    let (n_super, has_tail) = (w.n_cols() / SUPER, !w.n_cols().is_multiple_of(SUPER));
     for (r, y) in y.iter_mut().enumerate() {
         let row = w.row(r);
         assert!(row.len() >= n_super * n_bytes);
         // SAFETY: the caller's.
         let mut sums = unsafe { S::zero() };
         for s in 0..n_super {
-            // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion, and the input as
-            // many times 256 elements, by the slices' lengths.
+            // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion.
             unsafe {
                 let here = row.as_ptr().add(s * n_bytes);
                 // Past the row lie the next rows, as a rule.
@@ -148,28 +118,16 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
                 prefetch::<2>(here, n_bytes);
                 prefetch::<3>(here, n_bytes);
                 prefetch::<4>(here, n_bytes);
-                let x = Columns {
-                    q: q.as_ptr().add(s * SUPER),
-                    scale: scale.as_ptr().add(s * (SUPER / Q8_BLOCK)),
-                    sum: sum.as_ptr().add(s * (SUPER / Q8_GROUP)),
-                    start: core::ptr::null(), // only tiles use it
-                    n_cols,
-                };
-                sums = S::dot::<F::Kind>(F::load(here), x, sums);
+                sums = S::dot::<F::Kind>(F::load(here), &x.of(s, t)[0], sums);
             }
         }
-        if let Some(tail) = &tail {
+        if has_tail {
             let bytes = weight_tail(row, n_super * n_bytes);
-            let x = Columns {
-                q: tail.q.as_ptr(),
-                scale: tail.scale.as_ptr(),
-                sum: tail.sum.as_ptr(),
-                start: core::ptr::null(),
-                n_cols,
-            };
-            // SAFETY: the buffers are as long as 256 weights of a format with blocks of 32; the
+            // SAFETY: the buffer is as long as 256 weights of a format with blocks of 32; the
             // others have no tail.
-            unsafe { sums = S::dot::<F::Kind>(F::load(bytes.as_ptr()), x, sums) };
+            unsafe {
+                sums = S::dot::<F::Kind>(F::load(bytes.as_ptr()), &x.of(n_super, t)[0], sums)
+            };
         }
         // SAFETY: the caller's.
         *y = unsafe { S::total(sums) };
@@ -243,11 +201,11 @@ unsafe fn tile<S: Simd, F: Format>(
             panels.assume_init_ref()
         };
         let n_blocks = (n_cols - c).min(SUPER) / Q8_BLOCK;
+        let x = x.of(c / SUPER, 0);
         let mut t = 0;
         while t < n_tokens {
             let part = Part {
-                n_cols,
-                c,
+                is_first: c == 0,
                 n_blocks,
                 t,
                 first,
@@ -307,18 +265,17 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     }
 }
 
-/// Which part of a product [`multiply`] computes: `n_blocks` blocks from column `c` of `n_cols`
-/// on, tokens `t` and up, and the outputs from `first` on.
+/// Which part of a product [`multiply`] computes: `n_blocks` blocks, the first or more, of tokens
+/// `t` and up, and the outputs from `first` on.
 #[derive(Clone, Copy)]
 struct Part {
-    n_cols: usize,
-    c: usize,
+    is_first: bool,
     n_blocks: usize,
     t: usize,
     first: usize,
 }
 
-/// Adds the panels' part to the outputs of `N` tokens.
+/// Adds the panels' part to the outputs of `N` tokens; `x` are all tokens' inputs for it.
 ///
 /// # Safety
 ///
@@ -326,35 +283,22 @@ struct Part {
 #[inline(always)]
 unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
     panels: &[Panel<S>; 2],
-    x: &Q8Rows<'_>,
+    x: &[Q8Super],
     y: &mut TileMut<'_>,
     part: Part,
 ) {
     let Part {
-        n_cols,
-        c,
+        is_first,
         n_blocks,
         t,
         first,
     } = part;
-    assert!(n_blocks * Q8_BLOCK <= SUPER && c + n_blocks * Q8_BLOCK <= n_cols);
-    assert!((t + N) * n_cols <= x.q.len());
-    assert!((t + N) * (n_cols / Q8_BLOCK) <= x.scale.len());
-    assert!((t + N) * (n_cols / Q8_GROUP) <= x.sum.len());
-    assert!((t + N) * (n_cols / Q8_BLOCK) * Q8_STARTS <= x.start.len());
-    let start = t * n_cols + c;
-    let x = Columns {
-        q: x.q[start..].as_ptr(),
-        scale: x.scale[start / Q8_BLOCK..].as_ptr(),
-        sum: x.sum[start / Q8_GROUP..].as_ptr(),
-        start: x.start[start / Q8_BLOCK * Q8_STARTS..].as_ptr(),
-        n_cols,
-    };
+    assert!(n_blocks * Q8_BLOCK <= SUPER);
+    let x = x[t..][..N].as_ptr();
     let mut outputs = [core::ptr::null_mut(); N];
     for (i, output) in outputs.iter_mut().enumerate() {
         *output = y.row(t + i)[first..][..TILE_ROWS].as_mut_ptr();
     }
-    // SAFETY: the caller's; all of the blocks of `N` tokens are in the input by the assertions, and
-    // each output has 32 elements.
-    unsafe { S::multiply::<K, N>(panels, x, n_blocks, c == 0, outputs) }
+    // SAFETY: the caller's; there are `N` inputs of so many blocks, and each output has 32 elements.
+    unsafe { S::multiply::<K, N>(panels, x, n_blocks, is_first, outputs) }
 }

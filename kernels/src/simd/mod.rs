@@ -22,9 +22,7 @@ mod plain;
 
 pub(crate) use plain::Plain;
 
-use crate::Q8_GROUP;
-#[cfg(target_arch = "x86_64")]
-use crate::{Q8_BLOCK, Q8_STARTS};
+use crate::{Q8_GROUP, Q8Super};
 use load::{Kind, Super};
 
 /// Weights read at once.
@@ -108,7 +106,7 @@ trait Simd: Lanes {
 
     unsafe fn zero() -> Self::Sums;
     /// Adds the product of 256 weights and 256 inputs.
-    unsafe fn dot<K: Kind>(w: Super<Self>, x: Columns, sums: Self::Sums) -> Self::Sums;
+    unsafe fn dot<K: Kind>(w: Super<Self>, x: *const Q8Super, sums: Self::Sums) -> Self::Sums;
     unsafe fn total(sums: Self::Sums) -> f32;
 
     /// Brings 64 columns of 16 rows, a row in each vector, into the order that
@@ -117,11 +115,11 @@ trait Simd: Lanes {
     /// Transposes 16 by 16 floats.
     unsafe fn transpose(m: &mut [Self::Floats; PANEL_ROWS]);
     /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panels' first `n_blocks` blocks of 32 columns,
-    /// for `N` tokens whose outputs, 32 each, begin at `y`. Where `first` is set `y` is
+    /// for `N` tokens whose inputs begin at `x` and whose outputs, 32 each, begin at `y`. Where `first` is set `y` is
     /// overwritten instead. `N` is 1, 4 or, with [`Lanes::WIDE_TILE`] and for wide kinds, 6.
     unsafe fn multiply<K: Kind, const N: usize>(
         panels: &[Panel<Self>; 2],
-        x: Columns,
+        x: *const Q8Super,
         n_blocks: usize,
         first: bool,
         y: [*mut f32; N],
@@ -149,31 +147,58 @@ struct Panel<S: Simd> {
     min: [S::Floats; SUPER / Q8_GROUP],
 }
 
-/// Input from some token and column on; the fields are those of [`Q8Rows`].
-#[derive(Clone, Copy)]
-struct Columns {
-    q: *const i8,
-    scale: *const f32,
-    sum: *const f32,
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // for VNNI
-    start: *const i32,
-    /// Elements from one token to the next.
-    n_cols: usize,
+/// Where the products with block `b` of the input start, or with a half of it where the kind has
+/// a scale for each.
+///
+/// # Safety
+///
+/// `x` is readable, and `b` one of its blocks.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn start<K: load::Kind>(x: *const Q8Super, b: usize, half: usize) -> i32 {
+    let sum = if K::WIDE { 0 } else { 1 + half };
+    // SAFETY: the caller's. By pointers: from an array's length the compiler would take that there
+    // are eight blocks at most, and write them all out.
+    unsafe { *(&raw const (*x).start).cast::<i32>().add(3 * b + sum) }
 }
 
+/// The scale of block `b` of the input.
+///
+/// # Safety
+///
+/// As [`start`].
+#[inline(always)]
+unsafe fn scale(x: *const Q8Super, b: usize) -> f32 {
+    // SAFETY: the caller's.
+    unsafe { *(&raw const (*x).scale).cast::<f32>().add(b) }
+}
+
+/// The input's sum for group `2 b`, or `2 b + 1`, of 16 columns; see [`Q8Super::sum`].
+///
+/// # Safety
+///
+/// As [`start`].
+#[inline(always)]
+unsafe fn sum(x: *const Q8Super, group: usize) -> f32 {
+    // SAFETY: the caller's.
+    unsafe { *(&raw const (*x).sum).cast::<f32>().add(group) }
+}
+
+/// Four integers of the input, from column `c` on, as one.
+///
+/// # Safety
+///
+/// `x` is readable, and `c + 3` one of its columns.
 #[cfg(target_arch = "x86_64")]
-impl Columns {
-    /// Where the products of token `i` with block `b` start, or with a half of it where the kind has
-    /// a scale for each.
-    #[inline(always)]
-    unsafe fn start<K: Kind>(&self, i: usize, b: usize, half: usize) -> i32 {
-        let sum = if K::WIDE { 0 } else { 1 + half };
-        // SAFETY: the caller's; the field is long enough for every block of the tokens.
-        unsafe {
-            *self
-                .start
-                .add((i * (self.n_cols / Q8_BLOCK) + b) * Q8_STARTS + sum)
-        }
+#[inline(always)]
+unsafe fn four(x: *const Q8Super, c: usize) -> i32 {
+    // SAFETY: the caller's.
+    unsafe {
+        (&raw const (*x).q)
+            .cast::<i8>()
+            .add(c)
+            .cast::<i32>()
+            .read_unaligned()
     }
 }
 

@@ -9,7 +9,8 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 
 use super::load::{Kind, Super};
-use super::{Columns, Lanes, PANEL_ROWS, Panel, Simd, neon_tile};
+use super::{Lanes, PANEL_ROWS, Panel, Simd, neon_tile};
+use crate::Q8Super;
 
 /// Armv8.0.
 pub(crate) const BASE: u8 = 0;
@@ -250,19 +251,23 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     #[inline(always)]
     unsafe fn dot<K: Kind>(
         w: Super<Self>,
-        x: Columns,
+        x: *const Q8Super,
         mut sums: [float32x4_t; 4],
     ) -> [float32x4_t; 4] {
         for i in 0..4 {
             // The input's scales of 32, each in two lanes, times the weights' of 16.
-            let scale = vld1_f32(x.scale.add(2 * i));
+            let scale = vld1_f32((*x).scale.as_ptr().add(2 * i));
             let scale = vcombine_f32(vzip1_f32(scale, scale), vzip2_f32(scale, scale));
             let scale = vmulq_f32(w.scale[i], scale);
             if K::HAS_MIN {
-                sums[3] = vfmaq_f32(sums[3], w.min[i], vld1q_f32(x.sum.add(4 * i)));
+                sums[3] = vfmaq_f32(
+                    sums[3],
+                    w.min[i],
+                    vld1q_f32((*x).sum.as_ptr().cast::<f32>().add(4 * i)),
+                );
             }
             let x = {
-                let q = x.q.add(64 * i);
+                let q = (*x).q.as_ptr().add(64 * i);
                 [
                     vld1q_s8(q),
                     vld1q_s8(q.add(16)),
@@ -372,7 +377,7 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     #[inline(always)]
     unsafe fn multiply<K: Kind, const N: usize>(
         panels: &[Panel<Self>; 2],
-        x: Columns,
+        x: *const Q8Super,
         n_blocks: usize,
         first: bool,
         mut y: [*mut f32; N],

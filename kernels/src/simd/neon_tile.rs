@@ -9,23 +9,19 @@ use core::arch::asm;
 
 use super::load::Kind;
 use super::neon::{BASE, DOTPROD, I8MM, Neon, dot_32, products, products_32};
-use super::{Columns, PANEL_ROWS, Panel};
-use crate::{Q8_BLOCK, Q8_GROUP};
+use super::{PANEL_ROWS, Panel, scale, sum};
+use crate::{Q8_BLOCK, Q8Super};
 
-impl Columns {
-    /// The scale and the sums of block `b` of token `i`, for its whole or its second half.
-    #[inline(always)]
-    unsafe fn factors(&self, i: usize, b: usize, half: usize) -> (f32, f32) {
-        let scale = self.scale.add(i * (self.n_cols / Q8_BLOCK) + b);
-        let sum = self.sum.add(i * (self.n_cols / Q8_GROUP) + 2 * b + half);
-        (*scale, *sum)
-    }
+/// The scale and the sums of block `b` of the input, for its whole or its second half.
+#[inline(always)]
+unsafe fn factors(x: *const Q8Super, b: usize, half: usize) -> (f32, f32) {
+    (scale(x, b), sum(x, 2 * b + half))
+}
 
-    /// 16 columns of token `i` from column `c` on.
-    #[inline(always)]
-    unsafe fn sixteen(&self, i: usize, c: usize) -> int8x16_t {
-        vld1q_s8(self.q.add(i * self.n_cols + c))
-    }
+/// 16 columns of the input from column `c` on.
+#[inline(always)]
+unsafe fn sixteen(x: *const Q8Super, c: usize) -> int8x16_t {
+    vld1q_s8((&raw const (*x).q).cast::<i8>().add(c))
 }
 
 /// Four outputs at `y`, or zeros if nothing was written there.
@@ -61,7 +57,7 @@ unsafe fn add_scaled<K: Kind, const EXTENSION: u8>(
 #[inline(never)]
 pub(super) unsafe fn multiply<K: Kind, const N: usize>(
     panel: &Panel<Neon<BASE>>,
-    x: Columns,
+    x: *const Q8Super,
     n_blocks: usize,
     first: bool,
     y: [*mut f32; N],
@@ -80,9 +76,9 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
             let c = b * Q8_BLOCK;
             if K::WIDE {
                 for i in 0..N {
-                    let q = [x.sixteen(i, c), x.sixteen(i, c + 16)];
+                    let q = [sixteen(x.add(i), c), sixteen(x.add(i), c + 16)];
                     let sums = quad_32::<K>(w, q);
-                    let factors = x.factors(i, b, 0);
+                    let factors = factors(x.add(i), b, 0);
                     acc[i] = add_scaled::<K, _>(acc[i], sums, panel, (2 * b, quad), factors);
                 }
                 continue;
@@ -90,9 +86,10 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
             for half in 0..2 {
                 let w = [w[0][half], w[1][half], w[2][half], w[3][half]];
                 for i in 0..N {
-                    let sums = quad_16(w, x.sixteen(i, c + 16 * half));
+                    let sums = quad_16(w, sixteen(x.add(i), c + 16 * half));
                     let at = (2 * b + half, quad);
-                    acc[i] = add_scaled::<K, _>(acc[i], sums, panel, at, x.factors(i, b, half));
+                    acc[i] =
+                        add_scaled::<K, _>(acc[i], sums, panel, at, factors(x.add(i), b, half));
                 }
             }
         }
@@ -132,7 +129,7 @@ unsafe fn quad_16(w: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
 #[inline(never)]
 pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
     panel: &Panel<Neon<DOTPROD>>,
-    x: Columns,
+    x: *const Q8Super,
     n_blocks: usize,
     first: bool,
     y: [*mut f32; N],
@@ -169,13 +166,13 @@ pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
 unsafe fn sixteen_dotprod<const N: usize>(
     mut sums: [[int32x4_t; 2]; N],
     panel: &Panel<Neon<DOTPROD>>,
-    x: Columns,
+    x: *const Q8Super,
     (b, half): (usize, usize),
     octet: usize,
 ) -> [[int32x4_t; 2]; N] {
     let w = &panel.q[b / 2][8 * (b % 2) + 4 * half..][..4];
     for i in 0..N {
-        let x = x.sixteen(i, b * Q8_BLOCK + 16 * half);
+        let x = sixteen(x.add(i), b * Q8_BLOCK + 16 * half);
         for j in 0..2 {
             let w = |k: usize| w[k][2 * octet + j];
             let sum = sdot_lane::<0>(sums[i][j], w(0), x);
@@ -193,12 +190,12 @@ unsafe fn scaled_dotprod<K: Kind, const N: usize>(
     mut acc: [[float32x4_t; 2]; N],
     sums: [[int32x4_t; 2]; N],
     panel: &Panel<Neon<DOTPROD>>,
-    x: Columns,
+    x: *const Q8Super,
     (b, half): (usize, usize),
     octet: usize,
 ) -> [[float32x4_t; 2]; N] {
     for i in 0..N {
-        let factors = x.factors(i, b, half);
+        let factors = factors(x.add(i), b, half);
         for j in 0..2 {
             let at = (2 * b + half, 2 * octet + j);
             acc[i][j] = add_scaled::<K, _>(acc[i][j], sums[i][j], panel, at, factors);
@@ -212,18 +209,13 @@ unsafe fn scaled_dotprod<K: Kind, const N: usize>(
 #[inline(never)]
 pub(super) unsafe fn multiply_i8mm<K: Kind, const N: usize>(
     panel: &Panel<Neon<I8MM>>,
-    x: Columns,
+    x: *const Q8Super,
     n_blocks: usize,
     first: bool,
     y: [*mut f32; N],
 ) {
     for i in (0..N).step_by(4) {
-        let x = Columns {
-            q: x.q.add(i * x.n_cols),
-            scale: x.scale.add(i * (x.n_cols / Q8_BLOCK)),
-            sum: x.sum.add(i * (x.n_cols / Q8_GROUP)),
-            ..x
-        };
+        let x = x.add(i);
         match N - i {
             1 => tokens_i8mm::<K, 1>(panel, x, n_blocks, first, &y[i..]),
             _ => tokens_i8mm::<K, 2>(panel, x, n_blocks, first, &y[i..]),
@@ -236,7 +228,7 @@ pub(super) unsafe fn multiply_i8mm<K: Kind, const N: usize>(
 #[target_feature(enable = "neon,dotprod,i8mm")]
 unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
     panel: &Panel<Neon<I8MM>>,
-    x: Columns,
+    x: *const Q8Super,
     n_blocks: usize,
     first: bool,
     y: &[*mut f32],
@@ -279,14 +271,14 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
 unsafe fn sixteen_i8mm<const PAIRS: usize>(
     mut sums: [[int32x4_t; 4]; PAIRS],
     panel: &Panel<Neon<I8MM>>,
-    (x, last): (Columns, usize),
+    (x, last): (*const Q8Super, usize),
     (b, half): (usize, usize),
     octet: usize,
 ) -> [[int32x4_t; 4]; PAIRS] {
     let (c, k) = (b * Q8_BLOCK + 16 * half, 8 * (b % 2) + 4 * half + octet);
     let w = [&panel.q[b / 2][k], &panel.q[b / 2][k + 2]];
     for t in 0..PAIRS {
-        let x = |i: usize| vreinterpretq_s64_s8(x.sixteen(last.min(2 * t + i), c));
+        let x = |i: usize| vreinterpretq_s64_s8(sixteen(x.add(last.min(2 * t + i)), c));
         let (low, high) = (vzip1q_s64(x(0), x(1)), vzip2q_s64(x(0), x(1)));
         for pair in 0..4 {
             let sum = smmla(sums[t][pair], w[0][pair], vreinterpretq_s8_s64(low));
@@ -302,7 +294,7 @@ unsafe fn scaled_i8mm<K: Kind, const PAIRS: usize>(
     mut acc: [[float32x4_t; 4]; PAIRS],
     sums: [[int32x4_t; 4]; PAIRS],
     panel: &Panel<Neon<I8MM>>,
-    (x, last): (Columns, usize),
+    (x, last): (*const Q8Super, usize),
     (b, half): (usize, usize),
     octet: usize,
 ) -> [[float32x4_t; 4]; PAIRS] {
@@ -315,7 +307,7 @@ unsafe fn scaled_i8mm<K: Kind, const PAIRS: usize>(
             vuzp2q_s32(sums[t][2], sums[t][3]),
         ];
         for j in 0..4 {
-            let factors = x.factors(last.min(2 * t + j / 2), b, half);
+            let factors = factors(x.add(last.min(2 * t + j / 2)), b, half);
             let at = (2 * b + half, 2 * octet + j % 2);
             acc[t][j] = add_scaled::<K, _>(acc[t][j], sums[j], panel, at, factors);
         }
