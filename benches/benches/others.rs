@@ -3,9 +3,9 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tandem_benches::{random, weights};
 use tandem_kernels::{
-    Activation, DType, KvHead, Level, LowRank, LowRankInput, LowRankType, Q8_SUPER, Q8Super,
-    RankScale, RopeStyle, TileMut, add_low_rank, attention, encode_low_rank, gate, quantize_h,
-    quantize_q8, rms_norm, rope, softmax,
+    Activation, DType, KvHead, Level, LowRank, LowRankInput, LowRankTerm, LowRankType, Q8_SUPER,
+    Q8Super, RankScale, RopeStyle, TileMut, add_low_rank, attention, encode_low_rank, gate,
+    quantize_h, quantize_q8, rms_norm, rope, softmax,
 };
 
 const N: usize = 8192;
@@ -88,7 +88,8 @@ fn bench(c: &mut Criterion) {
             let id = BenchmarkId::new(format!("{} x {n_tokens}", kind.name()), level.name());
             group.bench_function(id, |bench| {
                 let y = &mut TileMut::new(&mut y, n_out);
-                bench.iter(|| add_low_rank(level, &b, 0..n_out, &h, 1.0, y));
+                let term = LowRankTerm { b, h, scale: 1.0 };
+                bench.iter(|| add_low_rank(level, &[term], 0..n_out, y));
             });
         }
         group.finish();

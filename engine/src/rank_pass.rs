@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use tandem_kernels::{
-    Handover, LowRankInput, Pool, RankScale, TileMut, add_low_rank, matmul, quantize_h,
+    Handover, LowRankInput, LowRankTerm, Pool, RankScale, TileMut, add_low_rank, matmul, quantize_h,
 };
 
 use crate::SessionError;
@@ -20,6 +20,8 @@ use crate::scratch::zeroed;
 const MIN_TOKENS: usize = 64;
 /// Tasks of each thread where there are tokens enough.
 const TASKS_PER_THREAD: usize = 4;
+/// Terms added at once.
+const TERMS: usize = 4;
 /// The most tiles of a [`Handover`].
 const MAX_TILES: usize = tandem_kernels::SharedMatrix::<f32>::MAX_TILES;
 
@@ -177,24 +179,45 @@ impl<'a, const N: usize> RankPass<'a, N> {
     ) {
         let linear = &self.linears[i];
         let before = self.linears[..i].iter().map(|l| l.terms.segments.len());
-        let first: usize = before.sum();
-        for (s, segment) in (first..).zip(&linear.terms.segments) {
-            let stride = self.n_segments * self.width;
-            let h = tokens.start * stride + s * self.width;
-            let h = match self.q8_input(linear, segment) {
-                Some(_) => LowRankInput::Q8 {
-                    q: &self.q.wait(&self.exec.pool)[h..],
-                    stride,
-                    scale: &self.scale.wait(&self.exec.pool)[tokens.start * self.n_segments + s..],
-                    scale_stride: self.n_segments,
-                },
-                None => LowRankInput::F32 {
-                    h: &self.h.wait(&self.exec.pool)[h..],
-                    stride,
-                },
-            };
-            let (level, scale) = (self.exec.level, segment.scale);
-            add_low_rank(level, &segment.b, rows.clone(), &h, scale, y);
+        let first = before.sum::<usize>();
+        for (c, segments) in linear.terms.segments.chunks(TERMS).enumerate() {
+            // An array, where the last stands for what is missing, spares an allocation.
+            let terms: [_; TERMS] = core::array::from_fn(|k| {
+                let k = k.min(segments.len() - 1);
+                let s = first + c * TERMS + k;
+                self.term(linear, &segments[k], s, tokens.start)
+            });
+            let terms = &terms[..segments.len()];
+            add_low_rank(self.exec.level, terms, rows.clone(), y);
+        }
+    }
+
+    /// The term of a linear's segment, number `s` of the run, for the tokens from `first` on.
+    fn term<'s>(
+        &'s self,
+        linear: &Adapted<'_>,
+        segment: &'s Segment<'_>,
+        s: usize,
+        first: usize,
+    ) -> LowRankTerm<'s> {
+        let stride = self.n_segments * self.width;
+        let h = first * stride + s * self.width;
+        let h = match self.q8_input(linear, segment) {
+            Some(_) => LowRankInput::Q8 {
+                q: &self.q.wait(&self.exec.pool)[h..],
+                stride,
+                scale: &self.scale.wait(&self.exec.pool)[first * self.n_segments + s..],
+                scale_stride: self.n_segments,
+            },
+            None => LowRankInput::F32 {
+                h: &self.h.wait(&self.exec.pool)[h..],
+                stride,
+            },
+        };
+        LowRankTerm {
+            b: segment.b,
+            h,
+            scale: segment.scale,
         }
     }
 }

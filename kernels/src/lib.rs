@@ -37,8 +37,8 @@ pub use factors::{decode_low_rank, decode_rows, encode_low_rank, encode_rows, la
 pub use input::{Input, Q8_BLOCK, Q8_GROUP, Q8_SUPER, Q8Rows, Q8Super, quantize_q8};
 pub use level::Level;
 pub use low_rank::{
-    LOW_RANK_TILE, LowRank, LowRankInput, LowRankType, MAX_RANK, RankScale, add_low_rank,
-    quantize_h,
+    LOW_RANK_TILE, LowRank, LowRankInput, LowRankTerm, LowRankType, MAX_RANK, RankScale,
+    add_low_rank, quantize_h,
 };
 pub use matmul::matmul;
 pub use matrix::Matrix;

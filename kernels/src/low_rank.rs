@@ -278,63 +278,112 @@ pub(crate) struct QuantizedRanks<'a> {
     pub scale_stride: usize,
 }
 
-/// `y[t][r - rows.start] += scale * sum_k b[r][k] h[t][k]` for the outputs `rows` of `b`, with `y`
-/// `[n_tokens, rows.len()]`.
+/// A term `scale B h` of [`add_low_rank`].
+#[derive(Clone, Copy, Debug)]
+pub struct LowRankTerm<'a> {
+    /// The factor `[n_out, rank]`.
+    pub b: LowRank<'a>,
+    /// The ranks `[n_tokens, rank]`.
+    pub h: LowRankInput<'a>,
+    /// What the product is multiplied with.
+    pub scale: f32,
+}
+
+impl<'a> LowRankTerm<'a> {
+    /// Checks that the term is one of `n_tokens` and the outputs `rows`.
+    fn check(&self, n_tokens: usize, rows: &Range<usize>) {
+        let b = &self.b;
+        assert!(rows.start.is_multiple_of(LOW_RANK_TILE) && rows.end <= b.n_out);
+        let holds = |len: usize, stride: usize, width: usize| match n_tokens {
+            0 => true,
+            n => {
+                (n - 1)
+                    .checked_mul(stride)
+                    .and_then(|i| i.checked_add(width))
+                    <= Some(len)
+            }
+        };
+        match self.h {
+            LowRankInput::F32 { h, stride } => assert!(holds(h.len(), stride, b.rank)),
+            LowRankInput::Q8 {
+                q,
+                stride,
+                scale,
+                scale_stride,
+            } => {
+                assert!(b.kind.is_quantized());
+                let padded = b.kind.padded_rank(b.rank);
+                assert!(holds(q.len(), stride, padded) && holds(scale.len(), scale_stride, 1));
+            }
+        }
+    }
+
+    /// The tiles of `B` from output `start` on and the ranks, where these are integers.
+    #[inline(always)]
+    pub(crate) fn tiles(&self, start: usize) -> Option<(Tiles<'a>, QuantizedRanks<'a>)> {
+        let LowRankInput::Q8 {
+            q,
+            stride,
+            scale,
+            scale_stride,
+        } = self.h
+        else {
+            return None;
+        };
+        let LowRank {
+            kind, rank, data, ..
+        } = self.b;
+        let tiles = Tiles {
+            data: &data[start / LOW_RANK_TILE * kind.tile_bytes(rank)..],
+            n_groups: rank.div_ceil(kind.ranks_per_group()),
+            is_q4: kind == LowRankType::Q4,
+        };
+        let h = QuantizedRanks {
+            q,
+            stride,
+            scale,
+            scale_stride,
+        };
+        Some((tiles, h))
+    }
+}
+
+/// `y[t][r - rows.start] += sum scale * sum_k b[r][k] h[t][k]` over some terms, for the outputs
+/// `rows`, with `y` `[n_tokens, rows.len()]`.
 ///
 /// # Panics
 ///
-/// If the shapes do not fit, `rows` does not begin at a multiple of 16, or `h` is int8 and `b` is
-/// not.
+/// If the shapes do not fit, `rows` does not begin at a multiple of 16, or an `h` is int8 and its
+/// `b` is not.
 pub fn add_low_rank(
     level: crate::Level,
-    b: &LowRank<'_>,
+    terms: &[LowRankTerm<'_>],
     rows: Range<usize>,
-    h: &LowRankInput<'_>,
-    scale: f32,
     y: &mut TileMut<'_>,
 ) {
-    assert!(rows.start.is_multiple_of(LOW_RANK_TILE) && rows.end <= b.n_out);
     assert_eq!(rows.len(), y.n_cols());
-    let holds = |len: usize, stride: usize, width: usize| match y.n_rows() {
-        0 => true,
-        n => {
-            (n - 1)
-                .checked_mul(stride)
-                .and_then(|i| i.checked_add(width))
-                <= Some(len)
-        }
-    };
-    let padded = b.kind.padded_rank(b.rank);
-    match *h {
-        LowRankInput::F32 { h, stride } => {
-            assert!(holds(h.len(), stride, b.rank));
-            match b.kind.is_quantized() {
-                true => add_tiles_f32(level, b, rows.start, h, stride, scale, y),
-                false => add_rows_f32(level, b, rows.start, h, stride, scale, y),
-            }
-        }
-        LowRankInput::Q8 {
-            q,
-            stride,
-            scale: h_scale,
-            scale_stride,
-        } => {
-            assert!(b.kind.is_quantized());
-            assert!(holds(q.len(), stride, padded) && holds(h_scale.len(), scale_stride, 1));
-            let h = QuantizedRanks {
+    terms.iter().for_each(|term| term.check(y.n_rows(), &rows));
+    let is_done = add_tiles(level, terms, rows.start, y);
+    for LowRankTerm { b, h, scale } in terms {
+        match *h {
+            LowRankInput::F32 { h, stride } => match b.kind.is_quantized() {
+                true => add_tiles_f32(level, b, rows.start, h, stride, *scale, y),
+                false => add_rows_f32(level, b, rows.start, h, stride, *scale, y),
+            },
+            LowRankInput::Q8 { .. } if is_done => {}
+            LowRankInput::Q8 {
                 q,
                 stride,
                 scale: h_scale,
                 scale_stride,
-            };
-            let first = rows.start / LOW_RANK_TILE;
-            let tiles = Tiles {
-                data: &b.data[first * b.kind.tile_bytes(b.rank)..],
-                n_groups: b.rank.div_ceil(b.kind.ranks_per_group()),
-                is_q4: b.kind == LowRankType::Q4,
-            };
-            if !add_tiles(level, tiles, h, scale, y) {
-                add_tiles_q8(b, rows.start, h, scale, y);
+            } => {
+                let h = QuantizedRanks {
+                    q,
+                    stride,
+                    scale: h_scale,
+                    scale_stride,
+                };
+                add_tiles_q8(b, rows.start, h, *scale, y);
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Low-rank terms at every level against a naive oracle.
 
 use tandem_kernels::{
-    Level, LowRank, LowRankInput, LowRankType, MAX_RANK, RankScale, TileMut, add_low_rank,
-    decode_low_rank, encode_low_rank, quantize_h,
+    Level, LowRank, LowRankInput, LowRankTerm, LowRankType, MAX_RANK, RankScale, TileMut,
+    add_low_rank, decode_low_rank, encode_low_rank, quantize_h,
 };
 
 /// Numbers between -1 and 1, the same in every run.
@@ -100,7 +100,13 @@ fn check(b: &[f32], rank: usize, h: &[f32], start: usize) {
                 let n_cols = n_out - start;
                 let mut y = vec![0.5; n_tokens * n_cols];
                 let mut tile = TileMut::new(&mut y, n_cols);
-                add_low_rank(level, &packed, start..n_out, h_input, -1.5, &mut tile);
+                // Twice, of which each is half: terms are added up.
+                let term = LowRankTerm {
+                    b: packed,
+                    h: *h_input,
+                    scale: -0.75,
+                };
+                add_low_rank(level, &[term; 2], start..n_out, &mut tile);
                 for (i, y) in y.iter().enumerate() {
                     let (t, o) = (i / n_cols, start + i % n_cols);
                     let (mut truth, mut size) = (0.5, 0.5);
@@ -158,7 +164,8 @@ fn extreme_values_neither_overflow_nor_lose_their_sign() {
         for level in Level::available() {
             for h in [h.f32(), h.q8()] {
                 let mut y = [0.0; 16];
-                add_low_rank(level, &b, 0..16, &h, 1.0, &mut TileMut::new(&mut y, 16));
+                let term = LowRankTerm { b, h, scale: 1.0 };
+                add_low_rank(level, &[term], 0..16, &mut TileMut::new(&mut y, 16));
                 let truth = -value * rank as f32;
                 assert!(y.iter().all(|y| (y / truth - 1.0).abs() < 1e-5), "{y:?}");
             }
@@ -173,14 +180,9 @@ fn broken_values_show() {
     let h = Input::new(&[0.0, f32::NAN, 1.0, 1.0], 4);
     for h in [h.f32(), h.q8()] {
         let mut y = [0.0; 16];
-        add_low_rank(
-            Level::detect(),
-            &b,
-            0..16,
-            &h,
-            1.0,
-            &mut TileMut::new(&mut y, 16),
-        );
+        let term = LowRankTerm { b, h, scale: 1.0 };
+        let y_tile = &mut TileMut::new(&mut y, 16);
+        add_low_rank(Level::detect(), &[term], 0..16, y_tile);
         assert!(y.iter().all(|y| y.is_nan()));
     }
 }

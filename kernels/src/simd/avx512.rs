@@ -333,7 +333,9 @@ unsafe fn multiply<K: Kind, const N: usize>(
             if half == 0 {
                 // What the next tokens need, a line of each for each block.
                 for i in N..2 * N {
-                    _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(i).cast::<i8>().wrapping_add(64 * b));
+                    _mm_prefetch::<_MM_HINT_T0>(
+                        x.wrapping_add(i).cast::<i8>().wrapping_add(64 * b),
+                    );
                 }
             }
             for k in half * n_steps..(half + 1) * n_steps {

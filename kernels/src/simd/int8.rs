@@ -11,7 +11,7 @@ const PREFETCH_BYTES: usize = 2048;
 /// From this many tokens on a tile is faster than a dot product for each.
 const MIN_TILE_TOKENS: usize = 4;
 /// Tokens whose outputs of rows that are no whole tile are computed at once.
-const BESIDE_TOKENS: usize = 64;
+const BESIDE_TOKENS: usize = 256;
 
 /// `y[t][r] = w[r] . x[t]` for quantized `w` `[n_rows, n_cols]` and int8 `x` `[n_tokens, n_cols]`;
 /// the caller checked the shapes. False, and nothing done, at the scalar level.
@@ -58,26 +58,39 @@ unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &
         }
         return;
     }
-    // The last rows, if they are no whole tile, are computed as one beside `y`.
+    let n_whole = n_rows / TILE_ROWS * TILE_ROWS;
+    for r in (0..n_whole).step_by(TILE_ROWS) {
+        // SAFETY: the caller's.
+        unsafe { tile::<S, F>(&w.rows(r..r + TILE_ROWS), x, y, r) };
+    }
+    if n_whole < n_rows {
+        // SAFETY: the caller's.
+        unsafe { last_rows::<S, F>(&w.rows(n_whole..n_rows), x, y, n_whole) };
+    }
+}
+
+/// Prefill of rows that are no whole tile: one is computed beside `y`, which has them from column
+/// `first` on.
+///
+/// # Safety
+///
+/// As [`matmul_format`].
+#[inline(always)]
+unsafe fn last_rows<S: Simd, F: Format>(
+    w: &Matrix<'_>,
+    x: &Q8Rows<'_>,
+    y: &mut TileMut<'_>,
+    first: usize,
+) {
+    let n_tokens = y.n_rows();
     let mut beside = [0.0; BESIDE_TOKENS * TILE_ROWS];
-    for r in (0..n_rows).step_by(TILE_ROWS) {
-        let rows = w.rows(r..n_rows.min(r + TILE_ROWS));
-        let is_whole = rows.n_rows() == TILE_ROWS;
-        let step = if is_whole { n_tokens } else { BESIDE_TOKENS };
-        for t in (0..n_tokens).step_by(step) {
-            let n = step.min(n_tokens - t);
-            let x = x.tokens(t..t + n);
-            let (mut target, first) = match is_whole {
-                true => (y.first_cols(n_rows), r),
-                false => (TileMut::new(&mut beside[..n * TILE_ROWS], TILE_ROWS), 0),
-            };
-            // SAFETY: the caller's.
-            unsafe { tile::<S, F>(&rows, &x, &mut target, first) };
-            if !is_whole {
-                for (i, all) in beside.chunks_exact(TILE_ROWS).take(n).enumerate() {
-                    y.row(t + i)[r..].copy_from_slice(&all[..rows.n_rows()]);
-                }
-            }
+    for t in (0..n_tokens).step_by(BESIDE_TOKENS) {
+        let n = BESIDE_TOKENS.min(n_tokens - t);
+        let mut target = TileMut::new(&mut beside[..n * TILE_ROWS], TILE_ROWS);
+        // SAFETY: the caller's.
+        unsafe { tile::<S, F>(w, &x.tokens(t..t + n), &mut target, 0) };
+        for i in 0..n {
+            y.row(t + i)[first..].copy_from_slice(&target.row(i)[..w.n_rows()]);
         }
     }
 }
