@@ -89,6 +89,18 @@ impl<'a> Q8Rows<'a> {
         }
     }
 
+    /// Where the elements of token `t` begin, of which there must be `n_supers` times 256, and how
+    /// far it is from each 256 to the next.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer.
+    pub(crate) fn token(&self, t: usize, n_supers: usize) -> (*const Q8Super, usize) {
+        assert!(t < self.n_tokens && n_supers > 0);
+        let all = &self.supers[t..(n_supers - 1) * self.stride + t + 1];
+        (all.as_ptr(), self.stride)
+    }
+
     /// Elements `256 s` and up of token `t`; those of the next tokens follow.
     ///
     /// # Panics

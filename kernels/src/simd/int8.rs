@@ -116,13 +116,18 @@ fn weight_tail(row: &[u8], n_whole: usize) -> [u8; MAX_TAIL_BYTES] {
 unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y: &mut [f32]) {
     let n_bytes = super_bytes(F::DTYPE);
     let (n_super, has_tail) = (w.n_cols() / SUPER, !w.n_cols().is_multiple_of(SUPER));
+    if w.n_cols() == 0 {
+        return y.fill(0.0);
+    }
+    let (x, stride) = x.token(t, n_super + usize::from(has_tail));
     for (r, y) in y.iter_mut().enumerate() {
         let row = w.row(r);
         assert!(row.len() >= n_super * n_bytes);
         // SAFETY: the caller's.
         let mut sums = unsafe { S::zero() };
         for s in 0..n_super {
-            // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion.
+            // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion, and the input as
+            // many times 256 elements, one more with a tail.
             unsafe {
                 let here = row.as_ptr().add(s * n_bytes);
                 // Past the row lie the next rows, as a rule.
@@ -131,7 +136,7 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
                 prefetch::<2>(here, n_bytes);
                 prefetch::<3>(here, n_bytes);
                 prefetch::<4>(here, n_bytes);
-                sums = S::dot::<F::Kind>(F::load(here), &x.of(s, t)[0], sums);
+                sums = S::dot::<F::Kind>(F::load(here), x.add(s * stride), sums);
             }
         }
         if has_tail {
@@ -139,7 +144,7 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
             // SAFETY: the buffer is as long as 256 weights of a format with blocks of 32; the
             // others have no tail.
             unsafe {
-                sums = S::dot::<F::Kind>(F::load(bytes.as_ptr()), &x.of(n_super, t)[0], sums)
+                sums = S::dot::<F::Kind>(F::load(bytes.as_ptr()), x.add(n_super * stride), sums)
             };
         }
         // SAFETY: the caller's.
