@@ -48,7 +48,7 @@ TRAININGS = [
     ("lcpp", "calibrate", ["--kind", "low_rank", "--rank", "4", "--lr", "3e-3"]),
     ("lc-weight", "calibrate", ["--kind", "weight_bias", "--lr", "1e-3"]),
     ("projection", "calibrate", ["--kind", "projection", "--lr", "1e-2"]),
-    ("joint", "train-lora", ["--lr", "2e-3"]),
+    ("joint", "train-lora", []),
 ]
 KINDS = {"lc": "output_bias", "lc-weight": "weight_bias", "lcpp": "low_rank", "projection": "projection"}
 
@@ -103,7 +103,7 @@ class Study:
             return json.loads(record.read_text())
         if self.args.no_train:
             return None
-        recipe = STUDY / f"{task}.toml"
+        recipe = STUDY / (f"joint-{task[-2:]}.toml" if name == "joint" else f"{task}.toml")
         flags = [*flags, "--data", self.data / f"{task}.train.jsonl", "--seed", seed, "--out", out]
         flags += ["--curve", self.work / f"{task}-{name}-{seed}.svg"]
         if self.args.threads:
@@ -354,7 +354,7 @@ def page(results):
         choices.append(f"{task}: {', '.join(how)}")
     machine = results["machine"]
     is_trained = any(row["method"] == "joint" for row in results["rows"])
-    joint = "; the joint expert is a LoRA of the same rank as the\nadapters, learned on the same examples." if is_trained else "."
+    joint = "; the joint expert is a LoRA of the same rank as the\nadapters, learned on the same examples by [joint-fr.toml](joint-fr.toml) and [joint-de.toml](joint-de.toml)." if is_trained else "."
     return f"""# Two tasks in one inference: the study
 
 Written by `{results['command']}` on {results['date']} (seeds {', '.join(map(str, results['seeds']))}); the figures are also in

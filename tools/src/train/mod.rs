@@ -55,8 +55,9 @@ pub(crate) struct CalibrateArgs {
 
 /// Learn a LoRA adapter
 ///
-/// The result is a PEFT directory. The recipe is a TOML file as `calibrate` takes it. Its paths are
-/// relative to it. Ctrl-C stops and keeps the best so far.
+/// It is of the model alone, or of the model with the recipe's adapters beneath. The result is a
+/// PEFT directory. The recipe is a TOML file as `calibrate` takes it. Its paths are relative to it.
+/// Ctrl-C stops and keeps the best so far.
 #[derive(clap::Args)]
 pub(crate) struct TrainLoraArgs {
     #[command(flatten)]
