@@ -51,9 +51,8 @@ pub(crate) fn layer(
     // x += down (activation(gate h) * (up h)) with h = norm(x)
     normalize(exec, config, &w.ffn_norm, x, &mut s.h.f32);
     let h = s.h.input(exec, n, &[&w.gate, &w.up]);
-    let gated = &mut s.gated.f32[..n * config.n_ff];
-    exec.gated(h, config.activation, [w_gate, w_up], gated, ranks);
-    let h = s.gated.input(exec, n, &[&w.down]);
+    let gated = (&mut s.gated, n);
+    let h = exec.gated(h, config.activation, [w_gate, w_up], gated, &w_down, ranks);
     let delta = &mut s.y[..n * config.n_embd];
     exec.linears(h, [(w_down, &mut *delta)], ranks);
     add(exec, config, w.post_ffn_norm.as_ref(), x, delta);

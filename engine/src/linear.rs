@@ -2,10 +2,14 @@
 
 use core::ops::Range;
 
-use tandem_kernels::{Activation, Input, Level, Limited, Pool, SharedMatrix, TileMut, matmul};
+use tandem_kernels::{
+    Activation, Input, Level, Limited, Pool, Q8_SUPER, SharedMatrix, TileMut, matmul,
+    quantize_q8_columns,
+};
 
-use crate::adapters::{Composition, LinearId, LinearTerms};
+use crate::adapters::{Composition, LinearId, LinearTerms, Segment};
 use crate::rank_pass::{RankPass, Ranks};
+use crate::scratch::Activations;
 use crate::weights::Linear;
 
 /// What the network runs on.
@@ -26,7 +30,8 @@ pub(crate) struct Adapted<'a> {
     pub terms: &'a LinearTerms<'a>,
 }
 
-/// The input of linears: as floats, and as int8 where some of them want that.
+/// The input of linears: as floats, and as int8 where some of them want that. Where none wants
+/// floats these may be missing, with no rows.
 #[derive(Clone, Copy)]
 pub(crate) struct LinearInput<'a> {
     pub f32: Input<'a>,
@@ -62,6 +67,19 @@ impl<'a> Exec<'a> {
         linear.w.dtype().is_quantized() && !self.exact
     }
 
+    /// Whether this segment of this linear takes int8 input: where the linear does, and both factors
+    /// are integers, too.
+    pub(crate) fn segment_wants_q8(&self, linear: &Linear<'_>, segment: &Segment<'_>) -> bool {
+        let is_quantized = segment.a.dtype().is_quantized() && segment.b.kind().is_quantized();
+        is_quantized && self.wants_q8(linear)
+    }
+
+    /// Whether the linear, or what is added to it, wants floats.
+    fn wants_f32(&self, Adapted { linear, terms }: &Adapted<'_>) -> bool {
+        let wants_q8 = |segment| self.segment_wants_q8(linear, segment);
+        !self.wants_q8(linear) || !terms.segments.iter().all(wants_q8)
+    }
+
     /// The pool for steps so short that for one token a barrier would cost more than it saves.
     pub(crate) fn light_pool(&self, n_tokens: usize) -> &dyn Pool {
         match n_tokens {
@@ -91,10 +109,17 @@ impl<'a> Exec<'a> {
             let mut tile = task;
             for (i, linear) in linears.iter().enumerate() {
                 if tile < n_tasks(linear) {
-                    let (start, y) = (tile * task_rows, &mut y[i].tile(0, tile));
-                    return pieces(y, |piece, tokens, rows, _| {
-                        let rows = start + rows.start..start + rows.end;
-                        self.piece((i, linear), x, (tokens, rows), ranks.as_ref(), piece);
+                    let (start, mut y) = (tile * task_rows, y[i].tile(0, tile));
+                    return pieces(n_tokens, y.n_cols(), |piece, tokens, cols, _| {
+                        let rows = start + cols.start..start + cols.end;
+                        self.piece(
+                            (i, linear),
+                            x,
+                            (tokens.clone(), rows),
+                            ranks.as_ref(),
+                            piece,
+                        );
+                        store(piece, &mut y, tokens, cols);
                     });
                 }
                 tile -= n_tasks(linear);
@@ -102,45 +127,49 @@ impl<'a> Exec<'a> {
         });
     }
 
-    /// `y = activation(x gate^T) * (x up^T)`, `[n_tokens, n_ff]`, with the composition's terms.
-    pub(crate) fn gated(
+    /// `y = activation(x gate^T) * (x up^T)`, `[n_tokens, n_ff]`, with the composition's terms, as
+    /// the input of `next`: as floats or rounded to int8, as that wants it.
+    pub(crate) fn gated<'y>(
         &self,
         x: LinearInput<'_>,
         activation: Activation,
         [gate, up]: [Adapted<'_>; 2],
-        y: &mut [f32],
+        (y, n_tokens): (&'y mut Activations, usize),
+        next: &Adapted<'_>,
         ranks: &mut Ranks,
-    ) {
+    ) -> LinearInput<'y> {
         let n_ff = gate.linear.w.n_rows();
-        let n_tokens = y.len() / n_ff;
-        let task_rows = rows_per_task(self.pool.n_threads(), n_ff, n_ff);
-        let y = SharedMatrix::new(y, n_ff, n_tokens, task_rows);
+        // Each task has whole `Q8Super`s.
+        let task_rows = rows_per_task(self.pool.n_threads(), n_ff, n_ff).next_multiple_of(Q8_SUPER);
+        let wants = (self.wants_f32(next), self.wants_q8(next.linear));
+        let (f32, q8) = y.outputs(n_tokens, wants, task_rows);
         let ranks = RankPass::new(self, x, [gate, up], n_tokens, ranks);
         self.run(ranks.as_ref(), n_ff.div_ceil(task_rows), &|i| {
-            let (start, y) = (i * task_rows, &mut y.tile(0, i));
-            pieces(y, |piece, tokens, rows, other| {
-                let rows = start + rows.start..start + rows.end;
-                let other = &mut other[..tokens.len() * rows.len()];
-                let up_piece = &mut TileMut::new(other, rows.len());
-                self.piece(
-                    (0, &gate),
-                    x,
-                    (tokens.clone(), rows.clone()),
-                    ranks.as_ref(),
-                    piece,
-                );
-                self.piece(
-                    (1, &up),
-                    x,
-                    (tokens.clone(), rows),
-                    ranks.as_ref(),
-                    up_piece,
-                );
-                for t in 0..tokens.len() {
-                    tandem_kernels::gate(self.level, activation, piece.row(t), up_piece.row(t));
-                }
-            });
+            let start = i * task_rows;
+            let mut f32 = f32.as_ref().map(|y| y.tile(0, i));
+            let mut q8 = q8.as_ref().map(|y| y.tile(i, 0));
+            pieces(
+                n_tokens,
+                task_rows.min(n_ff - start),
+                |piece, tokens, cols, other| {
+                    let rows = start + cols.start..start + cols.end;
+                    let up_piece =
+                        &mut TileMut::new(&mut other[..tokens.len() * rows.len()], rows.len());
+                    let part = (tokens.clone(), rows);
+                    self.piece((0, &gate), x, part.clone(), ranks.as_ref(), piece);
+                    self.piece((1, &up), x, part, ranks.as_ref(), up_piece);
+                    tandem_kernels::gate(self.level, activation, piece.all(), up_piece.all());
+                    if let Some(q8) = &mut q8 {
+                        let q8 = &mut q8.cols(tokens.clone());
+                        quantize_q8_columns(self.level, piece, cols.start, q8);
+                    }
+                    if let Some(y) = &mut f32 {
+                        store(piece, y, tokens, cols);
+                    }
+                },
+            );
         });
+        y.ready(n_tokens, wants)
     }
 
     /// Runs the ranks' tasks, if any, and then `n_tasks` that may wait for them.
@@ -201,28 +230,29 @@ const PIECE: usize = 8192;
 /// The same for a single token.
 const PIECE_OF_ONE: usize = 1024;
 
-/// Fills `y` piece by piece: `fill` gets a piece to fill, its tokens and columns of `y`, and a buffer
-/// of the same size.
+/// Calls `compute` for pieces of outputs `[n_tokens, n_rows]`: with room for the piece, its tokens and
+/// its outputs, and a buffer of the same size.
 ///
-/// Rows of `y` lie as far apart as the model's dimensions say, which are powers of two as a rule:
-/// sums that are added to again and again would push each other out of the caches there. And what
-/// is done to outputs one after the other, is done while they are near.
+/// Rows of a matrix lie as far apart as the model's dimensions say, which are powers of two as a
+/// rule: sums that are added to again and again would push each other out of the caches there. And
+/// what is done to outputs one after the other, is done while they are near.
 fn pieces(
-    y: &mut TileMut<'_>,
-    fill: impl Fn(&mut TileMut<'_>, Range<usize>, Range<usize>, &mut [f32]),
+    n_tokens: usize,
+    n_rows: usize,
+    compute: impl FnMut(&mut TileMut<'_>, Range<usize>, Range<usize>, &mut [f32]),
 ) {
-    match y.n_rows() {
-        1 => pieces_of::<PIECE_OF_ONE>(y, fill),
-        _ => pieces_of::<PIECE>(y, fill),
+    match n_tokens {
+        1 => pieces_of::<PIECE_OF_ONE>(n_tokens, n_rows, compute),
+        _ => pieces_of::<PIECE>(n_tokens, n_rows, compute),
     }
 }
 
 fn pieces_of<const LEN: usize>(
-    y: &mut TileMut<'_>,
-    fill: impl Fn(&mut TileMut<'_>, Range<usize>, Range<usize>, &mut [f32]),
+    n_tokens: usize,
+    n_rows: usize,
+    mut compute: impl FnMut(&mut TileMut<'_>, Range<usize>, Range<usize>, &mut [f32]),
 ) {
     let (mut buffer, mut other) = ([0.0; LEN], [0.0; LEN]);
-    let (n_tokens, n_rows) = (y.n_rows(), y.n_cols());
     let piece_tokens = n_tokens.min(LEN / MIN_ROWS);
     let piece_rows = LEN / piece_tokens / MIN_ROWS * MIN_ROWS;
     for r in (0..n_rows).step_by(piece_rows) {
@@ -231,10 +261,14 @@ fn pieces_of<const LEN: usize>(
             let tokens = t..n_tokens.min(t + piece_tokens);
             let buffer = &mut buffer[..tokens.len() * rows.len()];
             let mut piece = TileMut::new(buffer, rows.len());
-            fill(&mut piece, tokens.clone(), rows.clone(), &mut other);
-            for (i, t) in tokens.enumerate() {
-                y.row(t)[rows.clone()].copy_from_slice(piece.row(i));
-            }
+            compute(&mut piece, tokens, rows.clone(), &mut other);
         }
+    }
+}
+
+/// Copies a piece to its tokens and columns of `y`.
+fn store(piece: &mut TileMut<'_>, y: &mut TileMut<'_>, tokens: Range<usize>, cols: Range<usize>) {
+    for (i, t) in tokens.enumerate() {
+        y.row(t)[cols.clone()].copy_from_slice(piece.row(i));
     }
 }

@@ -146,7 +146,7 @@ impl<'a, const N: usize> RankPass<'a, N> {
         let x = q8.unwrap_or(self.x.f32);
         let x = x.tokens(tokens.clone(), segment.a.n_cols());
         self.h.fill(chunk, s, |h| {
-            matmul(level, &segment.a, 0..rank, &x, &mut h.first_cols(rank));
+            matmul(level, &segment.a, 0..rank, &x, &mut h.cols(0..rank));
             self.q.fill(chunk, s, |q| {
                 self.scale.fill(chunk, s, |scale| {
                     for t in (0..tokens.len()).filter(|_| q8.is_some()) {
@@ -157,17 +157,14 @@ impl<'a, const N: usize> RankPass<'a, N> {
         });
     }
 
-    /// The int8 input, where this segment takes it: where its linear does, and both factors are
-    /// integers, too.
+    /// The int8 input, where this segment takes it.
     fn q8_input(
         &self,
         linear: &Adapted<'_>,
         segment: &Segment<'_>,
     ) -> Option<tandem_kernels::Input<'a>> {
-        let is_quantized = segment.a.dtype().is_quantized() && segment.b.kind().is_quantized();
-        self.x
-            .q8
-            .filter(|_| is_quantized && self.exec.wants_q8(linear.linear))
+        let q8 = self.x.q8;
+        q8.filter(|_| self.exec.segment_wants_q8(linear.linear, segment))
     }
 
     /// Adds to `y` `[tokens, rows]` the terms of the linear number `i`, when the ranks are there.

@@ -69,8 +69,9 @@ impl Activations {
         users: &[&Linear<'_>],
     ) -> LinearInput<'_> {
         let n_cols = self.n_cols;
-        let x = &self.f32[..n_tokens * n_cols];
-        let q8 = users.iter().any(|linear| exec.wants_q8(linear)).then(|| {
+        let wants_q8 = users.iter().any(|linear| exec.wants_q8(linear));
+        if wants_q8 {
+            let x = &self.f32[..n_tokens * n_cols];
             let supers = &mut self.q8[..n_tokens * n_supers(n_cols)];
             let n_tasks =
                 (exec.pool.n_threads() * TASKS_PER_THREAD).min(SharedMatrix::<f32>::MAX_TILES);
@@ -80,14 +81,42 @@ impl Activations {
             exec.light_pool(n_tokens).run(n_tasks, &|i| {
                 quantize_q8(exec.level, x, n_cols, i * task, supers.tile(i, 0).all());
             });
-            Input::Q8(Q8Rows::new(
-                &self.q8[..n_tokens * n_supers(n_cols)],
-                n_tokens,
-            ))
+        }
+        self.ready(n_tokens, (true, wants_q8))
+    }
+
+    /// `n_tokens` rows to be filled, as floats and as int8 where `wants` says so, in tiles of
+    /// `task_cols` columns: `[n_tokens, n_cols]`, and `[n_supers, n_tokens]` of which whole
+    /// [`Q8Super`]s are a tile.
+    pub(crate) fn outputs(
+        &mut self,
+        n_tokens: usize,
+        (wants_f32, wants_q8): (bool, bool),
+        task_cols: usize,
+    ) -> (Option<SharedMatrix<'_>>, Option<SharedMatrix<'_, Q8Super>>) {
+        let n_cols = self.n_cols;
+        let f32 = &mut self.f32[..n_tokens * n_cols];
+        let f32 = wants_f32.then(|| SharedMatrix::new(f32, n_cols, n_tokens, task_cols));
+        let q8 = wants_q8.then(|| {
+            let supers = &mut self.q8[..n_tokens * n_supers(n_cols)];
+            if !n_cols.is_multiple_of(Q8_SUPER) {
+                let last = supers.len() - n_tokens;
+                supers[last..].fill(Q8Super::default());
+            }
+            SharedMatrix::new(supers, n_tokens, task_cols / Q8_SUPER, n_tokens)
         });
+        (f32, q8)
+    }
+
+    /// The first `n_tokens` rows, which have been filled as floats and as int8 where `has` says so.
+    pub(crate) fn ready(&self, n_tokens: usize, has: (bool, bool)) -> LinearInput<'_> {
+        let n_f32 = if has.0 { n_tokens * self.n_cols } else { 0 };
+        let n_q8 = n_tokens * n_supers(self.n_cols);
         LinearInput {
-            f32: Input::F32(x),
-            q8,
+            f32: Input::F32(&self.f32[..n_f32]),
+            q8: has
+                .1
+                .then(|| Input::Q8(Q8Rows::new(&self.q8[..n_q8], n_tokens))),
         }
     }
 }

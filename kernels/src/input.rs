@@ -1,5 +1,6 @@
 //! The input `x` of a matmul: float rows, or rows rounded to int8.
 
+use crate::TileMut;
 use crate::level::multilevel;
 
 /// Elements that share a scale in [`Q8Super`].
@@ -165,17 +166,46 @@ multilevel! {
                 *out = Q8Super::default();
             }
             for (b, x) in x.iter().enumerate() {
-                let q = &mut out.q.as_chunks_mut::<Q8_BLOCK>().0[b];
-                quantize_block(x, q, &mut out.scale[b]);
-                let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
-                let (first, last) = (total(&q[..Q8_GROUP]), total(&q[Q8_GROUP..]));
-                let scale = out.scale[b];
-                out.sum[b] = [scale * (first + last) as f32, scale * last as f32];
-                out.start[b] = [first + last, first, last]
-                    .map(|sum| INTEGER.to_bits() as i32 - 128 * sum);
+                quantize_super_block(x, b, out);
             }
         }
     }
+}
+
+multilevel! {
+    /// [`quantize_q8`] of some columns of all tokens: `x` `[n_tokens, n]` are those from `first` on,
+    /// and `out` `[n_supers, n_tokens]` is where column 0 and up belong. Blocks that no columns are
+    /// rounded for must be those of [`Q8Super::default`].
+    ///
+    /// # Panics
+    ///
+    /// If `n` or `first` is no multiple of 32, or `out` has no such columns or fewer tokens.
+    pub fn quantize_q8_columns(
+        level: Level,
+        x: &mut TileMut<'_>,
+        first: usize,
+        out: &mut TileMut<'_, Q8Super>,
+    ) {
+        assert!(first.is_multiple_of(Q8_BLOCK) && x.n_cols().is_multiple_of(Q8_BLOCK));
+        for t in 0..x.n_rows() {
+            let blocks = x.row(t).as_chunks::<Q8_BLOCK>().0;
+            for (b, x) in (first / Q8_BLOCK..).zip(blocks) {
+                quantize_super_block(x, b % N_BLOCKS, &mut out.row(b / N_BLOCKS)[t]);
+            }
+        }
+    }
+}
+
+/// Block `b` of `out` from its numbers.
+#[inline(always)]
+fn quantize_super_block(x: &[f32; Q8_BLOCK], b: usize, out: &mut Q8Super) {
+    let q = &mut out.q.as_chunks_mut::<Q8_BLOCK>().0[b];
+    quantize_block(x, q, &mut out.scale[b]);
+    let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
+    let (first, last) = (total(&q[..Q8_GROUP]), total(&q[Q8_GROUP..]));
+    let scale = out.scale[b];
+    out.sum[b] = [scale * (first + last) as f32, scale * last as f32];
+    out.start[b] = [first + last, first, last].map(|sum| INTEGER.to_bits() as i32 - 128 * sum);
 }
 
 /// Rounds numbers to int8 with one scale, the largest magnitude over 127.
@@ -235,6 +265,29 @@ mod tests {
             (s.start[2], s.sum[2]),
             (Q8Super::default().start[0], [0.0; 2])
         );
+    }
+
+    #[test]
+    fn columns_at_a_time_are_the_same() {
+        // Two tokens of 320 columns, in parts that begin and end inside 256 of them.
+        let n_cols = 320;
+        let x: [f32; 640] = core::array::from_fn(|i| (i as f32 * 0.61).sin());
+        let (mut whole, mut parts) = ([Q8Super::default(); 4], [Q8Super::default(); 4]);
+        quantize_q8(Level::Scalar, &x, n_cols, 0, &mut whole);
+        for cols in [0..96, 96..288, 288..320] {
+            let mut part: Vec<f32> = x
+                .chunks(n_cols)
+                .flat_map(|x| &x[cols.clone()])
+                .copied()
+                .collect();
+            let mut part = TileMut::new(&mut part, cols.len());
+            let mut out = TileMut::new(&mut parts, 2);
+            quantize_q8_columns(Level::detect(), &mut part, cols.start, &mut out);
+        }
+        for (whole, parts) in whole.iter().zip(&parts) {
+            assert_eq!((whole.q, whole.start), (parts.q, parts.start));
+            assert_eq!((whole.scale, whole.sum), (parts.scale, parts.sum));
+        }
     }
 
     #[test]

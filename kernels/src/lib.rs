@@ -34,7 +34,9 @@ pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention,
 pub use combine::{Largest, Magnitudes, elected_mean, keep_largest, keep_random, weighted_sum};
 pub use dtype::DType;
 pub use factors::{decode_low_rank, decode_rows, encode_low_rank, encode_rows, largest_magnitude};
-pub use input::{Input, Q8_BLOCK, Q8_GROUP, Q8_SUPER, Q8Rows, Q8Super, quantize_q8};
+pub use input::{
+    Input, Q8_BLOCK, Q8_GROUP, Q8_SUPER, Q8Rows, Q8Super, quantize_q8, quantize_q8_columns,
+};
 pub use level::Level;
 pub use low_rank::{
     LOW_RANK_TILE, LowRank, LowRankInput, LowRankTerm, LowRankType, MAX_RANK, RankScale,

@@ -2,6 +2,7 @@
 //! threads fill.
 
 use core::marker::PhantomData;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// The most tiles of a [`SharedMatrix`].
@@ -217,15 +218,17 @@ impl<'a, T> TileMut<'a, T> {
         unsafe { core::slice::from_raw_parts_mut(self.data, self.n_rows * self.n_cols) }
     }
 
-    /// The first `n` columns alone.
+    /// The columns `cols` alone.
     ///
     /// # Panics
     ///
-    /// If there are fewer.
-    pub fn first_cols(&mut self, n: usize) -> TileMut<'_, T> {
-        assert!(n <= self.n_cols);
+    /// If there are no such columns.
+    pub fn cols(&mut self, cols: Range<usize>) -> TileMut<'_, T> {
+        assert!(cols.start <= cols.end && cols.end <= self.n_cols);
         TileMut {
-            n_cols: n,
+            // SAFETY: the column is one of the tile's, or its end.
+            data: unsafe { self.data.add(cols.start) },
+            n_cols: cols.len(),
             lifetime: PhantomData,
             ..*self
         }
