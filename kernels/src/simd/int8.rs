@@ -131,11 +131,7 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
             unsafe {
                 let here = row.as_ptr().add(s * n_bytes);
                 // Past the row lie the next rows, as a rule.
-                prefetch::<0>(here, n_bytes);
-                prefetch::<1>(here, n_bytes);
-                prefetch::<2>(here, n_bytes);
-                prefetch::<3>(here, n_bytes);
-                prefetch::<4>(here, n_bytes);
+                prefetch::<PREFETCH_BYTES>(here, n_bytes);
                 sums = S::dot::<F::Kind>(F::load(here), x.add(s * stride), sums);
             }
         }
@@ -152,18 +148,27 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
     }
 }
 
-/// Asks for line `LINE` of the `n_bytes` that come [`PREFETCH_BYTES`] after `p`, if there are as
-/// many; the address need not exist.
+/// Asks for the `n_bytes`, 320 at most, that come `AHEAD` after `p`; they need not exist.
 #[inline(always)]
-fn prefetch<const LINE: usize>(p: *const u8, n_bytes: usize) {
-    if 64 * LINE >= n_bytes {
+fn prefetch<const AHEAD: usize>(p: *const u8, n_bytes: usize) {
+    prefetch_line::<AHEAD, 0>(p, n_bytes);
+    prefetch_line::<AHEAD, 64>(p, n_bytes);
+    prefetch_line::<AHEAD, 128>(p, n_bytes);
+    prefetch_line::<AHEAD, 192>(p, n_bytes);
+    prefetch_line::<AHEAD, 256>(p, n_bytes);
+}
+
+/// Asks for the line `LINE` bytes on, if there are more than that.
+#[inline(always)]
+fn prefetch_line<const AHEAD: usize, const LINE: usize>(p: *const u8, n_bytes: usize) {
+    if LINE >= n_bytes {
         return;
     }
     // SAFETY: x86-64 has the instruction, and it faults nowhere.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH_BYTES + 64 * LINE).cast());
+        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + LINE).cast());
     }
     // The offset is part of the instruction, or the compiler would take the address ahead as the
     // base of all loads, which are out of reach from there.
@@ -172,7 +177,7 @@ fn prefetch<const LINE: usize>(p: *const u8, n_bytes: usize) {
     unsafe {
         core::arch::asm!(
             "prfm pldl1keep, [{p}, #{offset}]",
-            p = in(reg) p, offset = const PREFETCH_BYTES + 64 * LINE,
+            p = in(reg) p, offset = const AHEAD + LINE,
             options(nostack, preserves_flags, readonly)
         );
     }
@@ -264,6 +269,9 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     unsafe {
         for (r, row) in rows.iter().enumerate() {
             let w = F::load::<S>(*row);
+            // The row's next weights, while these are multiplied: no stream that the CPU would see.
+            let n_bytes = super_bytes(F::DTYPE);
+            prefetch::<0>(row.wrapping_add(n_bytes), n_bytes);
             for (i, q) in w.q.into_iter().enumerate() {
                 (&raw mut (*p).q[i][r]).write(q);
             }
