@@ -10,6 +10,7 @@
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
 #![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -104,6 +105,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
     type Sums = [__m256; 3];
     const CENTERS: bool = VNNI;
+    const INTEGER_SCALES: bool = !VNNI;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> [__m256i; 2] {
@@ -281,6 +283,18 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn arrange_scales(scales: &mut [[__m256; 2]; PANEL_ROWS]) {
+        for scales in scales {
+            for scale in scales {
+                // Twice in 16 bits, as sums of pairs of products lie.
+                let v = _mm256_cvtps_epi32(*scale);
+                let low = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
+                *scale = _mm256_castsi256_ps(_mm256_or_si256(low, _mm256_slli_epi32::<16>(v)));
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn transpose(m: &mut [[__m256; 2]; PANEL_ROWS]) {
         let mut lanes = [[_mm256_setzero_si256(); 2]; PANEL_ROWS];
         for i in 0..PANEL_ROWS {
@@ -429,9 +443,43 @@ unsafe fn add_products<const VNNI: bool, const SIGNED: bool>(
     }
 }
 
-/// [`Simd::multiply`], a function of its own for each kind of format: eight rows at a time.
+/// Has the value computed by here, of what was loaded last. The compiler would rather compute one sum
+/// after the other, with all that goes into them loaded before and put by.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn hold(v: &mut __m256i) {
+    // SAFETY: there is no instruction.
+    unsafe {
+        asm!(
+            "/* {0} */",
+            inout(ymm_reg) * v,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+}
+
+/// [`Simd::multiply`] without VNNI, a function of its own for each kind of format.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply<K: Kind, const N: usize>(
+    panel: &Panel<Avx2<false>>,
+    x: *const Q8Super,
+    n_blocks: usize,
+    first: bool,
+    y: [*mut f32; N],
+) {
+    // The sums of 16 rows for two tokens, and what goes into them, are what the registers hold.
+    let (pairs, rest) = y.as_chunks::<2>();
+    for (i, y) in pairs.iter().enumerate() {
+        multiply_tokens::<K, 2>(panel, x.add(2 * i), n_blocks, first, *y);
+    }
+    for (i, y) in rest.iter().enumerate() {
+        multiply_tokens::<K, 1>(panel, x.add(2 * pairs.len() + i), n_blocks, first, [*y]);
+    }
+}
+
+/// [`multiply`] for as many tokens as go at once.
+#[inline(always)]
+unsafe fn multiply_tokens<K: Kind, const N: usize>(
     panel: &Panel<Avx2<false>>,
     x: *const Q8Super,
     n_blocks: usize,
@@ -450,48 +498,79 @@ unsafe fn multiply<K: Kind, const N: usize>(
         _ => 1,
     };
     let n_safe = n_safe.min(n_steps);
-    let ones = _mm256_set1_epi16(1);
-    for octet in 0..PANEL_ROWS / 8 {
-        let mut acc = [_mm256_setzero_ps(); N];
-        if !first {
-            for i in 0..N {
-                acc[i] = _mm256_loadu_ps(y[i].add(8 * octet));
-            }
+    let mut acc = [[_mm256_setzero_ps(); 2]; N];
+    if !first && !K::INTEGER_SCALES {
+        for i in 0..N {
+            acc[i] = Avx2::<false>::floats(y[i]);
         }
-        for b in 0..n_blocks {
-            for half in 0..halves {
-                let mut sums = [_mm256_setzero_si256(); N];
-                for run in 0..n_steps / n_safe {
-                    let mut pairs = [_mm256_setzero_si256(); N];
-                    for k in 0..n_safe {
-                        let k = half * n_steps + run * n_safe + k;
-                        let w = (*w.add(8 * b + k))[octet];
-                        for i in 0..N {
-                            let x = _mm256_set1_epi32(four(x.add(i), b * Q8_BLOCK + 4 * k));
-                            pairs[i] = _mm256_add_epi16(pairs[i], products::<K>(w, x));
+    }
+    for b in 0..n_blocks {
+        let mut sums = [[_mm256_setzero_si256(); 2]; N];
+        for half in 0..halves {
+            let group = 2 * b + half;
+            let w_scale = *scales.add(group);
+            for run in 0..n_steps / n_safe {
+                let mut pairs = [[_mm256_setzero_si256(); 2]; N];
+                for k in 0..n_safe {
+                    let k = half * n_steps + run * n_safe + k + 8 * b;
+                    let w = *w.add(k);
+                    for i in 0..N {
+                        let x = _mm256_set1_epi32(four(x.add(i), 4 * k));
+                        for j in 0..2 {
+                            let products = products::<K>(w[j], x);
+                            pairs[i][j] = _mm256_add_epi16(pairs[i][j], products);
                         }
                     }
                     for i in 0..N {
-                        let wide = _mm256_madd_epi16(pairs[i], ones);
-                        sums[i] = _mm256_add_epi32(sums[i], wide);
+                        for j in 0..2 {
+                            hold(&mut pairs[i][j]);
+                        }
                     }
                 }
-                let group = 2 * b + half;
-                let (w_scale, w_min) = ((*scales.add(group))[octet], (*mins.add(group))[octet]);
                 for i in 0..N {
-                    let scale = scale(x.add(i), b);
-                    let scale = _mm256_mul_ps(w_scale, _mm256_set1_ps(scale));
-                    acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i]), scale, acc[i]);
-                    if K::HAS_MIN {
-                        let sum = sum(x.add(i), group);
-                        acc[i] = _mm256_fmadd_ps(w_min, _mm256_set1_ps(sum), acc[i]);
+                    for j in 0..2 {
+                        let factor = match K::INTEGER_SCALES {
+                            true => _mm256_castps_si256(w_scale[j]),
+                            false => _mm256_set1_epi16(1),
+                        };
+                        let wide = _mm256_madd_epi16(pairs[i][j], factor);
+                        sums[i][j] = _mm256_add_epi32(sums[i][j], wide);
+                    }
+                }
+            }
+            let w_min = *mins.add(group);
+            for i in 0..N {
+                // Scales that are integers are in the sums, and those go on for the other half.
+                if !K::INTEGER_SCALES || half == 1 {
+                    let x_scale = _mm256_set1_ps(scale(x.add(i), b));
+                    for j in 0..2 {
+                        let scale = match K::INTEGER_SCALES {
+                            true => x_scale,
+                            false => _mm256_mul_ps(w_scale[j], x_scale),
+                        };
+                        let products = _mm256_cvtepi32_ps(sums[i][j]);
+                        acc[i][j] = _mm256_fmadd_ps(products, scale, acc[i][j]);
+                        sums[i][j] = _mm256_setzero_si256();
+                    }
+                }
+                if K::HAS_MIN {
+                    let sum = _mm256_set1_ps(sum(x.add(i), group));
+                    for j in 0..2 {
+                        acc[i][j] = _mm256_fmadd_ps(w_min[j], sum, acc[i][j]);
                     }
                 }
             }
         }
-        for i in 0..N {
-            _mm256_storeu_ps(y[i].add(8 * octet), acc[i]);
+    }
+    for i in 0..N {
+        if K::INTEGER_SCALES {
+            let before = match first {
+                true => [_mm256_setzero_ps(); 2],
+                false => Avx2::<false>::floats(y[i]),
+            };
+            acc[i] = Avx2::<false>::mul_add(acc[i], panel.step, before);
         }
+        Avx2::<false>::store(acc[i], y[i]);
     }
 }
 

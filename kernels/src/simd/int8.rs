@@ -264,6 +264,7 @@ unsafe fn tile<S: Simd, F: Format>(
 unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_ROWS]) {
     let is_centered = S::CENTERS && F::Kind::OFFSET.is_some();
     let has_min = F::Kind::HAS_MIN && !is_centered;
+    let has_step = S::INTEGER_SCALES && F::Kind::INTEGER_SCALES;
     // SAFETY: the fields are written through pointers into the panel, all of them before it is
     // taken for whole; the reads are the caller's.
     unsafe {
@@ -275,9 +276,18 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
             for (i, q) in w.q.into_iter().enumerate() {
                 (&raw mut (*p).q[i][r]).write(q);
             }
-            (&raw mut (*p).scale[r]).write(w.scale);
-            let min = if has_min { w.min } else { S::splat_float(0.0) };
+            let (mut scale, mut min) = (w.scale, S::splat_float(0.0));
+            if has_min {
+                min = w.min;
+            }
+            let mut step = 1.0;
+            if let (true, Some(offset)) = (has_step, F::Kind::OFFSET) {
+                (scale, step) = F::scales::<S>(*row);
+                min = S::differences(S::mul(scale, S::splat_float(-f32::from(offset))));
+            }
+            (&raw mut (*p).scale[r]).write(scale);
             (&raw mut (*p).min[r]).write(min);
+            (&raw mut (*p).step).cast::<f32>().add(r).write(step);
         }
         let panel = &mut *p;
         // No closure: that would be compiled without the level's features.
@@ -285,6 +295,9 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
             S::arrange::<F::Kind>(q);
         }
         S::transpose(&mut panel.scale);
+        if has_step {
+            S::arrange_scales(&mut panel.scale);
+        }
         if has_min {
             S::transpose(&mut panel.min);
         }

@@ -7,6 +7,7 @@
 
 use super::Simd;
 use crate::DType;
+use crate::lanes::f16_to_f32;
 use crate::quant::{self, Unpacked, iq4_nl, q3_k, q4_k};
 
 /// What a dot product must know of a format: those of one kind share their code.
@@ -25,6 +26,9 @@ pub(super) trait Kind {
     /// their products with [`INTEGER`](crate::input::INTEGER) are exact.
     #[cfg(target_arch = "x86_64")]
     const SHORT_SCALE: bool = Self::BITS < 8 || Self::OFFSET.is_some();
+    /// Whether the scale of each 16 weights is an integer below 128 times a step that all 256 share;
+    /// [`Format::scales`] has both. Only where there is an offset and no minimum.
+    const INTEGER_SCALES: bool = Self::OFFSET.is_some() && !Self::WIDE;
     /// Whether minima may differ from zero.
     const HAS_MIN: bool = !matches!(Self::OFFSET, Some(0));
 }
@@ -73,6 +77,15 @@ pub(super) trait Format {
     ///
     /// `p` points to [`super_bytes`] readable bytes, and the CPU has the level's features.
     unsafe fn load<S: Simd>(p: *const u8) -> Super<S>;
+
+    /// The scales as integers, and their step, of kinds with [`Kind::INTEGER_SCALES`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Format::load`].
+    unsafe fn scales<S: Simd>(_: *const u8) -> (S::Floats, f32) {
+        unreachable!("{} has no integer scales", Self::DTYPE)
+    }
 }
 
 /// Bytes of 256 weights.
@@ -106,7 +119,7 @@ macro_rules! four {
 }
 
 macro_rules! formats {
-    ($($name:ident: $dtype:ident, $kind:ty, $load:ident;)*) => {$(
+    ($($name:ident: $dtype:ident, $kind:ty, $load:ident $(, $scales:ident)?;)*) => {$(
         pub(super) struct $name;
         impl Format for $name {
             const DTYPE: DType = DType::$dtype;
@@ -116,6 +129,11 @@ macro_rules! formats {
                 // SAFETY: the trait's conditions are the function's.
                 unsafe { $load(p) }
             }
+            $(#[inline(always)]
+            unsafe fn scales<S: Simd>(p: *const u8) -> (S::Floats, f32) {
+                // SAFETY: likewise.
+                unsafe { $scales::<S>(p) }
+            })?
         }
     )*};
 }
@@ -129,10 +147,10 @@ formats! {
     Iq4Nl: IQ4_NL, Symmetric<8, true, 0>, iq4_nl;
     Iq4Xs: IQ4_XS, Symmetric<8, true, 0>, iq4_xs;
     Q2K: Q2_K, Affine<4, false>, q2_k;
-    Q3K: Q3_K, Symmetric<4, false, 4>, q3_k;
+    Q3K: Q3_K, Symmetric<4, false, 4>, q3_k, q3_k_scales;
     Q4K: Q4_K, Affine<4, true>, q4_k;
     Q5K: Q5_K, Affine<5, true>, q5_k;
-    Q6K: Q6_K, Symmetric<6, false, 32>, q6_k;
+    Q6K: Q6_K, Symmetric<6, false, 32>, q6_k, q6_k_scales;
 }
 
 // The functions below are unsafe as `Format::load` is, with the same conditions: every read stays
@@ -297,6 +315,12 @@ unsafe fn q5_k<S: Simd>(p: *const u8) -> Super<S> {
 }
 
 #[inline(always)]
+unsafe fn q6_k_scales<S: Simd>(p: *const u8) -> (S::Floats, f32) {
+    // SAFETY: one block: 16 scales, and d, after 192 bytes of integers.
+    unsafe { (S::from_i8(p.add(192).cast()), half(p.add(208))) }
+}
+
+#[inline(always)]
 unsafe fn q6_k<S: Simd>(p: *const u8) -> Super<S> {
     // SAFETY: one block: 128 bytes of low half bytes, 64 of high bits, 16 scales, d.
     unsafe {
@@ -315,6 +339,13 @@ unsafe fn q6_k<S: Simd>(p: *const u8) -> Super<S> {
             min: S::differences(S::mul(scale, S::splat_float(-32.0))),
         }
     }
+}
+
+/// The f16 at `p`.
+#[inline(always)]
+unsafe fn half(p: *const u8) -> f32 {
+    // SAFETY: two bytes of the block.
+    f16_to_f32(u16::from_le_bytes(unsafe { p.cast::<[u8; 2]>().read() }))
 }
 
 /// The 2-bit integers of Q2_K and Q3_K at `p`, weights 64 i to 64 i + 63.
@@ -341,6 +372,15 @@ unsafe fn q2_k<S: Simd>(p: *const u8) -> Super<S> {
             scale: S::mul(S::half(p.add(80)), S::from_i8(sc.as_ptr().cast())),
             min: S::differences(S::mul(min, S::splat_float(-1.0))),
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn q3_k_scales<S: Simd>(p: *const u8) -> (S::Floats, f32) {
+    // SAFETY: one block: scales at 96, d at 108.
+    unsafe {
+        let sc = q3_k::unpack_scales(&*p.add(96).cast::<[u8; 12]>());
+        (S::from_i8(sc.as_ptr()), half(p.add(108)))
     }
 }
 

@@ -77,6 +77,8 @@ trait Simd: Lanes {
     /// Whether [`Simd::arrange`] takes the offset off the integers of formats that have one, so that
     /// tiles need no minima for them.
     const CENTERS: bool;
+    /// Whether tiles take the scales of kinds with [`Kind::INTEGER_SCALES`] as integers.
+    const INTEGER_SCALES: bool = false;
 
     /// 32 bytes at `a`, then 32 at `b`.
     unsafe fn load_two(a: *const u8, b: *const u8) -> Self::Bytes;
@@ -112,6 +114,9 @@ trait Simd: Lanes {
     /// Brings 64 columns of 16 rows, a row in each vector, into the order that
     /// [`Simd::multiply`] wants.
     unsafe fn arrange<K: Kind>(q: &mut [Self::Bytes; PANEL_ROWS]);
+    /// Brings integer scales, `[16 groups][16 rows]` of floats, into the form that
+    /// [`Simd::multiply`] wants.
+    unsafe fn arrange_scales(_: &mut [Self::Floats; PANEL_ROWS]) {}
     /// Transposes 16 by 16 floats.
     unsafe fn transpose(m: &mut [Self::Floats; PANEL_ROWS]);
     /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panels' first `n_blocks` blocks of 32 columns,
@@ -145,6 +150,9 @@ struct Panel<S: Simd> {
     scale: [S::Floats; SUPER / Q8_GROUP],
     /// As `scale`; not used, and zero, where there are none.
     min: [S::Floats; SUPER / Q8_GROUP],
+    /// For each row the step of integer scales, which these and their minima are still to be
+    /// multiplied with; not used where scales are floats.
+    step: S::Floats,
 }
 
 /// Where the products with block `b` of the input start, or with a half of it where the kind has
