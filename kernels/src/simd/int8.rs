@@ -7,7 +7,7 @@ use super::{PANEL_ROWS, Panel, SUPER, Simd, TILE_ROWS, on_level};
 use crate::{DType, Level, Matrix, Q8_BLOCK, Q8Rows, Q8Super, TileMut};
 
 /// How far ahead of the weights in use decode asks for those to come.
-const PREFETCH_BYTES: usize = 2048;
+pub(super) const PREFETCH_BYTES: usize = 2048;
 /// From this many tokens on a tile is faster than a dot product for each.
 const MIN_TILE_TOKENS: usize = 4;
 /// Tokens whose outputs of rows that are no whole tile are computed at once.
@@ -150,7 +150,7 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
 
 /// Asks for the `n_bytes`, 320 at most, that come `AHEAD` after `p`; they need not exist.
 #[inline(always)]
-fn prefetch<const AHEAD: usize>(p: *const u8, n_bytes: usize) {
+pub(super) fn prefetch<const AHEAD: usize>(p: *const u8, n_bytes: usize) {
     prefetch_line::<AHEAD, 0>(p, n_bytes);
     prefetch_line::<AHEAD, 64>(p, n_bytes);
     prefetch_line::<AHEAD, 128>(p, n_bytes);

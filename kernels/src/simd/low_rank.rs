@@ -1,6 +1,7 @@
 //! `y += s B h` for the integer layouts of `B`, whose groups of four columns of 16 outputs are what
 //! prefill's tiles are made of, with an int8 `h`.
 
+use super::int8::{PREFETCH_BYTES, prefetch};
 use super::{Simd, on_level};
 use crate::low_rank::{GROUP_BYTES, LOW_RANK_TILE, LowRankTerm, SCALE_BYTES};
 use crate::{Level, TileMut};
@@ -102,6 +103,12 @@ unsafe fn add_tokens<S: Simd, const T: usize>(
         let n_bytes = SCALE_BYTES + tiles.n_groups * GROUP_BYTES;
         let (b_scales, groups) = tiles.data[..n_bytes].split_at(SCALE_BYTES);
         let (groups, n) = (groups.as_ptr(), tiles.n_groups);
+        if T == 1 {
+            // Decode reads each tile once, and so from memory.
+            (0..n).for_each(|g| {
+                prefetch::<PREFETCH_BYTES>(groups.wrapping_add(g * GROUP_BYTES), GROUP_BYTES)
+            });
+        }
         // SAFETY: a tile has 16 scales and `n` groups, and each `q` as many ranks as they have
         // columns, which was checked.
         unsafe {
