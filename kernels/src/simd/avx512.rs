@@ -317,7 +317,11 @@ unsafe fn multiply<K: Kind, const N: usize>(
     ];
     let scales = [panels[0].scale.as_ptr(), panels[1].scale.as_ptr()];
     let mins = [panels[0].min.as_ptr(), panels[1].min.as_ptr()];
+    // An addition is done beside the products where a CPU has ports for it (AMD), and is one operation
+    // like another elsewhere. With minima too there are not registers enough.
+    let joins_halves = !K::WIDE && K::OFFSET.is_some();
     for b in 0..n_blocks {
+        let mut first_half = [[_mm512_setzero_ps(); 2]; N];
         for half in 0..if K::WIDE { 1 } else { 2 } {
             let zero = match K::SHORT_SCALE {
                 true => _mm512_castps_si512(_mm512_set1_ps(INTEGER)),
@@ -365,7 +369,14 @@ unsafe fn multiply<K: Kind, const N: usize>(
                         }
                         false => _mm512_mul_ps(_mm512_cvtepi32_ps(products[i][j]), w_scale[j]),
                     };
-                    acc[i][j] = _mm512_fmadd_ps(products, scale, acc[i][j]);
+                    match (joins_halves, half) {
+                        (false, _) => acc[i][j] = _mm512_fmadd_ps(products, scale, acc[i][j]),
+                        (true, 0) => first_half[i][j] = products,
+                        (true, _) => {
+                            let both = _mm512_add_ps(first_half[i][j], products);
+                            acc[i][j] = _mm512_fmadd_ps(both, scale, acc[i][j]);
+                        }
+                    }
                 }
             }
             if K::OFFSET.is_none() {
