@@ -139,9 +139,16 @@ impl<'a> Exec<'a> {
         ranks: &mut Ranks,
     ) -> LinearInput<'y> {
         let n_ff = gate.linear.w.n_rows();
-        // Each task has whole `Q8Super`s.
-        let task_rows = rows_per_task(self.pool.n_threads(), n_ff, n_ff).next_multiple_of(Q8_SUPER);
-        let wants = (self.wants_f32(next), self.wants_q8(next.linear));
+        let n_threads = self.pool.n_threads();
+        let task_rows = rows_per_task(n_threads, n_ff, n_ff);
+        // Rounded piece by piece where tasks can have whole `Q8Super`s, and no thread more rows by it.
+        let whole = task_rows.next_multiple_of(Q8_SUPER);
+        let most_rows = |task_rows: usize| n_ff.div_ceil(task_rows).div_ceil(n_threads) * task_rows;
+        let rounds = self.wants_q8(next.linear) && most_rows(whole) <= most_rows(task_rows);
+        let (task_rows, wants) = match rounds {
+            true => (whole, (self.wants_f32(next), true)),
+            false => (task_rows, (true, false)),
+        };
         let (f32, q8) = y.outputs(n_tokens, wants, task_rows);
         let ranks = RankPass::new(self, x, [gate, up], n_tokens, ranks);
         self.run(ranks.as_ref(), n_ff.div_ceil(task_rows), &|i| {
@@ -169,7 +176,10 @@ impl<'a> Exec<'a> {
                 },
             );
         });
-        y.ready(n_tokens, wants)
+        match rounds {
+            true => y.ready(n_tokens, wants),
+            false => y.input(self, n_tokens, &[next.linear]),
+        }
     }
 
     /// Runs the ranks' tasks, if any, and then `n_tasks` that may wait for them.

@@ -41,7 +41,7 @@ pub(crate) struct Scratch {
 /// The input of linears: rows of floats and, for quantized weights, the same rounded to int8.
 #[derive(Debug)]
 pub(crate) struct Activations {
-    /// `[n_batch, n_cols]`.
+    /// `[n_batch, n_cols]`; what [`Activations::outputs`] left out of them is old.
     pub f32: Vec<f32>,
     n_cols: usize,
     /// See [`Q8Rows`]; empty where no weights with so many columns are quantized.
@@ -98,6 +98,7 @@ impl Activations {
         let f32 = &mut self.f32[..n_tokens * n_cols];
         let f32 = wants_f32.then(|| SharedMatrix::new(f32, n_cols, n_tokens, task_cols));
         let q8 = wants_q8.then(|| {
+            assert!(task_cols.is_multiple_of(Q8_SUPER));
             let supers = &mut self.q8[..n_tokens * n_supers(n_cols)];
             if !n_cols.is_multiple_of(Q8_SUPER) {
                 let last = supers.len() - n_tokens;

@@ -167,14 +167,30 @@ fn extreme_inputs_do_not_overflow() {
 
 #[test]
 fn extreme_weights_do_not_overflow() {
-    // Q8_0 with every integer at -128, which no encoder writes but a file may hold.
-    let block = [[0x00, 0x3c].as_slice(), &[0x80; 32]].concat();
-    let bytes = block.repeat(17 * 8);
-    let w = Matrix::new(DType::Q8_0, 17, 256, &bytes).unwrap();
+    let one = [0x00, 0x3c].as_slice();
+    // The integers and scales of the largest magnitude, which no encoder may write but a file may hold.
+    let formats = [
+        (DType::Q8_0, [one, &[0x80; 32]].concat(), -128.0),
+        // 63 - 32 times a scale of -128, and 7 - 4 times one of -32.
+        (
+            DType::Q6_K,
+            [&[0xff; 192], [0x80; 16].as_slice(), one].concat(),
+            31.0 * -128.0,
+        ),
+        (
+            DType::Q3_K,
+            [&[0xff; 96], [0; 12].as_slice(), one].concat(),
+            3.0 * -32.0,
+        ),
+    ];
     let x = rounded(&vec![-127.0; 11 * 256], 256);
-    for level in Level::available() {
-        for y in run(level, &w, &Input::Q8(Q8Rows::new(&x, 11)), 11) {
-            assert_eq!(y, 128.0 * 127.0 * 256.0, "{}", level.name());
+    for (dtype, block, weight) in formats {
+        let bytes = block.repeat(17 * 256 / dtype.block_len());
+        let w = Matrix::new(dtype, 17, 256, &bytes).unwrap();
+        for level in Level::available() {
+            for y in run(level, &w, &Input::Q8(Q8Rows::new(&x, 11)), 11) {
+                assert_eq!(y, weight * -127.0 * 256.0, "{dtype}, {}", level.name());
+            }
         }
     }
 }

@@ -270,7 +270,8 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     unsafe {
         for (r, row) in rows.iter().enumerate() {
             let w = F::load::<S>(*row);
-            // The row's next weights, while these are multiplied: no stream that the CPU would see.
+            // The row's next weights (the next row's after the last), while these are multiplied: no
+            // stream that the CPU would see.
             let n_bytes = super_bytes(F::DTYPE);
             prefetch::<0>(row.wrapping_add(n_bytes), n_bytes);
             for (i, q) in w.q.into_iter().enumerate() {

@@ -103,7 +103,7 @@ unsafe fn add_tokens<S: Simd, const T: usize>(
         let n_bytes = SCALE_BYTES + tiles.n_groups * GROUP_BYTES;
         let (b_scales, groups) = tiles.data[..n_bytes].split_at(SCALE_BYTES);
         let (groups, n) = (groups.as_ptr(), tiles.n_groups);
-        if T == 1 {
+        if y.n_rows() == 1 {
             // Decode reads each tile once, and so from memory.
             (0..n).for_each(|g| {
                 prefetch::<PREFETCH_BYTES>(groups.wrapping_add(g * GROUP_BYTES), GROUP_BYTES)

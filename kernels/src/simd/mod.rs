@@ -146,7 +146,7 @@ trait Simd: Lanes {
 struct Panel<S: Simd> {
     /// The integers of 64 columns each, arranged as the level wants them.
     q: [[S::Bytes; PANEL_ROWS]; SUPER / 64],
-    /// `[16 groups][16 rows]`.
+    /// `[16 groups][16 rows]`; integers as [`Simd::arrange_scales`] leaves them where that is used.
     scale: [S::Floats; SUPER / Q8_GROUP],
     /// As `scale`; not used, and zero, where there are none.
     min: [S::Floats; SUPER / Q8_GROUP],
