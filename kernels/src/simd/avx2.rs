@@ -10,17 +10,14 @@
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
 #![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
 
-use core::arch::asm;
 use core::arch::x86_64::*;
-use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{Kind, Super};
-use super::{Lanes, PANEL_ROWS, Panel, Simd, four, scale, start, sum};
-use crate::input::INTEGER;
-use crate::{Q8_BLOCK, Q8Super};
+use super::{Lanes, PANEL_ROWS, Panel, Simd, avx2_tile};
+use crate::Q8Super;
 
 /// What is added to signed integers for VNNI.
-const OFFSET: f32 = 128.0;
+pub(super) const OFFSET: f32 = 128.0;
 
 /// AVX2, or AVX2 with VNNI.
 pub(crate) struct Avx2<const VNNI: bool>;
@@ -279,7 +276,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 }
             }
         }
-        transpose_lanes(q)
+        avx2_tile::transpose_lanes(q)
     }
 
     #[inline(always)]
@@ -300,7 +297,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         for i in 0..PANEL_ROWS {
             lanes[i] = [_mm256_castps_si256(m[i][0]), _mm256_castps_si256(m[i][1])];
         }
-        transpose_lanes(&mut lanes);
+        avx2_tile::transpose_lanes(&mut lanes);
         for i in 0..PANEL_ROWS {
             m[i] = [
                 _mm256_castsi256_ps(lanes[i][0]),
@@ -368,8 +365,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             // The panels differ in their type only.
             let p: *const Panel<Self> = panel;
             match VNNI {
-                true => multiply_vnni::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y),
-                false => multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
+                true => {
+                    avx2_tile::multiply_vnni::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y)
+                }
+                false => avx2_tile::multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
             }
             for y in &mut y {
                 *y = y.wrapping_add(PANEL_ROWS);
@@ -413,7 +412,7 @@ unsafe fn where_bits(bits: u32, byte: u8) -> __m256i {
 
 /// Products of bytes, summed in pairs.
 #[inline(always)]
-unsafe fn products<K: Kind>(w: __m256i, x: __m256i) -> __m256i {
+pub(super) unsafe fn products<K: Kind>(w: __m256i, x: __m256i) -> __m256i {
     match K::BITS {
         // At most 2 * 128 * 127: the input has no -128.
         8 => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
@@ -441,269 +440,4 @@ unsafe fn add_products<const VNNI: bool, const SIGNED: bool>(
             _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
     }
-}
-
-/// Has the value computed by here, of what was loaded last. The compiler would rather compute one sum
-/// after the other, with all that goes into them loaded before and put by.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn hold(v: &mut __m256i) {
-    // SAFETY: there is no instruction.
-    unsafe {
-        asm!(
-            "/* {0} */",
-            inout(ymm_reg) * v,
-            options(nomem, nostack, preserves_flags)
-        );
-    }
-}
-
-/// [`Simd::multiply`] without VNNI, a function of its own for each kind of format.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn multiply<K: Kind, const N: usize>(
-    panel: &Panel<Avx2<false>>,
-    x: *const Q8Super,
-    n_blocks: usize,
-    first: bool,
-    y: [*mut f32; N],
-) {
-    // The sums of 16 rows for two tokens, and what goes into them, are what the registers hold.
-    let (pairs, rest) = y.as_chunks::<2>();
-    for (i, y) in pairs.iter().enumerate() {
-        multiply_tokens::<K, 2>(panel, x.add(2 * i), n_blocks, first, *y);
-    }
-    for (i, y) in rest.iter().enumerate() {
-        multiply_tokens::<K, 1>(panel, x.add(2 * pairs.len() + i), n_blocks, first, [*y]);
-    }
-}
-
-/// [`multiply`] for as many tokens as go at once.
-#[inline(always)]
-unsafe fn multiply_tokens<K: Kind, const N: usize>(
-    panel: &Panel<Avx2<false>>,
-    x: *const Q8Super,
-    n_blocks: usize,
-    first: bool,
-    y: [*mut f32; N],
-) {
-    let w = panel.q.as_ptr().cast::<[__m256i; 2]>();
-    let (scales, mins) = (panel.scale.as_ptr(), panel.min.as_ptr());
-    let halves = if K::WIDE { 1 } else { 2 };
-    // Four columns at a time; so many of their sums of pairs fit 16 bits.
-    let n_steps = 8 / halves;
-    let n_safe = match K::BITS {
-        ..=4 => 8,
-        5 => 4,
-        6 => 2,
-        _ => 1,
-    };
-    let n_safe = n_safe.min(n_steps);
-    let mut acc = [[_mm256_setzero_ps(); 2]; N];
-    if !first && !K::INTEGER_SCALES {
-        for i in 0..N {
-            acc[i] = Avx2::<false>::floats(y[i]);
-        }
-    }
-    for b in 0..n_blocks {
-        let mut sums = [[_mm256_setzero_si256(); 2]; N];
-        for half in 0..halves {
-            let group = 2 * b + half;
-            let w_scale = *scales.add(group);
-            for run in 0..n_steps / n_safe {
-                let mut pairs = [[_mm256_setzero_si256(); 2]; N];
-                for k in 0..n_safe {
-                    let k = half * n_steps + run * n_safe + k + 8 * b;
-                    let w = *w.add(k);
-                    for i in 0..N {
-                        let x = _mm256_set1_epi32(four(x.add(i), 4 * k));
-                        for j in 0..2 {
-                            let products = products::<K>(w[j], x);
-                            pairs[i][j] = _mm256_add_epi16(pairs[i][j], products);
-                        }
-                    }
-                    for i in 0..N {
-                        for j in 0..2 {
-                            hold(&mut pairs[i][j]);
-                        }
-                    }
-                }
-                for i in 0..N {
-                    for j in 0..2 {
-                        let factor = match K::INTEGER_SCALES {
-                            true => _mm256_castps_si256(w_scale[j]),
-                            false => _mm256_set1_epi16(1),
-                        };
-                        let wide = _mm256_madd_epi16(pairs[i][j], factor);
-                        sums[i][j] = _mm256_add_epi32(sums[i][j], wide);
-                    }
-                }
-            }
-            let w_min = *mins.add(group);
-            for i in 0..N {
-                // Scales that are integers are in the sums, and those go on for the other half.
-                if !K::INTEGER_SCALES || half == 1 {
-                    let x_scale = _mm256_set1_ps(scale(x.add(i), b));
-                    for j in 0..2 {
-                        let scale = match K::INTEGER_SCALES {
-                            true => x_scale,
-                            false => _mm256_mul_ps(w_scale[j], x_scale),
-                        };
-                        // With integer scales below 2^25, so rounded at most by one.
-                        let products = _mm256_cvtepi32_ps(sums[i][j]);
-                        acc[i][j] = _mm256_fmadd_ps(products, scale, acc[i][j]);
-                        sums[i][j] = _mm256_setzero_si256();
-                    }
-                }
-                if K::HAS_MIN {
-                    let sum = _mm256_set1_ps(sum(x.add(i), group));
-                    for j in 0..2 {
-                        acc[i][j] = _mm256_fmadd_ps(w_min[j], sum, acc[i][j]);
-                    }
-                }
-            }
-        }
-    }
-    for i in 0..N {
-        if K::INTEGER_SCALES {
-            let before = match first {
-                true => [_mm256_setzero_ps(); 2],
-                false => Avx2::<false>::floats(y[i]),
-            };
-            acc[i] = Avx2::<false>::mul_add(acc[i], panel.step, before);
-        }
-        Avx2::<false>::store(acc[i], y[i]);
-    }
-}
-
-/// What sums of products start from.
-#[inline(always)]
-unsafe fn zero<K: Kind>() -> __m256i {
-    match K::SHORT_SCALE {
-        true => _mm256_castps_si256(_mm256_set1_ps(INTEGER)),
-        false => _mm256_setzero_si256(),
-    }
-}
-
-/// Sums that started from [`zero`], times the weights' scale.
-#[inline(always)]
-unsafe fn scaled<K: Kind>(sums: __m256i, scale: __m256) -> __m256 {
-    match K::SHORT_SCALE {
-        // `scale (INTEGER + n) - scale INTEGER` for the sum `n`, exact but for one rounding.
-        true => {
-            let zero = _mm256_mul_ps(scale, _mm256_set1_ps(-INTEGER));
-            _mm256_fmadd_ps(_mm256_castsi256_ps(sums), scale, zero)
-        }
-        false => _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scale),
-    }
-}
-
-/// [`multiply`] with VNNI: all 16 rows at a time, as eight sums keep its latency hidden.
-#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn multiply_vnni<K: Kind, const N: usize>(
-    panel: &Panel<Avx2<true>>,
-    x: *const Q8Super,
-    n_blocks: usize,
-    first: bool,
-    y: [*mut f32; N],
-) {
-    let mut acc = [[_mm256_setzero_ps(); 2]; N];
-    if !first {
-        for i in 0..N {
-            acc[i] = Avx2::<true>::floats(y[i]);
-        }
-    }
-    let w = panel.q.as_ptr().cast::<[__m256i; 2]>();
-    let (scales, mins) = (panel.scale.as_ptr(), panel.min.as_ptr());
-    for b in 0..n_blocks {
-        for half in 0..if K::WIDE { 1 } else { 2 } {
-            let mut sums = [[zero::<K>(); 2]; N];
-            if K::OFFSET.is_some() {
-                for i in 0..N {
-                    sums[i] = [_mm256_set1_epi32(start::<K>(x.add(i), b, half)); 2];
-                }
-            }
-            let n_steps = if K::WIDE { 8 } else { 4 };
-            for k in half * n_steps..(half + 1) * n_steps {
-                let w = *w.add(8 * b + k);
-                for i in 0..N {
-                    let x = _mm256_set1_epi32(four(x.add(i), b * Q8_BLOCK + 4 * k));
-                    for j in 0..2 {
-                        sums[i][j] = _mm256_dpbusd_avx_epi32(sums[i][j], w[j], x);
-                    }
-                }
-                // As for AVX-512: no chains of products that wait for each other.
-                compiler_fence(Ordering::SeqCst);
-            }
-            let group = 2 * b + half;
-            let w_scale = *scales.add(group);
-            let mut w_min = *mins.add(group);
-            if K::BITS == 8 && K::OFFSET.is_none() {
-                let offset = [_mm256_set1_ps(-OFFSET); 2];
-                w_min = Avx2::<true>::mul_add(w_scale, offset, w_min);
-                if half == 1 {
-                    let offset = [_mm256_set1_ps(OFFSET); 2];
-                    w_min = Avx2::<true>::mul_add(*scales.add(2 * b), offset, w_min);
-                }
-            }
-            for i in 0..N {
-                let scale = scale(x.add(i), b);
-                let sum = sum(x.add(i), group);
-                for j in 0..2 {
-                    let products = scaled::<K>(sums[i][j], w_scale[j]);
-                    acc[i][j] = _mm256_fmadd_ps(products, _mm256_set1_ps(scale), acc[i][j]);
-                    if K::OFFSET.is_none() {
-                        acc[i][j] = _mm256_fmadd_ps(w_min[j], _mm256_set1_ps(sum), acc[i][j]);
-                    }
-                }
-            }
-        }
-    }
-    for i in 0..N {
-        _mm256_storeu_ps(y[i], acc[i][0]);
-        _mm256_storeu_ps(y[i].add(8), acc[i][1]);
-    }
-}
-
-/// Transposes 16 by 16 lanes of 32 bits: four squares of 8 by 8.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn transpose_lanes(m: &mut [[__m256i; 2]; PANEL_ROWS]) {
-    let mut squares = [[[_mm256_setzero_si256(); 8]; 2]; 2];
-    for i in 0..PANEL_ROWS {
-        for j in 0..2 {
-            squares[j][i / 8][i % 8] = m[i][j];
-        }
-    }
-    for j in 0..2 {
-        for i in 0..2 {
-            let square = transpose_square(squares[j][i]);
-            for r in 0..8 {
-                m[8 * j + r][i] = square[r];
-            }
-        }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn transpose_square(m: [__m256i; 8]) -> [__m256i; 8] {
-    let mut a = m;
-    for i in 0..4 {
-        a[2 * i] = _mm256_unpacklo_epi32(m[2 * i], m[2 * i + 1]);
-        a[2 * i + 1] = _mm256_unpackhi_epi32(m[2 * i], m[2 * i + 1]);
-    }
-    // `b[4 i + j]`: lane j of each 128 bits, rows 4 i to 4 i + 3.
-    let mut b = a;
-    for i in 0..2 {
-        b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
-        b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
-        b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
-        b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
-    }
-    let mut t = b;
-    for j in 0..4 {
-        t[j] = _mm256_permute2x128_si256::<0x20>(b[j], b[4 + j]);
-        t[4 + j] = _mm256_permute2x128_si256::<0x31>(b[j], b[4 + j]);
-    }
-    t
 }
