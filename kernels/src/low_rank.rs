@@ -6,7 +6,8 @@ use half::f16;
 
 use crate::TileMut;
 use crate::level::multilevel;
-use crate::simd::low_rank::{Tiles, add_tiles};
+use crate::simd::int8::prefetch_lines;
+use crate::simd::low_rank::{PREFETCH_BYTES, Tiles, add_tiles};
 
 /// Outputs of one tile of the integer layouts.
 pub const LOW_RANK_TILE: usize = 16;
@@ -168,6 +169,21 @@ impl<'a> LowRank<'a> {
                 }
             }
         }
+    }
+
+    /// Asks the memory for what an integer layout has of the outputs `rows`, or the first of it: adding
+    /// them asks for the rest.
+    pub fn prefetch(&self, rows: Range<usize>) {
+        let n = match self.kind.is_quantized() {
+            true => self.kind.tile_bytes(self.rank),
+            false => return,
+        };
+        let tiles = rows.start / LOW_RANK_TILE..rows.end.div_ceil(LOW_RANK_TILE);
+        let bytes = self
+            .data
+            .get(tiles.start * n..tiles.end * n)
+            .unwrap_or_default();
+        prefetch_lines(&bytes[..bytes.len().min(PREFETCH_BYTES)]);
     }
 
     /// The values of output `o`, `[rank]`.
