@@ -40,13 +40,25 @@ pub(crate) struct LinearInput<'a> {
 
 /// Tasks per thread: enough that a thread which is held up does not hold up the others.
 const TASKS_PER_THREAD: usize = 8;
+/// The same for a single token, whose weights come from memory: each task waits for its first ones,
+/// until the memory is ahead of it.
+const TASKS_PER_THREAD_OF_ONE: usize = 4;
 /// The fewest rows of a task: a multiple of every kernel's rows at once.
 const MIN_ROWS: usize = 32;
 
-/// Rows per task for linears of `n_rows` in all, the largest of `max_rows`, on `n_threads`.
-pub(crate) fn rows_per_task(n_threads: usize, n_rows: usize, max_rows: usize) -> usize {
+/// Rows per task for `n_tokens` through linears of `n_rows` in all, the largest of `max_rows`, on
+/// `n_threads`.
+pub(crate) fn rows_per_task(
+    n_threads: usize,
+    n_tokens: usize,
+    (n_rows, max_rows): (usize, usize),
+) -> usize {
+    let tasks_per_thread = match n_tokens {
+        1 => TASKS_PER_THREAD_OF_ONE,
+        _ => TASKS_PER_THREAD,
+    };
     n_rows
-        .div_ceil(n_threads * TASKS_PER_THREAD)
+        .div_ceil(n_threads * tasks_per_thread)
         .max(max_rows.div_ceil(SharedMatrix::<f32>::MAX_TILES))
         .next_multiple_of(MIN_ROWS)
 }
@@ -99,9 +111,9 @@ impl<'a> Exec<'a> {
         let n_rows = |job: &Adapted<'_>| job.linear.w.n_rows();
         let total = jobs.iter().map(|(l, _)| n_rows(l)).sum();
         let max = jobs.iter().map(|(l, _)| n_rows(l)).max().unwrap_or(1);
-        let task_rows = rows_per_task(self.pool.n_threads(), total, max);
-        let linears = jobs.each_ref().map(|(linear, _)| *linear);
         let n_tokens = jobs.first().map_or(0, |(l, y)| y.len() / n_rows(l));
+        let task_rows = rows_per_task(self.pool.n_threads(), n_tokens, (total, max));
+        let linears = jobs.each_ref().map(|(linear, _)| *linear);
         let y = jobs.map(|(linear, y)| SharedMatrix::new(y, n_rows(&linear), n_tokens, task_rows));
         let ranks = RankPass::new(self, x, linears, n_tokens, ranks);
         let n_tasks = |linear: &Adapted<'_>| n_rows(linear).div_ceil(task_rows);
@@ -140,7 +152,7 @@ impl<'a> Exec<'a> {
     ) -> LinearInput<'y> {
         let n_ff = gate.linear.w.n_rows();
         let n_threads = self.pool.n_threads();
-        let task_rows = rows_per_task(n_threads, n_ff, n_ff);
+        let task_rows = rows_per_task(n_threads, n_tokens, (n_ff, n_ff));
         // Rounded piece by piece where tasks can have whole `Q8Super`s, and no thread more rows by it.
         let whole = task_rows.next_multiple_of(Q8_SUPER);
         let most_rows = |task_rows: usize| n_ff.div_ceil(task_rows).div_ceil(n_threads) * task_rows;
@@ -216,6 +228,10 @@ impl<'a> Exec<'a> {
             _ => x.f32,
         };
         let x = x.tokens(tokens.clone(), linear.w.n_cols());
+        if tokens.len() == 1 {
+            let segments = terms.segments.iter();
+            segments.for_each(|segment| segment.b.prefetch(rows.clone()));
+        }
         matmul(self.level, &linear.w, rows.clone(), &x, y);
         let add = |y: &mut TileMut<'_>, bias: &[f32], weight: f32| {
             for t in 0..y.n_rows() {

@@ -134,7 +134,7 @@ impl<'m> Weights<'m> {
             Some(x) => Input::Q8(Q8Rows::new(x, 1)),
             None => Input::F32(&self.x),
         };
-        let task_rows = rows_per_task(n_threads, n_rows, n_rows);
+        let task_rows = rows_per_task(n_threads, 1, (n_rows, n_rows));
         let y = SharedMatrix::new(&mut self.y, n_rows, 1, task_rows);
         let (level, w, first) = (self.level, &self.w, self.next);
         let took_part = Mutex::new(HashSet::new());
