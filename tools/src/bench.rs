@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use tandem_engine::{Composition, Model, Pool, free_memory};
+use tandem_engine::{Composition, Model, Pool, Session, free_memory};
 use tandem_kernels::Limited;
 
 use crate::adapters::Parts;
@@ -40,6 +40,10 @@ pub(crate) struct Args {
     /// Runs that count, after one that does not
     #[arg(long, short, value_name = "N", default_value = "5")]
     repeat: NonZeroUsize,
+    /// With a composition or adapters: the model alone in turn with them, prompt by prompt and token
+    /// by token, and which part of its speed they keep
+    #[arg(long, conflicts_with = "switch")]
+    beside_base: bool,
     /// Time changes of the composition instead: ready-made, and made on the spot by each method
     #[arg(long)]
     switch: bool,
@@ -72,6 +76,8 @@ struct Row {
     bandwidth: f64,
     /// Decode: the share of that bandwidth at which weights and factors were read.
     bandwidth_share: Option<f64>,
+    /// The part of the speed of the model alone, the median of all turns.
+    of_base: Option<f64>,
 }
 
 pub(crate) fn bench(args: &Args) -> Result<()> {
@@ -152,6 +158,18 @@ fn measure(
         let rest = prefill(&mut session, &ids[..args.depth], args.session.batch.get())?;
         session.eval(rest)?;
     }
+    let mut base = None;
+    if args.beside_base {
+        ensure!(
+            composition.is_some(),
+            "--beside-base compares a composition or adapters with the model: name some"
+        );
+        let mut session = args.session.session(model, pool, None, Some(n_ctx))?;
+        for batch in ids[..args.depth].chunks(args.session.batch.get()) {
+            session.eval(batch)?;
+        }
+        base = Some(session);
+    }
     let memory = ReadBandwidth::new(free_memory());
     for (kind, n) in [("pp", args.prompt_tokens), ("tg", args.gen_tokens)] {
         if n == 0 {
@@ -159,17 +177,21 @@ fn measure(
         }
         let n_threads = session.n_threads(if kind == "pp" { n } else { 1 });
         let pool = Limited::new(pool, n_threads);
-        let (mut speeds, mut bandwidths) = (Vec::new(), Vec::new());
+        let (mut speeds, mut bandwidths, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..=args.repeat.get() {
             session.truncate(args.depth);
-            let start = Instant::now();
-            match kind {
-                "pp" => drop(session.eval(&ids[..n])?),
-                _ => ids[..n]
-                    .iter()
-                    .try_for_each(|id| session.step(*id).map(|_| ()))?,
+            base.iter_mut().for_each(|base| base.truncate(args.depth));
+            let mut seconds = 0.0;
+            for ids in ids[..n].chunks(if kind == "pp" { n } else { 1 }) {
+                let here = timed(&mut session, ids)?;
+                seconds += here;
+                if let Some(base) = &mut base {
+                    let alone = timed(base, ids)?;
+                    if run > 0 {
+                        ratios.push(alone / here);
+                    }
+                }
             }
-            let seconds = start.elapsed().as_secs_f64();
             let bandwidth = memory.measure(&pool);
             if run > 0 {
                 speeds.push(n as f64 / seconds);
@@ -196,9 +218,17 @@ fn measure(
             ms_per_token: 1e3 / median,
             bandwidth: bandwidth / 1e9,
             bandwidth_share: (kind == "tg").then(|| median * bytes_per_token as f64 / bandwidth),
+            of_base: (!ratios.is_empty()).then(|| self::median(&mut ratios)),
         });
     }
     Ok(())
+}
+
+/// Seconds that `session` takes for `ids` at once.
+fn timed(session: &mut Session<'_, '_>, ids: &[u32]) -> Result<f64> {
+    let start = Instant::now();
+    session.eval(ids)?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 fn mean_and_deviation(x: &[f64]) -> (f64, f64) {
@@ -222,13 +252,13 @@ trait Print: Serialize {
 }
 
 impl Print for Row {
-    const CSV: &str = "model,size_bytes,level,threads,test,tokens_per_second,deviation,median,ms_per_token,bandwidth,bandwidth_share";
-    const MD: &str = "| model | size | level | threads | test | tokens/s | median | ms/token | read GB/s | share |\n\
-        |---|---:|---|---:|---|---:|---:|---:|---:|---:|";
+    const CSV: &str = "model,size_bytes,level,threads,test,tokens_per_second,deviation,median,ms_per_token,bandwidth,bandwidth_share,of_base";
+    const MD: &str = "| model | size | level | threads | test | tokens/s | median | ms/token | read GB/s | share | of base |\n\
+        |---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|";
 
     fn csv(&self) -> String {
         format!(
-            "\"{}\",{},{},{},{},{:.3},{:.3},{:.3},{:.4},{:.3},{}",
+            "\"{}\",{},{},{},{},{:.3},{:.3},{:.3},{:.4},{:.3},{},{}",
             self.model.replace('"', "\"\""),
             self.size_bytes,
             self.level,
@@ -239,13 +269,14 @@ impl Print for Row {
             self.median,
             self.ms_per_token,
             self.bandwidth,
-            self.share(4)
+            digits(self.bandwidth_share, 4),
+            digits(self.of_base, 4)
         )
     }
 
     fn md(&self) -> String {
         format!(
-            "| {} | {:.2} GB | {} | {} | {} | {:.2} +- {:.2} | {:.2} | {:.2} | {:.1} | {} |",
+            "| {} | {:.2} GB | {} | {} | {} | {:.2} +- {:.2} | {:.2} | {:.2} | {:.1} | {} | {} |",
             self.model.replace('|', "\\|"),
             self.size_bytes as f64 / 1e9,
             self.level,
@@ -256,16 +287,15 @@ impl Print for Row {
             self.median,
             self.ms_per_token,
             self.bandwidth,
-            self.share(3)
+            digits(self.bandwidth_share, 3),
+            digits(self.of_base, 3)
         )
     }
 }
 
-impl Row {
-    fn share(&self, digits: usize) -> String {
-        let share = self.bandwidth_share;
-        share.map_or(String::new(), |s| format!("{s:.digits$}"))
-    }
+/// A value that not every row has.
+fn digits(value: Option<f64>, digits: usize) -> String {
+    value.map_or(String::new(), |v| format!("{v:.digits$}"))
 }
 
 fn print<R: Print>(output: Output, rows: &[R]) -> Result<()> {

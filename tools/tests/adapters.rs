@@ -1,6 +1,5 @@
 //! `--lora`, calibrations and `merge`, by the real binary.
 
-#[expect(dead_code, reason = "of the shared helpers this needs some")]
 mod common;
 
 use std::ffi::OsStr;
@@ -156,6 +155,29 @@ fn every_command_takes_adapters() {
         "bench", "-p", "4", "-n", "2", "--repeat", "1", "--model", model, "--lora", a
     );
     assert!(table.ok().text().contains("pocket-q8_0 + 1 LoRA"));
+}
+
+#[test]
+fn bench_compares_adapters_with_the_model_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = fixture("pocket-q8_0.gguf");
+    let a = adapter(folder.path(), "a", 1);
+    let bench = |args: &[&OsStr]| {
+        let options = ["bench", "-p4", "-n2", "-d3", "--repeat", "3", "-o", "json"].map(OsStr::new);
+        let model = [OsStr::new("--model"), model.as_os_str()];
+        run(&[&options[..], &model, args].concat(), b"")
+    };
+    let (beside, lora) = (OsStr::new("--beside-base"), OsStr::new("--lora"));
+    let rows = bench(&[beside, lora, a.as_os_str()]).ok().json();
+    for (i, test) in ["pp4@d3", "tg2@d3"].into_iter().enumerate() {
+        assert_eq!(rows[i]["test"], test);
+        let part = rows[i]["of_base"].as_f64().unwrap();
+        assert!(part > 0.01 && part < 100.0, "{part}");
+    }
+    let rows = bench(&[lora, a.as_os_str()]).ok().json();
+    assert!(rows[0]["of_base"].is_null());
+    bench(&[beside]).fails(1, "--beside-base compares");
+    bench(&[beside, OsStr::new("--switch")]).fails(2, "--switch");
 }
 
 #[test]
