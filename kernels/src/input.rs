@@ -199,29 +199,39 @@ multilevel! {
 /// Block `b` of `out` from its numbers.
 #[inline(always)]
 fn quantize_super_block(x: &[f32; Q8_BLOCK], b: usize, out: &mut Q8Super) {
-    let q = &mut out.q.as_chunks_mut::<Q8_BLOCK>().0[b];
-    quantize_block(x, q, &mut out.scale[b]);
+    let (scale, inverse) = q8_scale(x);
+    // In an array of its own: written one by one to where the input might lie as well, for all that
+    // the compiler knows, they would be computed one by one.
+    let mut q = [0; Q8_BLOCK];
+    for (q, x) in q.iter_mut().zip(x) {
+        *q = round_q8(*x, inverse);
+    }
     let total = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
     let (first, last) = (total(&q[..Q8_GROUP]), total(&q[Q8_GROUP..]));
-    let scale = out.scale[b];
+    out.q.as_chunks_mut::<Q8_BLOCK>().0[b] = q;
+    out.scale[b] = scale;
     out.sum[b] = [scale * (first + last) as f32, scale * last as f32];
     out.start[b] = [first + last, first, last].map(|sum| INTEGER.to_bits() as i32 - 128 * sum);
 }
 
-/// Rounds numbers to int8 with one scale, the largest magnitude over 127.
+/// The scale with which numbers are rounded to int8, the largest magnitude over 127, and what to
+/// multiply them with for that.
 #[inline(always)]
-pub(crate) fn quantize_block(x: &[f32], q: &mut [i8], scale: &mut f32) {
+pub(crate) fn q8_scale(x: &[f32]) -> (f32, f32) {
     // Magnitudes order as their bits do, with NaN above infinity, so that none is lost.
     let amax = x
         .iter()
         .fold(0, |amax, x| amax.max(x.abs().to_bits() as i32));
     let amax = f32::from_bits(amax as u32);
-    *scale = amax / 127.0;
     let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
-    for (q, x) in q.iter_mut().zip(x) {
-        // The sum is rounded to an integer, which then stands in the low bits.
-        *q = (x * inverse + INTEGER).to_bits() as i8;
-    }
+    (amax / 127.0, inverse)
+}
+
+/// `x` rounded to int8.
+#[inline(always)]
+pub(crate) fn round_q8(x: f32, inverse: f32) -> i8 {
+    // The sum is rounded to an integer, which then stands in the low bits.
+    (x * inverse + INTEGER).to_bits() as i8
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use core::ops::Range;
 use half::f16;
 
 use crate::TileMut;
+use crate::input::{q8_scale, round_q8};
 use crate::level::multilevel;
 use crate::simd::int8::prefetch_lines;
 use crate::simd::low_rank::{PREFETCH_BYTES, Tiles, add_tiles};
@@ -553,7 +554,13 @@ multilevel! {
     pub fn quantize_h(level: Level, h: &[f32], q: &mut [i8], scale: &mut RankScale) {
         let (q, padding) = q.split_at_mut(h.len());
         padding.fill(0);
-        crate::input::quantize_block(h, q, &mut scale.scale);
-        scale.sum = q.iter().map(|q| i32::from(*q)).sum();
+        let (h_scale, inverse) = q8_scale(h);
+        for (q, h) in q.iter_mut().zip(h) {
+            *q = round_q8(*h, inverse);
+        }
+        *scale = RankScale {
+            scale: h_scale,
+            sum: q.iter().map(|q| i32::from(*q)).sum(),
+        };
     }
 }

@@ -207,6 +207,11 @@ impl<'a, T> TileMut<'a, T> {
         unsafe { core::slice::from_raw_parts_mut(self.data.add(i * self.stride), self.n_cols) }
     }
 
+    /// Where row 0 begins, and the elements from one row to the next.
+    pub(crate) fn parts(&mut self) -> (*mut T, usize) {
+        (self.data, self.stride)
+    }
+
     /// All of a tile whose rows lie together: one as wide as the matrix.
     ///
     /// # Panics

@@ -213,58 +213,67 @@ unsafe fn tile<S: Simd, F: Format>(
     y: &mut TileMut<'_>,
     first: usize,
 ) {
-    let row = |r: usize| w.row(r.min(w.n_rows() - 1));
     let (n_cols, n_tokens) = (w.n_cols(), y.n_rows());
-    let n_bytes = super_bytes(F::DTYPE);
+    assert!(first + TILE_ROWS <= y.n_cols());
     if n_cols == 0 {
         return (0..n_tokens).for_each(|t| y.row(t)[first..][..TILE_ROWS].fill(0.0));
     }
+    let n_bytes = super_bytes(F::DTYPE);
+    let mut rows: [&[u8]; TILE_ROWS] = [&[]; TILE_ROWS];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = w.row(r.min(w.n_rows() - 1));
+    }
     let mut panels = MaybeUninit::<[Panel<S>; 2]>::uninit();
     for c in (0..n_cols).step_by(SUPER) {
-        let tails;
         let start = c / SUPER * n_bytes;
-        let rows: [*const u8; TILE_ROWS] = match n_cols - c >= SUPER {
-            true => core::array::from_fn(|r| row(r)[start..][..n_bytes].as_ptr()),
-            false => {
-                tails = core::array::from_fn::<_, TILE_ROWS, _>(|r| weight_tail(row(r), start));
-                core::array::from_fn(|r| tails[r].as_ptr())
-            }
-        };
+        let mut here = rows.map(|row| row.as_ptr().wrapping_add(start));
+        let tails;
+        if n_cols - c < SUPER {
+            tails = rows.map(|row| weight_tail(row, start));
+            here = tails.each_ref().map(|tail| tail.as_ptr());
+        } else {
+            assert!(start + n_bytes <= w.row_bytes());
+        }
         // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up; the panels
         // are whole when both are filled.
         let panels = unsafe {
             let p = panels.as_mut_ptr().cast::<Panel<S>>();
-            for (i, rows) in rows.as_chunks().0.iter().enumerate() {
+            for (i, rows) in here.as_chunks().0.iter().enumerate() {
                 fill::<S, F>(p.add(i), rows);
             }
             panels.assume_init_ref()
         };
+        // Where each row's next weights begin: further on, or in the next tile.
+        let next = match n_cols - c > SUPER {
+            true => start + n_bytes,
+            false => TILE_ROWS * w.row_bytes(),
+        };
+        let mut n_asked = 0;
         let n_blocks = (n_cols - c).min(SUPER) / Q8_BLOCK;
-        let x = x.of(c / SUPER, 0);
+        let x = &x.of(c / SUPER, 0)[..n_tokens];
+        let (y, stride) = y.parts();
         let mut t = 0;
         while t < n_tokens {
-            let part = Part {
-                is_first: c == 0,
-                n_blocks,
-                t,
-                first,
-            };
-            // SAFETY: the caller's.
+            // A row's with every few of the last tokens: earlier they would be gone again from the
+            // nearest cache, and the CPU sees no stream in it.
+            while n_asked + (n_tokens - t) / 4 < TILE_ROWS {
+                let p = rows[n_asked].as_ptr().wrapping_add(next);
+                prefetch::<0>(p, n_bytes);
+                // The last of them may be in one line more.
+                prefetch::<0>(p.wrapping_add(n_bytes - 1), 1);
+                n_asked += 1;
+            }
+            // SAFETY: the caller's; these are tokens' inputs and outputs, of 32 columns from `first` on.
             unsafe {
-                match n_tokens - t {
-                    n if S::WIDE_TILE && <F::Kind as Kind>::WIDE && n >= 6 => {
-                        multiply::<S, F::Kind, 6>(panels, x, y, part);
-                        t += 6;
-                    }
-                    n if n >= 4 => {
-                        multiply::<S, F::Kind, 4>(panels, x, y, part);
-                        t += 4;
-                    }
-                    _ => {
-                        multiply::<S, F::Kind, 1>(panels, x, y, part);
-                        t += 1;
-                    }
-                }
+                let (x, y) = (x.as_ptr().add(t), y.add(t * stride + first));
+                let (is_first, n_left) = (c == 0, n_tokens - t);
+                t += if S::WIDE_TILE && <F::Kind as Kind>::WIDE && n_left >= 6 {
+                    multiply::<S, F::Kind, 6>(panels, x, n_blocks, is_first, (y, stride))
+                } else if n_left >= 4 {
+                    multiply::<S, F::Kind, 4>(panels, x, n_blocks, is_first, (y, stride))
+                } else {
+                    multiply::<S, F::Kind, 1>(panels, x, n_blocks, is_first, (y, stride))
+                };
             }
         }
     }
@@ -286,10 +295,6 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     unsafe {
         for (r, row) in rows.iter().enumerate() {
             let w = F::load::<S>(*row);
-            // The row's next weights (the next row's after the last), while these are multiplied: no
-            // stream that the CPU would see.
-            let n_bytes = super_bytes(F::DTYPE);
-            prefetch::<0>(row.wrapping_add(n_bytes), n_bytes);
             for (i, q) in w.q.into_iter().enumerate() {
                 (&raw mut (*p).q[i][r]).write(q);
             }
@@ -321,40 +326,24 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     }
 }
 
-/// Which part of a product [`multiply`] computes: `n_blocks` blocks, the first or more, of tokens
-/// `t` and up, and the outputs from `first` on.
-#[derive(Clone, Copy)]
-struct Part {
-    is_first: bool,
-    n_blocks: usize,
-    t: usize,
-    first: usize,
-}
-
-/// Adds the panels' part to the outputs of `N` tokens; `x` are all tokens' inputs for it.
+/// [`Simd::multiply`] for `N` tokens, whose outputs are `stride` apart; the tokens done.
 ///
 /// # Safety
 ///
-/// As [`matmul_format`].
+/// As [`matmul_format`]; `x` are `N` tokens' inputs of so many blocks, and each output has 32 elements.
 #[inline(always)]
 unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
     panels: &[Panel<S>; 2],
-    x: &[Q8Super],
-    y: &mut TileMut<'_>,
-    part: Part,
-) {
-    let Part {
-        is_first,
-        n_blocks,
-        t,
-        first,
-    } = part;
-    assert!(n_blocks * Q8_BLOCK <= SUPER);
-    let x = x[t..][..N].as_ptr();
-    let mut outputs = [core::ptr::null_mut(); N];
+    x: *const Q8Super,
+    n_blocks: usize,
+    is_first: bool,
+    (y, stride): (*mut f32, usize),
+) -> usize {
+    let mut outputs = [y; N];
     for (i, output) in outputs.iter_mut().enumerate() {
-        *output = y.row(t + i)[first..][..TILE_ROWS].as_mut_ptr();
+        *output = y.wrapping_add(i * stride);
     }
-    // SAFETY: the caller's; there are `N` inputs of so many blocks, and each output has 32 elements.
+    // SAFETY: the caller's.
     unsafe { S::multiply::<K, N>(panels, x, n_blocks, is_first, outputs) }
+    N
 }
