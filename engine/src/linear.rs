@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use tandem_kernels::{
-    Activation, Input, Level, Limited, Pool, Q8_SUPER, SharedMatrix, TileMut, matmul,
+    Activation, Input, Level, Limited, Pool, Q8_SUPER, SharedMatrix, TILE_ROWS, TileMut, matmul,
     quantize_q8_columns,
 };
 
@@ -251,8 +251,8 @@ impl<'a> Exec<'a> {
     }
 }
 
-/// Floats of a piece: 32 outputs of 256 tokens.
-const PIECE: usize = 8192;
+/// Floats of a piece: what matmul takes at once, of 256 tokens.
+const PIECE: usize = 256 * TILE_ROWS;
 /// The same for a single token.
 const PIECE_OF_ONE: usize = 1024;
 

@@ -47,6 +47,7 @@ pub use matrix::Matrix;
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
+pub use simd::TILE_ROWS;
 pub use softmax::softmax;
 #[cfg(feature = "std")]
 pub use thread_pool::ThreadPool;

@@ -3,7 +3,7 @@
 use core::mem::MaybeUninit;
 
 use super::load::{self, Format, Kind, super_bytes};
-use super::{PANEL_ROWS, Panel, SUPER, Simd, TILE_ROWS, on_level};
+use super::{PAIR_ROWS, PANEL_ROWS, Panel, SUPER, Simd, TILE_PAIRS, TILE_ROWS, on_level};
 use crate::{DType, Level, Matrix, Q8_BLOCK, Q8Rows, Q8Super, TileMut};
 
 /// How far ahead of the weights in use decode asks for those to come: what the memory gives one core
@@ -64,10 +64,11 @@ unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &
         }
         return;
     }
-    let n_whole = n_rows / TILE_ROWS * TILE_ROWS;
+    let n_whole = n_rows / PAIR_ROWS * PAIR_ROWS;
     for r in (0..n_whole).step_by(TILE_ROWS) {
+        let rows = r..n_whole.min(r + TILE_ROWS);
         // SAFETY: the caller's.
-        unsafe { tile::<S, F>(&w.rows(r..r + TILE_ROWS), x, y, r) };
+        unsafe { tile::<S, F>(&w.rows(rows), x, y, r) };
     }
     if n_whole < n_rows {
         // SAFETY: the caller's.
@@ -75,7 +76,7 @@ unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &
     }
 }
 
-/// Prefill of rows that are no whole tile: one is computed beside `y`, which has them from column
+/// Prefill of rows that are no whole pair of panels: one is computed beside `y`, which has them from column
 /// `first` on.
 ///
 /// # Safety
@@ -89,10 +90,10 @@ unsafe fn last_rows<S: Simd, F: Format>(
     first: usize,
 ) {
     let n_tokens = y.n_rows();
-    let mut beside = [0.0; BESIDE_TOKENS * TILE_ROWS];
+    let mut beside = [0.0; BESIDE_TOKENS * PAIR_ROWS];
     for t in (0..n_tokens).step_by(BESIDE_TOKENS) {
         let n = BESIDE_TOKENS.min(n_tokens - t);
-        let mut target = TileMut::new(&mut beside[..n * TILE_ROWS], TILE_ROWS);
+        let mut target = TileMut::new(&mut beside[..n * PAIR_ROWS], PAIR_ROWS);
         // SAFETY: the caller's.
         unsafe { tile::<S, F>(w, &x.tokens(t..t + n), &mut target, 0) };
         for i in 0..n {
@@ -199,9 +200,9 @@ fn prefetch_line<const AHEAD: usize, const LINE: usize>(p: *const u8, n_bytes: u
     }
 }
 
-/// Prefill: 32 rows for all tokens, `y[t][first + r] = w[r] . x[t]`; of fewer rows the last is
-/// taken again and again. The weights go through panels of 256 columns, so that they are unpacked
-/// once for all tokens; sums between panels are kept in `y`.
+/// Prefill: up to 64 rows for all tokens, `y[t][first + r] = w[r] . x[t]`; where they are no whole
+/// pairs of panels, the last is taken again and again. The weights go through panels of 256 columns,
+/// so that they are unpacked once for all tokens; sums between panels are kept in `y`.
 ///
 /// # Safety
 ///
@@ -214,39 +215,42 @@ unsafe fn tile<S: Simd, F: Format>(
     first: usize,
 ) {
     let (n_cols, n_tokens) = (w.n_cols(), y.n_rows());
-    assert!(first + TILE_ROWS <= y.n_cols());
+    let n_pairs = w.n_rows().div_ceil(PAIR_ROWS);
+    let n_rows = n_pairs * PAIR_ROWS;
+    assert!(n_rows <= TILE_ROWS && first + n_rows <= y.n_cols());
     if n_cols == 0 {
-        return (0..n_tokens).for_each(|t| y.row(t)[first..][..TILE_ROWS].fill(0.0));
+        return (0..n_tokens).for_each(|t| y.row(t)[first..][..n_rows].fill(0.0));
     }
     let n_bytes = super_bytes(F::DTYPE);
     let mut rows: [&[u8]; TILE_ROWS] = [&[]; TILE_ROWS];
-    for (r, row) in rows.iter_mut().enumerate() {
+    for (r, row) in rows[..n_rows].iter_mut().enumerate() {
         *row = w.row(r.min(w.n_rows() - 1));
     }
-    let mut panels = MaybeUninit::<[Panel<S>; 2]>::uninit();
+    let mut panels = [const { MaybeUninit::<[Panel<S>; 2]>::uninit() }; TILE_PAIRS];
+    let panels = &mut panels[..n_pairs];
     for c in (0..n_cols).step_by(SUPER) {
         let start = c / SUPER * n_bytes;
-        let mut here = rows.map(|row| row.as_ptr().wrapping_add(start));
-        let tails;
-        if n_cols - c < SUPER {
-            tails = rows.map(|row| weight_tail(row, start));
-            here = tails.each_ref().map(|tail| tail.as_ptr());
-        } else {
-            assert!(start + n_bytes <= w.row_bytes());
-        }
-        // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up; the panels
-        // are whole when both are filled.
-        let panels = unsafe {
-            let p = panels.as_mut_ptr().cast::<Panel<S>>();
-            for (i, rows) in here.as_chunks().0.iter().enumerate() {
-                fill::<S, F>(p.add(i), rows);
+        for (pair, rows) in panels.iter_mut().zip(rows.as_chunks::<PAIR_ROWS>().0) {
+            let mut here = rows.map(|row| row.as_ptr().wrapping_add(start));
+            let tails;
+            if n_cols - c < SUPER {
+                tails = rows.map(|row| weight_tail(row, start));
+                here = tails.each_ref().map(|tail| tail.as_ptr());
+            } else {
+                assert!(start + n_bytes <= w.row_bytes());
             }
-            panels.assume_init_ref()
-        };
+            // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up.
+            unsafe {
+                let panel = pair.as_mut_ptr().cast::<Panel<S>>();
+                for (i, rows) in here.as_chunks().0.iter().enumerate() {
+                    fill::<S, F>(panel.add(i), rows);
+                }
+            }
+        }
         // Where each row's next weights begin: further on, or in the next tile.
         let next = match n_cols - c > SUPER {
             true => start + n_bytes,
-            false => TILE_ROWS * w.row_bytes(),
+            false => n_rows * w.row_bytes(),
         };
         let mut n_asked = 0;
         let n_blocks = (n_cols - c).min(SUPER) / Q8_BLOCK;
@@ -256,25 +260,35 @@ unsafe fn tile<S: Simd, F: Format>(
         while t < n_tokens {
             // A row's with every few of the last tokens: earlier they would be gone again from the
             // nearest cache, and the CPU sees no stream in it.
-            while n_asked + (n_tokens - t) / 4 < TILE_ROWS {
+            while n_asked + (n_tokens - t) / 4 < n_rows {
                 let p = rows[n_asked].as_ptr().wrapping_add(next);
                 prefetch::<0>(p, n_bytes);
                 // The last of them may be in one line more.
                 prefetch::<0>(p.wrapping_add(n_bytes - 1), 1);
                 n_asked += 1;
             }
-            // SAFETY: the caller's; these are tokens' inputs and outputs, of 32 columns from `first` on.
-            unsafe {
-                let (x, y) = (x.as_ptr().add(t), y.add(t * stride + first));
-                let (is_first, n_left) = (c == 0, n_tokens - t);
-                t += if S::WIDE_TILE && <F::Kind as Kind>::WIDE && n_left >= 6 {
-                    multiply::<S, F::Kind, 6>(panels, x, n_blocks, is_first, (y, stride))
-                } else if n_left >= 4 {
-                    multiply::<S, F::Kind, 4>(panels, x, n_blocks, is_first, (y, stride))
-                } else {
-                    multiply::<S, F::Kind, 1>(panels, x, n_blocks, is_first, (y, stride))
-                };
+            let n_left = n_tokens - t;
+            let n = match n_left {
+                6.. if S::WIDE_TILE && <F::Kind as Kind>::WIDE => 6,
+                4.. => 4,
+                _ => 1,
+            };
+            for (i, pair) in panels.iter().enumerate() {
+                // SAFETY: the caller's; the pair is filled, and these are `n` tokens' inputs and 32
+                // outputs each, of columns from `first` on.
+                unsafe {
+                    let pair = pair.assume_init_ref();
+                    let x = x.as_ptr().add(t);
+                    let y = y.add(t * stride + first + i * PAIR_ROWS);
+                    let part = (n_blocks, c == 0, y, stride);
+                    match n {
+                        6 => multiply::<S, F::Kind, 6>(pair, x, part),
+                        4 => multiply::<S, F::Kind, 4>(pair, x, part),
+                        _ => multiply::<S, F::Kind, 1>(pair, x, part),
+                    }
+                }
             }
+            t += n;
         }
     }
 }
@@ -326,7 +340,8 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     }
 }
 
-/// [`Simd::multiply`] for `N` tokens, whose outputs are `stride` apart; the tokens done.
+/// [`Simd::multiply`] for `N` tokens and the first `n_blocks` blocks, whose outputs begin at `y` and
+/// are `stride` apart.
 ///
 /// # Safety
 ///
@@ -335,15 +350,12 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
 unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
     panels: &[Panel<S>; 2],
     x: *const Q8Super,
-    n_blocks: usize,
-    is_first: bool,
-    (y, stride): (*mut f32, usize),
-) -> usize {
+    (n_blocks, is_first, y, stride): (usize, bool, *mut f32, usize),
+) {
     let mut outputs = [y; N];
     for (i, output) in outputs.iter_mut().enumerate() {
         *output = y.wrapping_add(i * stride);
     }
     // SAFETY: the caller's.
     unsafe { S::multiply::<K, N>(panels, x, n_blocks, is_first, outputs) }
-    N
 }

@@ -31,8 +31,13 @@ use load::{Kind, Super};
 const SUPER: usize = 256;
 /// Rows of a panel: as many as [`Lanes`] there are.
 const PANEL_ROWS: usize = 16;
-/// Rows of a prefill tile, which is two panels.
-const TILE_ROWS: usize = 2 * PANEL_ROWS;
+/// Rows that [`Simd::multiply`] computes at once: two panels.
+const PAIR_ROWS: usize = 2 * PANEL_ROWS;
+/// Pairs of panels that a tile of prefill has at most. All tokens' inputs come by for each tile; the
+/// panels, 10 kB a pair, should leave room beside them in the nearest cache. (Arm: not measured.)
+const TILE_PAIRS: usize = if cfg!(target_arch = "x86_64") { 2 } else { 1 };
+/// Rows of weights that [`matmul`](crate::matmul) takes at once for many tokens.
+pub const TILE_ROWS: usize = TILE_PAIRS * PAIR_ROWS;
 
 /// 16 floats, in as many registers as that takes.
 ///
