@@ -102,6 +102,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
     type Sums = [__m256; 3];
     const CENTERS: bool = VNNI;
+    const HIGH_STARTS: bool = VNNI;
     const INTEGER_SCALES: bool = !VNNI;
 
     #[inline(always)]

@@ -155,13 +155,16 @@ unsafe fn zero<K: Kind>() -> __m256i {
     }
 }
 
-/// Sums that started from [`zero`], times the weights' scale.
+/// Sums that started from [`zero`], times the weights' scale; `min` is that of the panel.
 #[inline(always)]
-unsafe fn scaled<K: Kind>(sums: __m256i, scale: __m256) -> __m256 {
+unsafe fn scaled<K: Kind>(sums: __m256i, scale: __m256, min: __m256) -> __m256 {
     match K::SHORT_SCALE {
         // `scale (INTEGER + n) - scale INTEGER` for the sum `n`, exact but for one rounding.
         true => {
-            let zero = _mm256_mul_ps(scale, _mm256_set1_ps(-INTEGER));
+            let zero = match K::OFFSET {
+                Some(_) => min,
+                None => _mm256_mul_ps(scale, _mm256_set1_ps(-INTEGER)),
+            };
             _mm256_fmadd_ps(_mm256_castsi256_ps(sums), scale, zero)
         }
         false => _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scale),
@@ -220,7 +223,7 @@ pub(super) unsafe fn multiply_vnni<K: Kind, const N: usize>(
                 let scale = scale(x.add(i), b);
                 let sum = sum(x.add(i), group);
                 for j in 0..2 {
-                    let products = scaled::<K>(sums[i][j], w_scale[j]);
+                    let products = scaled::<K>(sums[i][j], w_scale[j], w_min[j]);
                     acc[i][j] = _mm256_fmadd_ps(products, _mm256_set1_ps(scale), acc[i][j]);
                     if K::OFFSET.is_none() {
                         acc[i][j] = _mm256_fmadd_ps(w_min[j], _mm256_set1_ps(sum), acc[i][j]);

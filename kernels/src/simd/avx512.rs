@@ -86,6 +86,7 @@ impl Simd for Avx512 {
     type Bytes = __m512i;
     type Sums = [__m512; 3];
     const CENTERS: bool = true;
+    const HIGH_STARTS: bool = true;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> __m512i {
@@ -356,6 +357,7 @@ unsafe fn multiply<K: Kind, const N: usize>(
             }
             let group = 2 * b + half;
             let w_scale = [*scales[0].add(group), *scales[1].add(group)];
+            let mut w_min = [*mins[0].add(group), *mins[1].add(group)];
             for i in 0..N {
                 let scale = _mm512_set1_ps(scale(x.add(i), b));
                 for j in 0..2 {
@@ -363,7 +365,10 @@ unsafe fn multiply<K: Kind, const N: usize>(
                         // `w_scale (INTEGER + n) - w_scale INTEGER` for the sum `n`, exact but for
                         // one rounding.
                         true => {
-                            let zero = _mm512_mul_ps(w_scale[j], _mm512_set1_ps(-INTEGER));
+                            let zero = match K::OFFSET {
+                                Some(_) => w_min[j],
+                                None => _mm512_mul_ps(w_scale[j], _mm512_set1_ps(-INTEGER)),
+                            };
                             let products = _mm512_castsi512_ps(products[i][j]);
                             _mm512_fmadd_ps(products, w_scale[j], zero)
                         }
@@ -380,7 +385,6 @@ unsafe fn multiply<K: Kind, const N: usize>(
                 }
             }
             if K::OFFSET.is_none() {
-                let mut w_min = [*mins[0].add(group), *mins[1].add(group)];
                 if K::BITS == 8 {
                     let offset = _mm512_set1_ps(-OFFSET);
                     for j in 0..2 {

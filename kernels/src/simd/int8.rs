@@ -4,6 +4,7 @@ use core::mem::MaybeUninit;
 
 use super::load::{self, Format, Kind, super_bytes};
 use super::{PAIR_ROWS, PANEL_ROWS, Panel, SUPER, Simd, TILE_PAIRS, TILE_ROWS, on_level};
+use crate::input::INTEGER;
 use crate::{DType, Level, Matrix, Q8_BLOCK, Q8Rows, Q8Super, TileMut};
 
 /// How far ahead of the weights in use decode asks for those to come: what the memory gives one core
@@ -304,6 +305,7 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     let is_centered = S::CENTERS && F::Kind::OFFSET.is_some();
     let has_min = F::Kind::HAS_MIN && !is_centered;
     let has_step = S::INTEGER_SCALES && F::Kind::INTEGER_SCALES;
+    let starts_high = S::HIGH_STARTS && is_centered;
     // SAFETY: the fields are written through pointers into the panel, all of them before it is
     // taken for whole; the reads are the caller's.
     unsafe {
@@ -322,7 +324,9 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
                 min = S::differences(S::mul(scale, S::splat_float(-f32::from(offset))));
             }
             (&raw mut (*p).scale[r]).write(scale);
-            (&raw mut (*p).min[r]).write(min);
+            if !starts_high {
+                (&raw mut (*p).min[r]).write(min);
+            }
             (&raw mut (*p).step).cast::<f32>().add(r).write(step);
         }
         let panel = &mut *p;
@@ -336,6 +340,11 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
         }
         if has_min {
             S::transpose(&mut panel.min);
+        }
+        if starts_high {
+            for (min, scale) in panel.min.iter_mut().zip(&panel.scale) {
+                *min = S::mul(*scale, S::splat_float(-INTEGER));
+            }
         }
     }
 }

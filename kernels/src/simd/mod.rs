@@ -86,6 +86,9 @@ trait Simd: Lanes {
     const CENTERS: bool;
     /// Whether tiles take the scales of kinds with [`Kind::INTEGER_SCALES`] as integers.
     const INTEGER_SCALES: bool = false;
+    /// Whether a tile's sums of products start from the bits of [`INTEGER`](crate::input::INTEGER), as
+    /// those of [`Q8Super::start`] do, so that they end as the bits of floats.
+    const HIGH_STARTS: bool = false;
 
     /// 32 bytes at `a`, then 32 at `b`.
     unsafe fn load_two(a: *const u8, b: *const u8) -> Self::Bytes;
@@ -155,7 +158,8 @@ struct Panel<S: Simd> {
     q: [[S::Bytes; PANEL_ROWS]; SUPER / 64],
     /// `[16 groups][16 rows]`; integers as [`Simd::arrange_scales`] leaves them where that is used.
     scale: [S::Floats; SUPER / Q8_GROUP],
-    /// As `scale`; not used, and zero, where there are none.
+    /// As `scale`. Where there are none, what takes a high start off again, `-INTEGER scale`, with
+    /// [`Simd::HIGH_STARTS`], else zero.
     min: [S::Floats; SUPER / Q8_GROUP],
     /// For each row the step of integer scales, which these and their minima are still to be
     /// multiplied with; not used where scales are floats.
