@@ -122,6 +122,7 @@ fn every_level_agrees_with_scalar_for_every_format_and_shape() {
             (17, 768, 5),
             (33, 512, 8),
             (40, 256, 19),
+            (100, 512, 6),
             (5, 0, 2),
             (0, 256, 2),
         ] {
@@ -171,6 +172,7 @@ fn extreme_weights_do_not_overflow() {
     // The integers and scales of the largest magnitude, which no encoder may write but a file may hold.
     let formats = [
         (DType::Q8_0, [one, &[0x80; 32]].concat(), -128.0),
+        (DType::Q8_0, [one, &[0x7f; 32]].concat(), 127.0),
         // 63 - 32 times a scale of -128, and 7 - 4 times one of -32.
         (
             DType::Q6_K,

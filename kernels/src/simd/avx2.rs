@@ -2,8 +2,8 @@
 //!
 //! Products are of unsigned by signed bytes. AVX2 sums them in pairs to 16 bits, which must not
 //! saturate: unsigned weights below 128 are multiplied as they are; of signed ones the magnitude is,
-//! with an input that takes the sign over. VNNI sums four of them to 32 bits; signed weights get
-//! 128 added, which is taken off as for AVX-512.
+//! with an input that takes the sign over, or in tiles each half byte of what 128 more make. VNNI sums
+//! four of them to 32 bits; signed weights get 128 added, which is taken off as for AVX-512.
 
 // Safety: see `Simd`. The intrinsics are unsafe here only for want of the features, which the
 // functions that these are inlined into have; pointers are read as far as the trait says.
@@ -11,6 +11,7 @@
 #![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
 
 use core::arch::x86_64::*;
+use core::mem::MaybeUninit;
 
 use super::load::{Kind, Super};
 use super::{Lanes, PANEL_ROWS, Panel, Simd, avx2_tile};
@@ -101,6 +102,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
     type Sums = [__m256; 3];
+    type Halves = [[__m256i; 2]; PANEL_ROWS];
     const CENTERS: bool = VNNI;
     const HIGH_STARTS: bool = VNNI;
     const INTEGER_SCALES: bool = !VNNI;
@@ -261,9 +263,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         Self::sum([_mm256_add_ps(even, odd), min])
     }
 
-    /// `[columns / 4][rows][4]`: a row in each lane.
+    /// `[columns / 4][rows][4]`: a row in each lane. Without VNNI of signed integers plus 128 the lower
+    /// and the upper half bytes.
     #[inline(always)]
-    unsafe fn arrange<K: Kind>(q: &mut [[__m256i; 2]; PANEL_ROWS]) {
+    unsafe fn arrange<K: Kind>(
+        q: &mut [[__m256i; 2]; PANEL_ROWS],
+        high: &mut MaybeUninit<[[__m256i; 2]; PANEL_ROWS]>,
+    ) {
         let offset = match K::OFFSET {
             _ if !VNNI => 0,
             Some(offset) => 128 - offset,
@@ -277,17 +283,45 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 }
             }
         }
-        avx2_tile::transpose_lanes(q)
+        avx2_tile::transpose_lanes(q);
+        if !VNNI && K::BITS == 8 {
+            let high = high.as_mut_ptr().cast::<[__m256i; 2]>();
+            let half = _mm256_set1_epi8(15);
+            for i in 0..PANEL_ROWS {
+                for j in 0..2 {
+                    let u = _mm256_xor_si256(q[i][j], _mm256_set1_epi8(-128));
+                    let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(u), half);
+                    (&raw mut (*high.add(i))[j]).write(upper);
+                    q[i][j] = _mm256_and_si256(u, half);
+                }
+            }
+        }
     }
 
+    /// Each scale twice in 16 bits, as sums of pairs of products lie. In place of the minimum of the first
+    /// 16 of each 32 columns twice the scales of both, as [`offset_sums`](avx2_tile) lie.
     #[inline(always)]
-    unsafe fn arrange_scales(scales: &mut [[__m256; 2]; PANEL_ROWS]) {
-        for scales in scales {
-            for scale in scales {
-                // Twice in 16 bits, as sums of pairs of products lie.
-                let v = _mm256_cvtps_epi32(*scale);
-                let low = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
-                *scale = _mm256_castsi256_ps(_mm256_or_si256(low, _mm256_slli_epi32::<16>(v)));
+    unsafe fn arrange_scales(
+        scale: &mut [[__m256; 2]; PANEL_ROWS],
+        min: &mut [[__m256; 2]; PANEL_ROWS],
+    ) {
+        for (scale, min) in scale
+            .as_chunks_mut::<2>()
+            .0
+            .iter_mut()
+            .zip(min.chunks_exact_mut(2))
+        {
+            for j in 0..2 {
+                for scale in &mut *scale {
+                    let v = _mm256_cvtps_epi32(scale[j]);
+                    let low = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
+                    let twice = _mm256_or_si256(low, _mm256_slli_epi32::<16>(v));
+                    scale[j] = _mm256_castsi256_ps(twice);
+                }
+                let first = _mm256_castps_si256(scale[0][j]);
+                let last = _mm256_castps_si256(scale[1][j]);
+                let both = _mm256_blend_epi16::<0xaa>(first, last);
+                min[0][j] = _mm256_castsi256_ps(_mm256_slli_epi16::<1>(both));
             }
         }
     }

@@ -10,6 +10,7 @@
 #![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
 
 use core::arch::x86_64::*;
+use core::mem::MaybeUninit;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{Kind, Super};
@@ -85,6 +86,7 @@ impl Lanes for Avx512 {
 impl Simd for Avx512 {
     type Bytes = __m512i;
     type Sums = [__m512; 3];
+    type Halves = ();
     const CENTERS: bool = true;
     const HIGH_STARTS: bool = true;
 
@@ -212,7 +214,7 @@ impl Simd for Avx512 {
 
     /// `[columns / 4][rows][4]`: a row in each lane.
     #[inline(always)]
-    unsafe fn arrange<K: Kind>(q: &mut [__m512i; PANEL_ROWS]) {
+    unsafe fn arrange<K: Kind>(q: &mut [__m512i; PANEL_ROWS], _: &mut MaybeUninit<()>) {
         let offset = match K::OFFSET {
             Some(offset) => 128 - offset,
             None if K::BITS == 8 => 128,

@@ -303,8 +303,8 @@ unsafe fn tile<S: Simd, F: Format>(
 #[inline(always)]
 unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_ROWS]) {
     let is_centered = S::CENTERS && F::Kind::OFFSET.is_some();
-    let has_min = F::Kind::HAS_MIN && !is_centered;
     let has_step = S::INTEGER_SCALES && F::Kind::INTEGER_SCALES;
+    let has_min = F::Kind::HAS_MIN && !is_centered && !has_step;
     let starts_high = S::HIGH_STARTS && is_centered;
     // SAFETY: the fields are written through pointers into the panel, all of them before it is
     // taken for whole; the reads are the caller's.
@@ -319,9 +319,8 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
                 min = w.min;
             }
             let mut step = 1.0;
-            if let (true, Some(offset)) = (has_step, F::Kind::OFFSET) {
+            if has_step {
                 (scale, step) = F::scales::<S>(*row);
-                min = S::differences(S::mul(scale, S::splat_float(-f32::from(offset))));
             }
             (&raw mut (*p).scale[r]).write(scale);
             if !starts_high {
@@ -331,12 +330,12 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
         }
         let panel = &mut *p;
         // No closure: that would be compiled without the level's features.
-        for q in &mut panel.q {
-            S::arrange::<F::Kind>(q);
+        for (q, high) in panel.q.iter_mut().zip(&mut panel.high) {
+            S::arrange::<F::Kind>(q, high);
         }
         S::transpose(&mut panel.scale);
         if has_step {
-            S::arrange_scales(&mut panel.scale);
+            S::arrange_scales(&mut panel.scale, &mut panel.min);
         }
         if has_min {
             S::transpose(&mut panel.min);

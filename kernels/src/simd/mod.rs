@@ -24,6 +24,8 @@ mod plain;
 
 pub(crate) use plain::Plain;
 
+use core::mem::MaybeUninit;
+
 use crate::{Q8_GROUP, Q8Super};
 use load::{Kind, Super};
 
@@ -81,6 +83,8 @@ trait Simd: Lanes {
     type Bytes: Copy;
     /// Partial sums of one dot product.
     type Sums: Copy;
+    /// The second halves of a panel's 64 columns, where [`Simd::arrange`] parts their integers.
+    type Halves;
     /// Whether [`Simd::arrange`] takes the offset off the integers of formats that have one, so that
     /// tiles need no minima for them.
     const CENTERS: bool;
@@ -122,11 +126,18 @@ trait Simd: Lanes {
     unsafe fn total(sums: Self::Sums) -> f32;
 
     /// Brings 64 columns of 16 rows, a row in each vector, into the order that
-    /// [`Simd::multiply`] wants.
-    unsafe fn arrange<K: Kind>(q: &mut [Self::Bytes; PANEL_ROWS]);
+    /// [`Simd::multiply`] wants, with the upper halves of the integers in `high` if it wants them apart.
+    unsafe fn arrange<K: Kind>(
+        q: &mut [Self::Bytes; PANEL_ROWS],
+        high: &mut MaybeUninit<Self::Halves>,
+    );
     /// Brings integer scales, `[16 groups][16 rows]` of floats, into the form that
-    /// [`Simd::multiply`] wants.
-    unsafe fn arrange_scales(_: &mut [Self::Floats; PANEL_ROWS]) {}
+    /// [`Simd::multiply`] wants, with what it wants in place of minima.
+    unsafe fn arrange_scales(
+        _scale: &mut [Self::Floats; PANEL_ROWS],
+        _min: &mut [Self::Floats; PANEL_ROWS],
+    ) {
+    }
     /// Transposes 16 by 16 floats.
     unsafe fn transpose(m: &mut [Self::Floats; PANEL_ROWS]);
     /// `y[i][r] += sum_c w[r][c] x[i][c]` over the panels' first `n_blocks` blocks of 32 columns,
@@ -156,13 +167,15 @@ trait Simd: Lanes {
 struct Panel<S: Simd> {
     /// The integers of 64 columns each, arranged as the level wants them.
     q: [[S::Bytes; PANEL_ROWS]; SUPER / 64],
+    /// Their upper halves, where the level wants them apart.
+    high: [MaybeUninit<S::Halves>; SUPER / 64],
     /// `[16 groups][16 rows]`; integers as [`Simd::arrange_scales`] leaves them where that is used.
     scale: [S::Floats; SUPER / Q8_GROUP],
     /// As `scale`. Where there are none, what takes a high start off again, `-INTEGER scale`, with
-    /// [`Simd::HIGH_STARTS`], else zero.
+    /// [`Simd::HIGH_STARTS`], what [`Simd::arrange_scales`] leaves, or zero.
     min: [S::Floats; SUPER / Q8_GROUP],
-    /// For each row the step of integer scales, which these and their minima are still to be
-    /// multiplied with; not used where scales are floats.
+    /// For each row the step of integer scales, which these are still to be multiplied with; not used
+    /// where scales are floats.
     step: S::Floats,
 }
 

@@ -7,6 +7,7 @@
 
 use core::arch::aarch64::*;
 use core::arch::asm;
+use core::mem::MaybeUninit;
 
 use super::load::{Kind, Super};
 use super::{Lanes, PANEL_ROWS, Panel, Simd, neon_tile};
@@ -113,6 +114,7 @@ impl<const EXTENSION: u8> Lanes for Neon<EXTENSION> {
 impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     type Bytes = [int8x16_t; 4];
     type Sums = [float32x4_t; 4];
+    type Halves = ();
     const CENTERS: bool = true;
 
     #[inline(always)]
@@ -301,7 +303,7 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
-    unsafe fn arrange<K: Kind>(q: &mut [[int8x16_t; 4]; PANEL_ROWS]) {
+    unsafe fn arrange<K: Kind>(q: &mut [[int8x16_t; 4]; PANEL_ROWS], _: &mut MaybeUninit<()>) {
         if let Some(offset @ 1..) = K::OFFSET {
             for q in q.iter_mut() {
                 for q in q {
