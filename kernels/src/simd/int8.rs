@@ -17,6 +17,8 @@ const PREFETCH_BYTES: usize = if cfg!(target_arch = "x86_64") {
 };
 /// From this many tokens on a tile is faster than a dot product for each.
 const MIN_TILE_TOKENS: usize = 4;
+/// Tokens that all rows of a tile are multiplied with in turn: a multiple of those that go at once.
+const CHUNK_TOKENS: usize = 24;
 /// Tokens whose outputs of rows that are no whole tile are computed at once.
 const BESIDE_TOKENS: usize = 256;
 
@@ -257,39 +259,36 @@ unsafe fn tile<S: Simd, F: Format>(
         let n_blocks = (n_cols - c).min(SUPER) / Q8_BLOCK;
         let x = &x.of(c / SUPER, 0)[..n_tokens];
         let (y, stride) = y.parts();
-        let mut t = 0;
-        while t < n_tokens {
-            // A row's with every few of the last tokens: earlier they would be gone again from the
-            // nearest cache, and the CPU sees no stream in it.
-            while n_asked + (n_tokens - t) / 4 < n_rows {
+        for t in (0..n_tokens).step_by(CHUNK_TOKENS) {
+            let n = CHUNK_TOKENS.min(n_tokens - t);
+            // Some rows' with each of the last chunks: earlier they would be gone again from the nearest
+            // cache, and the CPU sees no stream in it.
+            while n_asked + (n_tokens - t - n) / 4 < n_rows {
                 let p = rows[n_asked].as_ptr().wrapping_add(next);
                 prefetch::<0>(p, n_bytes);
                 // The last of them may be in one line more.
                 prefetch::<0>(p.wrapping_add(n_bytes - 1), 1);
                 n_asked += 1;
             }
-            let n_left = n_tokens - t;
-            let n = match n_left {
-                6.. if S::WIDE_TILE && <F::Kind as Kind>::WIDE => 6,
-                4.. => 4,
-                _ => 1,
-            };
             for (i, pair) in panels.iter().enumerate() {
                 // SAFETY: the caller's; the pair is filled, and these are `n` tokens' inputs and 32
                 // outputs each, of columns from `first` on.
                 unsafe {
                     let pair = pair.assume_init_ref();
-                    let x = x.as_ptr().add(t);
                     let y = y.add(t * stride + first + i * PAIR_ROWS);
-                    let part = (n_blocks, c == 0, y, stride);
-                    match n {
-                        6 => multiply::<S, F::Kind, 6>(pair, x, part),
-                        4 => multiply::<S, F::Kind, 4>(pair, x, part),
-                        _ => multiply::<S, F::Kind, 1>(pair, x, part),
+                    let part = (n_blocks, c == 0, stride);
+                    let mut x = Tokens {
+                        x: x.as_ptr().add(t),
+                        y,
+                        n,
+                    };
+                    if S::WIDE_TILE && <F::Kind as Kind>::WIDE {
+                        multiply::<S, F::Kind, 6>(pair, &mut x, part);
                     }
+                    multiply::<S, F::Kind, 4>(pair, &mut x, part);
+                    multiply::<S, F::Kind, 1>(pair, &mut x, part);
                 }
             }
-            t += n;
         }
     }
 }
@@ -348,22 +347,34 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     }
 }
 
-/// [`Simd::multiply`] for `N` tokens and the first `n_blocks` blocks, whose outputs begin at `y` and
-/// are `stride` apart.
+/// Tokens still to be multiplied: where their inputs and their outputs begin.
+struct Tokens {
+    n: usize,
+    x: *const Q8Super,
+    y: *mut f32,
+}
+
+/// [`Simd::multiply`] of the first `n_blocks` blocks for `N` tokens at once, as long as there are so
+/// many; their outputs are `stride` apart.
 ///
 /// # Safety
 ///
-/// As [`matmul_format`]; `x` are `N` tokens' inputs of so many blocks, and each output has 32 elements.
+/// As [`matmul_format`]; the inputs have so many blocks, and each output 32 elements.
 #[inline(always)]
 unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
     panels: &[Panel<S>; 2],
-    x: *const Q8Super,
-    (n_blocks, is_first, y, stride): (usize, bool, *mut f32, usize),
+    tokens: &mut Tokens,
+    (n_blocks, is_first, stride): (usize, bool, usize),
 ) {
-    let mut outputs = [y; N];
-    for (i, output) in outputs.iter_mut().enumerate() {
-        *output = y.wrapping_add(i * stride);
+    while tokens.n >= N {
+        let mut outputs = [tokens.y; N];
+        for (i, output) in outputs.iter_mut().enumerate() {
+            *output = tokens.y.wrapping_add(i * stride);
+        }
+        // SAFETY: the caller's.
+        unsafe { S::multiply::<K, N>(panels, tokens.x, n_blocks, is_first, outputs) }
+        tokens.n -= N;
+        tokens.x = tokens.x.wrapping_add(N);
+        tokens.y = tokens.y.wrapping_add(N * stride);
     }
-    // SAFETY: the caller's.
-    unsafe { S::multiply::<K, N>(panels, x, n_blocks, is_first, outputs) }
 }
