@@ -201,17 +201,14 @@ impl<'a> Exec<'a> {
         n_tasks: usize,
         task: &(dyn Fn(usize) + Sync),
     ) {
-        match ranks {
-            None => self.pool.run(n_tasks, task),
-            Some(ranks) => {
-                let n_first = ranks.n_tasks();
-                self.pool
-                    .run(n_first + n_tasks, &|i| match i.checked_sub(n_first) {
-                        None => ranks.compute(i),
-                        Some(i) => task(i),
-                    });
-            }
-        }
+        let n_first = ranks.map_or(0, |ranks| ranks.n_tasks());
+        let n_threads = self.pool.n_threads();
+        let run = |i| match ranks {
+            Some(ranks) if i < n_first => ranks.compute(i),
+            _ => task(i - n_first),
+        };
+        self.pool
+            .run_apart(n_threads, n_first, n_first + n_tasks, &run);
     }
 
     /// The outputs `rows` of the linear number `i` of a run, for the tokens `tokens`.

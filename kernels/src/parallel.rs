@@ -22,6 +22,20 @@ pub trait Pool: Sync {
     /// [`Pool::wait_while`], for lower ones that do not wait themselves.
     fn run_on(&self, n_threads: usize, n_tasks: usize, task: &(dyn Fn(usize) + Sync));
 
+    /// As [`Pool::run_on`], but only the first `n_first` tasks start in ascending order, after which
+    /// the others may wait for them. Of the others each thread takes some that follow each other: what
+    /// one reads last lies before what the next reads first. (A pool need not care for that.)
+    fn run_apart(
+        &self,
+        n_threads: usize,
+        n_first: usize,
+        n_tasks: usize,
+        task: &(dyn Fn(usize) + Sync),
+    ) {
+        assert!(n_first <= n_tasks);
+        self.run_on(n_threads, n_tasks, task);
+    }
+
     /// [`Pool::run_on`] all threads.
     fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.run_on(self.n_threads(), n_tasks, task);
@@ -74,6 +88,17 @@ impl Pool for Limited<'_> {
     fn run_on(&self, n_threads: usize, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.pool
             .run_on(n_threads.min(self.n_threads), n_tasks, task);
+    }
+
+    fn run_apart(
+        &self,
+        n_threads: usize,
+        n_first: usize,
+        n_tasks: usize,
+        task: &(dyn Fn(usize) + Sync),
+    ) {
+        let n_threads = n_threads.min(self.n_threads);
+        self.pool.run_apart(n_threads, n_first, n_tasks, task);
     }
 
     fn wait_while(&self, condition: &dyn Fn() -> bool) {

@@ -2,6 +2,7 @@
 //! token is some hundred short parallel steps, and sleep when there is none.
 
 use core::cell::UnsafeCell;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,10 @@ struct Shared {
     /// The job's function. Written before its ticket is published, read only by holders of one of
     /// its tasks, and not written again before all tasks are done.
     task: UnsafeCell<Option<&'static Task<'static>>>,
+    /// How many of the job's tasks start in order, by their ticket.
+    n_in_order: AtomicUsize,
+    /// Of the other tasks, which are still each thread's, the caller's first; see [`Part`].
+    parts: Vec<AtomicU64>,
     n_done: AtomicUsize,
     panicked: AtomicBool,
     /// Whether worker `i` sleeps; the caller's thread is not counted.
@@ -76,9 +81,52 @@ impl Ticket {
     }
 }
 
+/// Tasks from the first (32 bits) to before the last (32), in one atomic.
+#[derive(Clone, Copy)]
+struct Part(u64);
+
+impl Part {
+    fn new(tasks: Range<usize>) -> Part {
+        Part((tasks.start as u64) << 32 | tasks.end as u64)
+    }
+    fn tasks(self) -> Range<usize> {
+        (self.0 >> 32) as usize..self.0 as u32 as usize
+    }
+}
+
 impl Shared {
-    /// Runs tasks until none is left to hand out; returns the number of the job that ran dry.
-    fn work(&self) -> u64 {
+    /// The task of thread `thread`'s ticket: past those in order the next of its own part, or the last
+    /// of another thread's.
+    fn take(&self, ticket: Ticket, thread: usize) -> usize {
+        if ticket.next() < self.n_in_order.load(Ordering::Relaxed) {
+            return ticket.next();
+        }
+        // There are as many tasks as tickets, and parts only shrink: whoever has a ticket finds a task.
+        let n = ticket.n_threads();
+        let mut owner = thread;
+        loop {
+            let mut task = None;
+            let took = |part| {
+                let mut tasks = Part(part).tasks();
+                task = if owner == thread {
+                    tasks.next()
+                } else {
+                    tasks.next_back()
+                };
+                task.map(|_| Part::new(tasks).0)
+            };
+            let part = self.parts.get(owner);
+            let took = part.map(|p| p.fetch_update(Ordering::Relaxed, Ordering::Relaxed, took));
+            if let (Some(Ok(_)), Some(task)) = (took, task) {
+                return task;
+            }
+            owner = if owner + 1 < n { owner + 1 } else { 0 };
+        }
+    }
+
+    /// Runs tasks until none is left to hand out to thread `thread`, which is 0 for the caller's;
+    /// returns the number of the job that ran dry.
+    fn work(&self, thread: usize) -> u64 {
         loop {
             let ticket = Ticket(self.ticket.fetch_add(1, Ordering::AcqRel));
             if ticket.next() >= ticket.n_tasks() {
@@ -87,9 +135,10 @@ impl Shared {
             // SAFETY: this thread holds a task of the current job that is not counted as done, so
             // `run_on` has not returned and the function is alive and not being replaced.
             let task = unsafe { *self.task.get() };
+            let i = self.take(ticket, thread);
             let result = catch_unwind(AssertUnwindSafe(|| {
                 if let Some(task) = task {
-                    task(ticket.next());
+                    task(i);
                 }
             }));
             if result.is_err() {
@@ -119,7 +168,7 @@ impl Shared {
                 }
                 self.sleeps[i].store(false, Ordering::SeqCst);
             }
-            done = self.work();
+            done = self.work(i + 1);
         }
     }
 }
@@ -154,6 +203,8 @@ impl ThreadPool {
         let shared = Arc::new(Shared {
             ticket: AtomicU64::new(0),
             task: UnsafeCell::new(None),
+            n_in_order: AtomicUsize::new(0),
+            parts: (0..=n_workers).map(|_| AtomicU64::new(0)).collect(),
             n_done: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             sleeps: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
@@ -196,6 +247,14 @@ impl Pool for ThreadPool {
     /// Tasks start in ascending order, as a ticket is one higher than the last one handed out and
     /// whoever draws it runs its task at once.
     fn run_on(&self, n_threads: usize, n_tasks: usize, task: &Task<'_>) {
+        self.run_apart(n_threads, n_tasks, n_tasks, task);
+    }
+
+    /// # Panics
+    ///
+    /// As [`ThreadPool::run_on`](Pool::run_on).
+    fn run_apart(&self, n_threads: usize, n_first: usize, n_tasks: usize, task: &Task<'_>) {
+        assert!(n_first <= n_tasks);
         assert!(n_tasks < Ticket::MAX_TASKS - self.n_threads());
         let n_threads = n_threads.min(self.n_threads());
         if n_threads <= 1 || n_tasks <= 1 {
@@ -212,6 +271,12 @@ impl Pool for ThreadPool {
         // SAFETY: the last job is done and its ticket hands out no more tasks, so nobody reads.
         unsafe { *shared.task.get() = Some(task) };
         shared.n_done.store(0, Ordering::Relaxed);
+        shared.n_in_order.store(n_first, Ordering::Relaxed);
+        let start = |thread| n_first + thread * (n_tasks - n_first) / n_threads;
+        for (thread, part) in shared.parts[..n_threads].iter().enumerate() {
+            let tasks = start(thread)..start(thread + 1);
+            part.store(Part::new(tasks).0, Ordering::Relaxed);
+        }
         let job = Ticket(shared.ticket.load(Ordering::Relaxed))
             .job()
             .wrapping_add(1)
@@ -220,7 +285,7 @@ impl Pool for ThreadPool {
             .ticket
             .store(Ticket::new(job, n_threads, n_tasks).0, Ordering::SeqCst);
         self.wake(n_threads - 1);
-        shared.work();
+        shared.work(0);
         spin_while(|| shared.n_done.load(Ordering::Acquire) < n_tasks, None);
         if shared.panicked.swap(false, Ordering::Relaxed) {
             panic!("a task of the thread pool panicked");
@@ -261,6 +326,46 @@ mod tests {
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn tasks_apart_run_once_after_the_first_and_beside_each_other() {
+        let pool = ThreadPool::new(8);
+        let n_threads = pool.n_threads();
+        for (n_first, n_tasks) in [(0, 1), (0, 7), (3, 3), (5, 100), (1, 2 * n_threads + 1)] {
+            for _ in 0..200 {
+                let order = Mutex::new(Vec::new());
+                let n_started = AtomicUsize::new(0);
+                pool.run_apart(n_threads, n_first, n_tasks, &|i| {
+                    // Those in order are handed out before any other.
+                    let before = n_started.fetch_add(1, Ordering::SeqCst);
+                    assert!(i < n_first || before + n_threads > n_first);
+                    order.lock().unwrap().push((i, thread::current().id()));
+                });
+                let order = order.into_inner().unwrap();
+                let mut tasks: Vec<_> = order.iter().map(|(i, _)| *i).collect();
+                tasks.sort();
+                assert!(tasks.into_iter().eq(0..n_tasks));
+            }
+        }
+        if n_threads == 1 {
+            return;
+        }
+        // Two threads that take turns: each has one half, from its start on.
+        let turn = AtomicUsize::new(0);
+        let of = [Mutex::new(Vec::new()), Mutex::new(Vec::new())];
+        let caller = thread::current().id();
+        pool.run_apart(2, 0, 8, &|i| {
+            let me = usize::from(thread::current().id() != caller);
+            of[me].lock().unwrap().push(i);
+            let n = turn.fetch_add(1, Ordering::SeqCst);
+            // Until the other one has done as many.
+            while turn.load(Ordering::SeqCst) < (n / 2 + 1) * 2 {
+                thread::yield_now();
+            }
+        });
+        let [mine, others] = of.map(|tasks| tasks.into_inner().unwrap());
+        assert_eq!((mine, others), (vec![0, 1, 2, 3], vec![4, 5, 6, 7]));
     }
 
     #[test]
