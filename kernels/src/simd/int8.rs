@@ -225,23 +225,17 @@ unsafe fn tile<S: Simd, F: Format>(
         return (0..n_tokens).for_each(|t| y.row(t)[first..][..n_rows].fill(0.0));
     }
     let n_bytes = super_bytes(F::DTYPE);
-    let mut rows: [&[u8]; TILE_ROWS] = [&[]; TILE_ROWS];
-    for (r, row) in rows[..n_rows].iter_mut().enumerate() {
-        *row = w.row(r.min(w.n_rows() - 1));
-    }
+    let rows = tile_rows(w);
+    let mut tails = [[0; MAX_TAIL_BYTES]; PAIR_ROWS];
     let mut panels = [const { MaybeUninit::<[Panel<S>; 2]>::uninit() }; TILE_PAIRS];
     let panels = &mut panels[..n_pairs];
     for c in (0..n_cols).step_by(SUPER) {
         let start = c / SUPER * n_bytes;
         for (pair, rows) in panels.iter_mut().zip(rows.as_chunks::<PAIR_ROWS>().0) {
-            let mut here = rows.map(|row| row.as_ptr().wrapping_add(start));
-            let tails;
-            if n_cols - c < SUPER {
-                tails = rows.map(|row| weight_tail(row, start));
-                here = tails.each_ref().map(|tail| tail.as_ptr());
-            } else {
-                assert!(start + n_bytes <= w.row_bytes());
-            }
+            let here = match n_cols - c < SUPER {
+                true => weight_tails(rows, start, &mut tails),
+                false => weights_at(rows, start, n_bytes),
+            };
             // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up.
             unsafe {
                 let panel = pair.as_mut_ptr().cast::<Panel<S>>();
@@ -263,12 +257,10 @@ unsafe fn tile<S: Simd, F: Format>(
             let n = CHUNK_TOKENS.min(n_tokens - t);
             // Some rows' with each of the last chunks: earlier they would be gone again from the nearest
             // cache, and the CPU sees no stream in it.
-            while n_asked + (n_tokens - t - n) / 4 < n_rows {
-                let p = rows[n_asked].as_ptr().wrapping_add(next);
-                prefetch::<0>(p, n_bytes);
-                // The last of them may be in one line more.
-                prefetch::<0>(p.wrapping_add(n_bytes - 1), 1);
-                n_asked += 1;
+            let n_due = n_rows.saturating_sub((n_tokens - t - n) / 4);
+            if n_asked < n_due {
+                prefetch_weights(&rows[n_asked..n_due], next, n_bytes);
+                n_asked = n_due;
             }
             for (i, pair) in panels.iter().enumerate() {
                 // SAFETY: the caller's; the pair is filled, and these are `n` tokens' inputs and 32
@@ -277,19 +269,69 @@ unsafe fn tile<S: Simd, F: Format>(
                     let pair = pair.assume_init_ref();
                     let y = y.add(t * stride + first + i * PAIR_ROWS);
                     let part = (n_blocks, c == 0, stride);
-                    let mut x = Tokens {
+                    let mut tokens = Tokens {
                         x: x.as_ptr().add(t),
                         y,
                         n,
                     };
                     if S::WIDE_TILE && <F::Kind as Kind>::WIDE {
-                        multiply::<S, F::Kind, 6>(pair, &mut x, part);
+                        multiply::<S, F::Kind, 6>(pair, &mut tokens, part);
                     }
-                    multiply::<S, F::Kind, 4>(pair, &mut x, part);
-                    multiply::<S, F::Kind, 1>(pair, &mut x, part);
+                    multiply::<S, F::Kind, 4>(pair, &mut tokens, part);
+                    multiply::<S, F::Kind, 1>(pair, &mut tokens, part);
                 }
             }
         }
+    }
+}
+
+// These are functions of their own, or every format and level would have a copy.
+
+/// The rows of a tile; past the last it is taken again and again.
+#[inline(never)]
+fn tile_rows<'a>(w: &Matrix<'a>) -> [&'a [u8]; TILE_ROWS] {
+    let mut rows: [&[u8]; TILE_ROWS] = [&[]; TILE_ROWS];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = w.row(r.min(w.n_rows() - 1));
+    }
+    rows
+}
+
+/// Where the `n_bytes` from `start` on of each row are.
+#[inline(never)]
+fn weights_at(rows: &[&[u8]; PAIR_ROWS], start: usize, n_bytes: usize) -> [*const u8; PAIR_ROWS] {
+    let mut here = [core::ptr::null(); PAIR_ROWS];
+    for (here, row) in here.iter_mut().zip(rows) {
+        *here = row[start..][..n_bytes].as_ptr();
+    }
+    here
+}
+
+/// As [`weights_at`] for less than 256 weights, which are filled up in `tails`.
+#[inline(never)]
+fn weight_tails(
+    rows: &[&[u8]; PAIR_ROWS],
+    start: usize,
+    tails: &mut [[u8; MAX_TAIL_BYTES]; PAIR_ROWS],
+) -> [*const u8; PAIR_ROWS] {
+    let mut here = [core::ptr::null(); PAIR_ROWS];
+    for ((here, tail), row) in here.iter_mut().zip(tails).zip(rows) {
+        *tail = weight_tail(row, start);
+        *here = tail.as_ptr();
+    }
+    here
+}
+
+/// Asks for the `n_bytes` that come `start` after the start of each row.
+#[inline(never)]
+fn prefetch_weights(rows: &[&[u8]], start: usize, n_bytes: usize) {
+    for row in rows {
+        let p = row.as_ptr().wrapping_add(start);
+        for line in (0..n_bytes).step_by(LINE_BYTES) {
+            prefetch::<0>(p.wrapping_add(line), 1);
+        }
+        // The last of them may be in one line more.
+        prefetch::<0>(p.wrapping_add(n_bytes - 1), 1);
     }
 }
 
