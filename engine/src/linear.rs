@@ -43,7 +43,7 @@ const TASKS_PER_THREAD: usize = 8;
 /// The same for a single token, whose weights come from memory: each task waits for its first ones,
 /// until the memory is ahead of it.
 const TASKS_PER_THREAD_OF_ONE: usize = 4;
-/// The fewest rows of a task: a multiple of every kernel's rows at once.
+/// The fewest rows of a task, which every kernel takes without a rest.
 const MIN_ROWS: usize = 32;
 
 /// Rows per task for `n_tokens` through linears of `n_rows` in all, the largest of `max_rows`, on

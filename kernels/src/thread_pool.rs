@@ -351,7 +351,8 @@ mod tests {
         if n_threads == 1 {
             return;
         }
-        // Two threads that take turns: each has one half, from its start on.
+        // Two threads that take turns, while all others sleep: each has one half, from its start on.
+        thread::sleep(YIELD_TIME * 3);
         let turn = AtomicUsize::new(0);
         let of = [Mutex::new(Vec::new()), Mutex::new(Vec::new())];
         let caller = thread::current().id();

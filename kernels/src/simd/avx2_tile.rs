@@ -209,7 +209,7 @@ unsafe fn multiply_tokens<K: Kind, const N: usize>(
                             true => x_scale,
                             false => _mm256_mul_ps(w_scale[j], x_scale),
                         };
-                        // With integer scales below 2^25, so rounded at most by one.
+                        // Below 2^24 with integer scales too, so exact.
                         let products = _mm256_cvtepi32_ps(sums[i][j]);
                         acc[i][j] = _mm256_fmadd_ps(products, scale, acc[i][j]);
                         sums[i][j] = _mm256_setzero_si256();

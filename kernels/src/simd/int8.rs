@@ -19,7 +19,7 @@ const PREFETCH_BYTES: usize = if cfg!(target_arch = "x86_64") {
 const MIN_TILE_TOKENS: usize = 4;
 /// Tokens that all rows of a tile are multiplied with in turn: a multiple of those that go at once.
 const CHUNK_TOKENS: usize = 24;
-/// Tokens whose outputs of rows that are no whole tile are computed at once.
+/// Tokens whose outputs of rows that are no whole pair of panels are computed at once.
 const BESIDE_TOKENS: usize = 256;
 
 /// `y[t][r] = w[r] . x[t]` for quantized `w` `[n_rows, n_cols]` and int8 `x` `[n_tokens, n_cols]`;
@@ -364,9 +364,7 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
                 (scale, step) = F::scales::<S>(*row);
             }
             (&raw mut (*p).scale[r]).write(scale);
-            if !starts_high {
-                (&raw mut (*p).min[r]).write(min);
-            }
+            (&raw mut (*p).min[r]).write(min);
             (&raw mut (*p).step).cast::<f32>().add(r).write(step);
         }
         let panel = &mut *p;

@@ -36,7 +36,7 @@ const PANEL_ROWS: usize = 16;
 /// Rows that [`Simd::multiply`] computes at once: two panels.
 const PAIR_ROWS: usize = 2 * PANEL_ROWS;
 /// Pairs of panels that a tile of prefill has at most. All tokens' inputs come by for each tile; the
-/// panels, 10 kB a pair, should leave room beside them in the nearest cache. (Arm: not measured.)
+/// panels, 12 to 21 kB a pair, should leave room beside them in the nearest cache. (Arm: not measured.)
 const TILE_PAIRS: usize = if cfg!(target_arch = "x86_64") { 2 } else { 1 };
 /// Rows of weights that [`matmul`](crate::matmul) takes at once for many tokens.
 pub const TILE_ROWS: usize = TILE_PAIRS * PAIR_ROWS;
