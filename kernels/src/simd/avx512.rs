@@ -14,7 +14,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{Kind, Super};
-use super::{Lanes, PANEL_ROWS, Panel, Simd, four, scale, start, sum};
+use super::{Lanes, NibbleBlocks, PANEL_ROWS, Panel, Simd, four, scale, start, sum};
 use crate::input::INTEGER;
 use crate::{Q8_BLOCK, Q8Super};
 
@@ -108,6 +108,29 @@ impl Simd for Avx512 {
         let v = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
         let counts = _mm512_set_epi64(FOURS, FOURS, 0, 0, FOURS, FOURS, 0, 0);
         Self::and(_mm512_srlv_epi16(v, counts), Self::splat(15))
+    }
+
+    /// From whole registers of the blocks' bytes: the ports for loads, and for what inserts a block or
+    /// a scale into a register, would be the limit.
+    #[inline(always)]
+    unsafe fn nibble_blocks<const N: usize>(p: *const u8) -> NibbleBlocks<Self> {
+        let v = four!(i => _mm512_loadu_si512(p.add(Words::<N>::AT[i]).cast()));
+        let counts = _mm512_set_epi64(FOURS, FOURS, 0, 0, FOURS, FOURS, 0, 0);
+        let q = four!(i => {
+            let words = _mm512_loadu_si512(Words::<N>::NIBBLES[i].as_ptr().cast());
+            let v = _mm512_permutexvar_epi16(words, v[i]);
+            Self::and(_mm512_srlv_epi16(v, counts), Self::splat(15))
+        });
+        // The first and the third register begin with four blocks each.
+        let words = _mm512_loadu_si512(Words::<N>::HALVES.as_ptr().cast());
+        let first = _mm512_permutex2var_epi16(v[0], words, v[2]);
+        let words = _mm512_add_epi16(words, _mm512_set1_epi16(1));
+        let second = _mm512_permutex2var_epi16(v[0], words, v[2]);
+        NibbleBlocks {
+            q,
+            first: _mm512_cvtph_ps(_mm512_castsi512_si256(first)),
+            second: _mm512_cvtph_ps(_mm512_castsi512_si256(second)),
+        }
     }
 
     #[inline(always)]
@@ -288,6 +311,41 @@ impl Simd for Avx512 {
     ) {
         multiply::<K::Centered, N>(panels, x, n_blocks, first, y)
     }
+}
+
+/// Eight blocks of `N` bytes in four registers, as [`Simd::nibble_blocks`] takes them apart.
+struct Words<const N: usize>;
+
+impl<const N: usize> Words<N> {
+    /// Where the registers begin: at each second block, but the last where it ends with the blocks.
+    const AT: [usize; 4] = [0, 2 * N, 4 * N, 8 * N - 64];
+
+    /// Of each register, the words of two blocks' half bytes, each block's twice.
+    const NIBBLES: [[i16; 32]; 4] = {
+        let mut words = [[0; 32]; 4];
+        let mut i = 0;
+        while i < 4 {
+            let start = 2 * N * i - Self::AT[i] + N - 16;
+            let mut k = 0;
+            while k < 32 {
+                words[i][k] = (start / 2 + k / 16 * (N / 2) + k % 8) as i16;
+                k += 1;
+            }
+            i += 1;
+        }
+        words
+    };
+
+    /// Of the first and the third register, the words that four blocks begin with, each twice.
+    const HALVES: [i16; 32] = {
+        let mut words = [0; 32];
+        let mut k = 0;
+        while k < 16 {
+            words[k] = (k / 2 % 4 * (N / 2) + k / 8 * 32) as i16;
+            k += 1;
+        }
+        words
+    };
 }
 
 /// Shift counts: `a` in the lower half, `b` in the upper, 0 for negative ones.

@@ -93,31 +93,6 @@ pub(super) const fn super_bytes(dtype: DType) -> usize {
     256 / dtype.block_len() * dtype.block_bytes()
 }
 
-/// An array of an expression for `i` from 0 to 3. Not a closure: that would be a function of its
-/// own, without the target features of the one it is inlined into.
-macro_rules! four {
-    ($i:ident => $value:expr) => {
-        [
-            {
-                let $i: usize = 0;
-                $value
-            },
-            {
-                let $i: usize = 1;
-                $value
-            },
-            {
-                let $i: usize = 2;
-                $value
-            },
-            {
-                let $i: usize = 3;
-                $value
-            },
-        ]
-    };
-}
-
 macro_rules! formats {
     ($($name:ident: $dtype:ident, $kind:ty, $load:ident $(, $scales:ident)?;)*) => {$(
         pub(super) struct $name;
@@ -160,11 +135,11 @@ formats! {
 unsafe fn q4_0<S: Simd>(p: *const u8) -> Super<S> {
     // SAFETY: eight blocks of 18 bytes.
     unsafe {
-        let scale = S::halves(p, 18);
+        let blocks = S::nibble_blocks::<18>(p);
         Super {
-            q: four!(i => S::nibbles(p.add(36 * i + 2), p.add(36 * i + 20))),
-            scale,
-            min: S::even(S::mul(scale, S::splat_float(-8.0))),
+            q: blocks.q,
+            scale: blocks.first,
+            min: S::even(S::mul(blocks.first, S::splat_float(-8.0))),
         }
     }
 }
@@ -173,10 +148,11 @@ unsafe fn q4_0<S: Simd>(p: *const u8) -> Super<S> {
 unsafe fn q4_1<S: Simd>(p: *const u8) -> Super<S> {
     // SAFETY: eight blocks of 20 bytes.
     unsafe {
+        let blocks = S::nibble_blocks::<20>(p);
         Super {
-            q: four!(i => S::nibbles(p.add(40 * i + 4), p.add(40 * i + 24))),
-            scale: S::halves(p, 20),
-            min: S::even(S::halves(p.add(2), 20)),
+            q: blocks.q,
+            scale: blocks.first,
+            min: S::even(blocks.second),
         }
     }
 }
@@ -235,12 +211,10 @@ unsafe fn q8_0<S: Simd>(p: *const u8) -> Super<S> {
 unsafe fn iq4_nl<S: Simd>(p: *const u8) -> Super<S> {
     // SAFETY: eight blocks of 18 bytes.
     unsafe {
+        let blocks = S::nibble_blocks::<18>(p);
         Super {
-            q: four!(i => {
-                let indices = S::nibbles(p.add(36 * i + 2), p.add(36 * i + 20));
-                S::look_up(&iq4_nl::LEVELS, indices)
-            }),
-            scale: S::halves(p, 18),
+            q: four!(i => S::look_up(&iq4_nl::LEVELS, blocks.q[i])),
+            scale: blocks.first,
             min: S::splat_float(0.0),
         }
     }

@@ -5,6 +5,31 @@
 //! for each level [`on_level`] makes an entry point, the function with the target features, into
 //! which everything else is inlined.
 
+/// An array of an expression for `i` from 0 to 3. Not a closure: that would be a function of its
+/// own, without the target features of the one it is inlined into.
+macro_rules! four {
+    ($i:ident => $value:expr) => {
+        [
+            {
+                let $i: usize = 0;
+                $value
+            },
+            {
+                let $i: usize = 1;
+                $value
+            },
+            {
+                let $i: usize = 2;
+                $value
+            },
+            {
+                let $i: usize = 3;
+                $value
+            },
+        ]
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -73,6 +98,13 @@ pub(crate) trait Lanes: Sized {
 }
 
 /// A level's vectors for integers: 64 bytes, in as many registers as that takes, besides its
+/// See [`Simd::nibble_blocks`].
+struct NibbleBlocks<S: Simd> {
+    q: [S::Bytes; 4],
+    first: S::Floats,
+    second: S::Floats,
+}
+
 /// [`Lanes`].
 ///
 /// # Safety
@@ -100,6 +132,23 @@ trait Simd: Lanes {
     unsafe fn load_twice(p: *const u8) -> Self::Bytes;
     /// The half bytes of the 16 bytes at `a`, low ones first, then those at `b`.
     unsafe fn nibbles(a: *const u8, b: *const u8) -> Self::Bytes;
+    /// Eight blocks of `N` bytes, at most 20: the half bytes of the last 16 of each, as
+    /// [`Simd::nibbles`] has them, and the f16s at the start of each and after that, each in two
+    /// lanes.
+    #[inline(always)]
+    unsafe fn nibble_blocks<const N: usize>(p: *const u8) -> NibbleBlocks<Self> {
+        // SAFETY: the caller's.
+        unsafe {
+            NibbleBlocks {
+                q: four!(i => {
+                    let p = p.add(2 * N * i);
+                    Self::nibbles(p.add(N - 16), p.add(2 * N - 16))
+                }),
+                first: Self::halves(p, N),
+                second: Self::halves(p.add(2), N),
+            }
+        }
+    }
     unsafe fn splat(byte: u8) -> Self::Bytes;
     unsafe fn and(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     unsafe fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
