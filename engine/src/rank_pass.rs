@@ -1,12 +1,13 @@
 //! The low-rank terms of linears, inside the run that computes the linears themselves.
 //!
-//! The first tasks of a run compute `h = A x`, one a segment and some tokens; the others compute
-//! rows of `W x` and then add `B h`, for which they may have to wait. So an adapter costs no
-//! barrier of its own.
+//! The first tasks of a run compute `h = A x`, each of a segment and some tokens or, for a single
+//! token, of a thread's share of all segments; the others compute rows of `W x` and then add `B h`,
+//! for which they may have to wait. So an adapter costs no barrier of its own.
 
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use tandem_kernels::{
     Handover, LowRankInput, LowRankTerm, Pool, RankScale, TileMut, add_low_rank, matmul, quantize_h,
 };
@@ -25,49 +26,64 @@ const TERMS: usize = 4;
 /// The most tiles of a [`Handover`].
 const MAX_TILES: usize = tandem_kernels::SharedMatrix::<f32>::MAX_TILES;
 
-/// Room for the ranks of one run's segments.
+/// Room for the ranks of one run's segments: of each token and segment a record, see [`Layout`].
 #[derive(Debug, Default)]
 pub(crate) struct Ranks {
-    /// `[n_batch, n_segments, width]`.
-    h: Vec<f32>,
-    /// `h` rounded to int8, of the same shape.
-    q: Vec<i8>,
-    /// Its scales, `[n_batch, n_segments]`.
-    scale: Vec<RankScale>,
+    records: Vec<f32>,
 }
 
 impl Ranks {
-    /// For runs of up to `n_segments` with `n_values` in all.
-    pub(crate) fn new(
-        n_batch: usize,
-        (n_segments, n_values): (usize, usize),
-    ) -> Result<Ranks, SessionError> {
-        // Where a product saturates there is no memory for it either.
-        let n = |n: usize| n_batch.saturating_mul(n);
+    /// For runs whose records have up to `n_floats` for each token.
+    pub(crate) fn new(n_batch: usize, n_floats: usize) -> Result<Ranks, SessionError> {
         Ok(Ranks {
-            h: zeroed(n(n_values))?,
-            q: zeroed(n(n_values))?,
-            scale: zeroed(n(n_segments))?,
+            // Where the product saturates there is no memory for it either.
+            records: zeroed(n_batch.saturating_mul(n_floats))?,
         })
     }
 
     /// Bytes of the same.
-    pub(crate) fn n_bytes(n_batch: usize, (n_segments, n_values): (usize, usize)) -> usize {
-        let n_bytes = n_values
-            .saturating_mul(5)
-            .saturating_add(size_of::<RankScale>() * n_segments);
-        n_batch.saturating_mul(n_bytes)
+    pub(crate) fn n_bytes(n_batch: usize, n_floats: usize) -> usize {
+        let n_floats = n_batch.saturating_mul(n_floats);
+        n_floats.saturating_mul(size_of::<f32>())
     }
 }
 
-/// The number of segments, and the values that each has room for: the largest rank, filled up so
-/// that every layout of B can read whole groups.
-pub(crate) fn n_ranks<'a>(terms: impl Iterator<Item = &'a LinearTerms<'a>>) -> (usize, usize) {
-    terms
-        .flat_map(|terms| &terms.segments)
-        .fold((0, 0), |(n, width), s| {
+/// Where a run's ranks are: `[n_tokens, n_segments, record]`, and a record is `width` floats, the
+/// same rounded to int8, four to a float's place, and their [`RankScale`].
+#[derive(Clone, Copy)]
+struct Layout {
+    n_segments: usize,
+    /// The largest rank, filled up so that every layout of B can read whole groups.
+    width: usize,
+}
+
+impl Layout {
+    /// Of all segments of some linears with the same input.
+    fn of<'a>(terms: impl Iterator<Item = &'a LinearTerms<'a>>) -> Layout {
+        let segments = terms.flat_map(|terms| &terms.segments);
+        let (n_segments, width) = segments.fold((0, 0), |(n, width), s| {
             (n + 1, width.max(s.b.rank().next_multiple_of(8)))
-        })
+        });
+        Layout { n_segments, width }
+    }
+
+    /// Floats of the int8 ranks.
+    fn q_len(self) -> usize {
+        self.width / 4
+    }
+
+    fn record(self) -> usize {
+        self.width + self.q_len() + size_of::<RankScale>() / size_of::<f32>()
+    }
+
+    fn token(self) -> usize {
+        self.n_segments.saturating_mul(self.record())
+    }
+}
+
+/// Floats of one token's records in a run of some linears with the same input.
+pub(crate) fn record_floats<'a>(terms: impl Iterator<Item = &'a LinearTerms<'a>>) -> usize {
+    Layout::of(terms).token()
 }
 
 /// The ranks of all segments of some linears with the same input.
@@ -75,13 +91,10 @@ pub(crate) struct RankPass<'a, const N: usize> {
     exec: Exec<'a>,
     x: LinearInput<'a>,
     linears: [Adapted<'a>; N],
-    n_segments: usize,
-    width: usize,
+    layout: Layout,
     n_tokens: usize,
     task_tokens: usize,
-    h: Handover<'a, f32>,
-    q: Handover<'a, i8>,
-    scale: Handover<'a, RankScale>,
+    records: Handover<'a, f32>,
 }
 
 impl<'a, const N: usize> RankPass<'a, N> {
@@ -93,7 +106,8 @@ impl<'a, const N: usize> RankPass<'a, N> {
         n_tokens: usize,
         ranks: &'a mut Ranks,
     ) -> Option<RankPass<'a, N>> {
-        let (n_segments, width) = n_ranks(linears.iter().map(|l| l.terms));
+        let layout = Layout::of(linears.iter().map(|l| l.terms));
+        let n_segments = layout.n_segments;
         if n_segments == 0 {
             return None;
         }
@@ -104,56 +118,68 @@ impl<'a, const N: usize> RankPass<'a, N> {
             .div_ceil(n_chunks)
             .max(n_tokens.div_ceil(MAX_TILES / n_segments))
             .next_multiple_of(MIN_TOKENS);
-        let n_values = n_segments * width;
-        let (h, q) = (
-            &mut ranks.h[..n_tokens * n_values],
-            &mut ranks.q[..n_tokens * n_values],
-        );
-        let scale = &mut ranks.scale[..n_tokens * n_segments];
+        let records = &mut ranks.records[..n_tokens * layout.token()];
         Some(RankPass {
             exec: *exec,
             x,
             linears,
-            n_segments,
-            width,
+            layout,
             n_tokens,
             task_tokens,
-            h: Handover::new(h, n_values, task_tokens, width),
-            q: Handover::new(q, n_values, task_tokens, width),
-            scale: Handover::new(scale, n_segments, task_tokens, 1),
+            records: Handover::new(records, layout.token(), task_tokens, layout.record()),
         })
     }
 
     /// Tasks that must be the first of the run.
     pub(crate) fn n_tasks(&self) -> usize {
-        self.n_segments * self.n_tokens.div_ceil(self.task_tokens)
+        match self.n_tokens {
+            1 => self.layout.n_segments.min(self.exec.pool.n_threads()),
+            n => self.layout.n_segments * n.div_ceil(self.task_tokens),
+        }
     }
 
-    /// One of these tasks: `h = A x`, and `h` rounded to int8 where it is added so.
+    /// One of these tasks: `h = A x`, and `h` rounded to int8 where it is added so, of one segment and
+    /// some tokens, or, as that is little work for a single token, of a thread's share of all
+    /// segments.
     pub(crate) fn compute(&self, task: usize) {
-        let (chunk, s) = (task / self.n_segments, task % self.n_segments);
-        let mut all = self
-            .linears
-            .iter()
-            .flat_map(|l| l.terms.segments.iter().map(move |segment| (l, segment)));
-        let Some((linear, segment)) = all.nth(s) else {
-            unreachable!("there are as many tasks as segments");
-        };
-        let (level, rank) = (self.exec.level, segment.b.rank());
+        let segments = self.linears.iter();
+        let segments = segments.flat_map(|l| l.terms.segments.iter().map(move |s| (l, s)));
+        let segments = segments.enumerate();
+        if self.n_tokens > 1 {
+            let (chunk, s) = (task / self.layout.n_segments, task % self.layout.n_segments);
+            return segments
+                .filter(|(i, _)| *i == s)
+                .for_each(|(s, segment)| self.fill(chunk, s, segment));
+        }
+        // By the bytes of A: a segment belongs to the share in which its middle lies.
+        let n_bytes = |segment: &Segment<'_>| segment.a.n_bytes() as u64;
+        let total: u64 = segments.clone().map(|(_, (_, s))| n_bytes(s)).sum();
+        let mut before = 0;
+        for (s, segment) in segments {
+            let middle = before + n_bytes(segment.1) / 2;
+            before += n_bytes(segment.1);
+            if middle * self.n_tasks() as u64 / total.max(1) == task as u64 {
+                self.fill(0, s, segment);
+            }
+        }
+    }
+
+    /// The records of segment `s` and the tokens of chunk `chunk`.
+    fn fill(&self, chunk: usize, s: usize, (linear, segment): (&Adapted<'_>, &Segment<'_>)) {
+        let (level, rank, width) = (self.exec.level, segment.b.rank(), self.layout.width);
         let first = chunk * self.task_tokens;
         let tokens = first..self.n_tokens.min(first + self.task_tokens);
         let q8 = self.q8_input(linear, segment);
         let x = q8.unwrap_or(self.x.f32);
         let x = x.tokens(tokens.clone(), segment.a.n_cols());
-        self.h.fill(chunk, s, |h| {
-            matmul(level, &segment.a, 0..rank, &x, &mut h.cols(0..rank));
-            self.q.fill(chunk, s, |q| {
-                self.scale.fill(chunk, s, |scale| {
-                    for t in (0..tokens.len()).filter(|_| q8.is_some()) {
-                        quantize_h(level, &h.row(t)[..rank], q.row(t), &mut scale.row(t)[0]);
-                    }
-                });
-            });
+        self.records.fill(chunk, s, |records| {
+            matmul(level, &segment.a, 0..rank, &x, &mut records.cols(0..rank));
+            for t in (0..tokens.len()).filter(|_| q8.is_some()) {
+                let (h, rounded) = records.row(t).split_at_mut(width);
+                let (q, scale) = rounded.split_at_mut(self.layout.q_len());
+                let scale = &mut cast_slice_mut(scale)[0];
+                quantize_h(level, &h[..rank], cast_slice_mut(q), scale);
+            }
         });
     }
 
@@ -197,19 +223,17 @@ impl<'a, const N: usize> RankPass<'a, N> {
         s: usize,
         first: usize,
     ) -> LowRankTerm<'s> {
-        let stride = self.n_segments * self.width;
-        let h = first * stride + s * self.width;
+        let Layout { width, .. } = self.layout;
+        let stride = self.layout.token();
+        let h = &self.records.wait(&self.exec.pool)[first * stride + s * self.layout.record()..];
         let h = match self.q8_input(linear, segment) {
             Some(_) => LowRankInput::Q8 {
-                q: &self.q.wait(&self.exec.pool)[h..],
-                stride,
-                scale: &self.scale.wait(&self.exec.pool)[first * self.n_segments + s..],
-                scale_stride: self.n_segments,
+                q: cast_slice(&h[width..]),
+                stride: stride * size_of::<f32>(),
+                scale: cast_slice(&h[width + self.layout.q_len()..]),
+                scale_stride: stride * size_of::<f32>() / size_of::<RankScale>(),
             },
-            None => LowRankInput::F32 {
-                h: &self.h.wait(&self.exec.pool)[h..],
-                stride,
-            },
+            None => LowRankInput::F32 { h, stride },
         };
         LowRankTerm {
             b: segment.b,

@@ -122,12 +122,12 @@ impl<'m, 'a> Session<'m, 'a> {
         composition: Option<&Composition<'_>>,
     ) -> Option<Memory> {
         let n_batch = options.n_batch.min(options.n_ctx).min(MAX_BATCH);
-        let max_ranks = composition.map_or((0, 0), Composition::max_ranks);
+        let n_floats = composition.map_or(0, Composition::max_record_floats);
         Some(Memory {
             kv_cache: KvCache::n_bytes(config, options.kv_type, options.n_ctx)?,
             scratch: Scratch::n_bytes(config, n_batch)
                 .checked_add(options.n_ctx.checked_mul(size_of::<u32>())?)?
-                .checked_add(Ranks::n_bytes(n_batch, max_ranks))?,
+                .checked_add(Ranks::n_bytes(n_batch, n_floats))?,
         })
     }
 
@@ -181,8 +181,8 @@ impl<'m, 'a> Session<'m, 'a> {
                 reason: "the composition was made for another model",
             });
         }
-        let max_ranks = composition.map_or((0, 0), Composition::max_ranks);
-        self.scratch.ranks = Ranks::new(self.n_batch, max_ranks)?;
+        let n_floats = composition.map_or(0, Composition::max_record_floats);
+        self.scratch.ranks = Ranks::new(self.n_batch, n_floats)?;
         if composition.map(Composition::id) != self.exec.composition.map(Composition::id) {
             self.tokens.clear();
         }

@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::TileMut;
@@ -278,7 +279,8 @@ pub enum LowRankInput<'a> {
 }
 
 /// What belongs to one token's int8 ranks `q`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
 pub struct RankScale {
     /// `h[k] = scale * q[k]`.
     pub scale: f32,

@@ -332,13 +332,22 @@ impl<'a, T> Handover<'a, T> {
         done.is_filled = true;
     }
 
+    /// Whether every tile is filled, so that no one need wait.
+    #[inline]
+    fn is_filled(&self) -> bool {
+        self.n_done.load(Ordering::Acquire) >= self.n_tiles
+    }
+
     /// Waits until every tile is filled, and reads them.
     ///
     /// # Panics
     ///
     /// If filling one panicked.
+    #[inline]
     pub fn wait(&self, pool: &dyn Pool) -> &[T] {
-        pool.wait_while(&|| self.n_done.load(Ordering::Acquire) < self.n_tiles);
+        if !self.is_filled() {
+            pool.wait_while(&|| !self.is_filled());
+        }
         assert!(
             !self.panicked.load(Ordering::Relaxed),
             "another task panicked"

@@ -9,7 +9,7 @@ use tandem_kernels::{LowRank, Matrix, quant};
 
 use super::{CompositionError, ContentId, LinearId, Module, PackedAdapter};
 use crate::Config;
-use crate::rank_pass::n_ranks;
+use crate::rank_pass::record_floats;
 
 /// The most adapters and calibrations in one composition.
 const MAX_PARTS: usize = 64;
@@ -181,18 +181,16 @@ impl<'a> Composition<'a> {
         &self.terms[id.index(&self.config)]
     }
 
-    /// The most segments, and the most values of one token's ranks, that linears with one input
-    /// have together; see [`RankPass`](crate::rank_pass::RankPass).
-    pub(crate) fn max_ranks(&self) -> (usize, usize) {
+    /// The most floats of one token's ranks that linears with one input have together; see
+    /// [`RankPass`](crate::rank_pass::RankPass).
+    pub(crate) fn max_record_floats(&self) -> usize {
         let groups = (0..self.config.n_layer).flat_map(|i| {
             GROUPS.map(|group| {
                 let ids = group.iter().map(|module| LinearId::Layer(i, *module));
-                n_ranks(ids.map(|id| self.terms(id)))
+                record_floats(ids.map(|id| self.terms(id)))
             })
         });
-        let output = n_ranks([self.terms(LinearId::Output)].into_iter());
-        groups.chain([output]).fold((0, 0), |a, b| {
-            (a.0.max(b.0), a.1.max(b.0.saturating_mul(b.1)))
-        })
+        let output = record_floats([self.terms(LinearId::Output)].into_iter());
+        groups.fold(output, usize::max)
     }
 }
