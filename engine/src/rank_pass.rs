@@ -26,7 +26,7 @@ const TERMS: usize = 4;
 /// The most tiles of a [`Handover`].
 const MAX_TILES: usize = tandem_kernels::SharedMatrix::<f32>::MAX_TILES;
 
-/// Room for the ranks of one run's segments: of each token and segment a record, see [`Layout`].
+/// Room for the ranks of one run's segments: of each token and segment a record, see [`RecordLayout`].
 #[derive(Debug, Default)]
 pub(crate) struct Ranks {
     records: Vec<f32>,
@@ -51,20 +51,20 @@ impl Ranks {
 /// Where a run's ranks are: `[n_tokens, n_segments, record]`, and a record is `width` floats, the
 /// same rounded to int8, four to a float's place, and their [`RankScale`].
 #[derive(Clone, Copy)]
-struct Layout {
+struct RecordLayout {
     n_segments: usize,
     /// The largest rank, filled up so that every layout of B can read whole groups.
     width: usize,
 }
 
-impl Layout {
+impl RecordLayout {
     /// Of all segments of some linears with the same input.
-    fn of<'a>(terms: impl Iterator<Item = &'a LinearTerms<'a>>) -> Layout {
+    fn of<'a>(terms: impl Iterator<Item = &'a LinearTerms<'a>>) -> RecordLayout {
         let segments = terms.flat_map(|terms| &terms.segments);
         let (n_segments, width) = segments.fold((0, 0), |(n, width), s| {
             (n + 1, width.max(s.b.rank().next_multiple_of(8)))
         });
-        Layout { n_segments, width }
+        RecordLayout { n_segments, width }
     }
 
     /// Floats of the int8 ranks.
@@ -72,18 +72,20 @@ impl Layout {
         self.width / 4
     }
 
-    fn record(self) -> usize {
+    /// Floats of a record.
+    fn record_len(self) -> usize {
         self.width + self.q_len() + size_of::<RankScale>() / size_of::<f32>()
     }
 
-    fn token(self) -> usize {
-        self.n_segments.saturating_mul(self.record())
+    /// Floats of a token's records.
+    fn token_len(self) -> usize {
+        self.n_segments.saturating_mul(self.record_len())
     }
 }
 
 /// Floats of one token's records in a run of some linears with the same input.
 pub(crate) fn record_floats<'a>(terms: impl Iterator<Item = &'a LinearTerms<'a>>) -> usize {
-    Layout::of(terms).token()
+    RecordLayout::of(terms).token_len()
 }
 
 /// The ranks of all segments of some linears with the same input.
@@ -91,7 +93,7 @@ pub(crate) struct RankPass<'a, const N: usize> {
     exec: Exec<'a>,
     x: LinearInput<'a>,
     linears: [Adapted<'a>; N],
-    layout: Layout,
+    layout: RecordLayout,
     n_tokens: usize,
     task_tokens: usize,
     records: Handover<'a, f32>,
@@ -106,7 +108,7 @@ impl<'a, const N: usize> RankPass<'a, N> {
         n_tokens: usize,
         ranks: &'a mut Ranks,
     ) -> Option<RankPass<'a, N>> {
-        let layout = Layout::of(linears.iter().map(|l| l.terms));
+        let layout = RecordLayout::of(linears.iter().map(|l| l.terms));
         let n_segments = layout.n_segments;
         if n_segments == 0 {
             return None;
@@ -118,7 +120,7 @@ impl<'a, const N: usize> RankPass<'a, N> {
             .div_ceil(n_chunks)
             .max(n_tokens.div_ceil(MAX_TILES / n_segments))
             .next_multiple_of(MIN_TOKENS);
-        let records = &mut ranks.records[..n_tokens * layout.token()];
+        let records = &mut ranks.records[..n_tokens * layout.token_len()];
         Some(RankPass {
             exec: *exec,
             x,
@@ -126,7 +128,12 @@ impl<'a, const N: usize> RankPass<'a, N> {
             layout,
             n_tokens,
             task_tokens,
-            records: Handover::new(records, layout.token(), task_tokens, layout.record()),
+            records: Handover::new(
+                records,
+                layout.token_len(),
+                task_tokens,
+                layout.record_len(),
+            ),
         })
     }
 
@@ -223,9 +230,10 @@ impl<'a, const N: usize> RankPass<'a, N> {
         s: usize,
         first: usize,
     ) -> LowRankTerm<'s> {
-        let Layout { width, .. } = self.layout;
-        let stride = self.layout.token();
-        let h = &self.records.wait(&self.exec.pool)[first * stride + s * self.layout.record()..];
+        let RecordLayout { width, .. } = self.layout;
+        let stride = self.layout.token_len();
+        let h =
+            &self.records.wait(&self.exec.pool)[first * stride + s * self.layout.record_len()..];
         let h = match self.q8_input(linear, segment) {
             Some(_) => LowRankInput::Q8 {
                 q: cast_slice(&h[width..]),

@@ -114,6 +114,8 @@ impl Simd for Avx512 {
     /// a scale into a register, would be the limit.
     #[inline(always)]
     unsafe fn nibble_blocks<const N: usize>(p: *const u8) -> NibbleBlocks<Self> {
+        // Larger blocks' last words would be past the first and the third register.
+        const { assert!(N == 18 || N == 20) };
         let v = four!(i => _mm512_loadu_si512(p.add(Words::<N>::AT[i]).cast()));
         let counts = _mm512_set_epi64(FOURS, FOURS, 0, 0, FOURS, FOURS, 0, 0);
         let q = four!(i => {

@@ -97,14 +97,17 @@ pub(crate) trait Lanes: Sized {
     unsafe fn from_i8(p: *const i8) -> Self::Floats;
 }
 
-/// A level's vectors for integers: 64 bytes, in as many registers as that takes, besides its
-/// See [`Simd::nibble_blocks`].
+/// Eight blocks of half bytes, see [`Simd::nibble_blocks`].
 struct NibbleBlocks<S: Simd> {
+    /// Two blocks' half bytes each.
     q: [S::Bytes; 4],
+    /// The f16 at the start of each block.
     first: S::Floats,
+    /// The one after it, where the format has such.
     second: S::Floats,
 }
 
+/// A level's vectors for integers: 64 bytes, in as many registers as that takes, besides its
 /// [`Lanes`].
 ///
 /// # Safety
@@ -132,7 +135,7 @@ trait Simd: Lanes {
     unsafe fn load_twice(p: *const u8) -> Self::Bytes;
     /// The half bytes of the 16 bytes at `a`, low ones first, then those at `b`.
     unsafe fn nibbles(a: *const u8, b: *const u8) -> Self::Bytes;
-    /// Eight blocks of `N` bytes, at most 20: the half bytes of the last 16 of each, as
+    /// Eight blocks of `N` bytes, 18 or 20: the half bytes of the last 16 of each, as
     /// [`Simd::nibbles`] has them, and the f16s at the start of each and after that, each in two
     /// lanes.
     #[inline(always)]
