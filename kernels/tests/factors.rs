@@ -1,9 +1,9 @@
 //! Whole factors and their merges: every level against plain definitions, to the bit.
 
 use tandem_kernels::{
-    DType, Level, LowRank, LowRankType, Magnitudes, decode_low_rank, decode_rows, elected_mean,
-    encode_low_rank, encode_rows, keep_largest, keep_random, largest_magnitude, quant,
-    weighted_sum,
+    DType, GRAM_COLS, Level, LowRank, LowRankType, Magnitudes, add_gram, add_product,
+    decode_low_rank, decode_rows, elected_mean, encode_low_rank, encode_rows, keep_largest,
+    keep_random, largest_magnitude, quant, weighted_sum,
 };
 
 /// Numbers between -1 and 1, the same in every run; with few `steps` many are equal.
@@ -225,6 +225,59 @@ fn tensors_are_combined_as_their_definitions_say() {
                         .collect();
                     let mean = elected.iter().sum::<f32>() / elected.len().max(1) as f32;
                     assert_eq!(means[i], mean);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_those_of_the_definition() {
+    for (n_rows, n_inner, n_cols) in [(1, 1, 1), (3, 5, 31), (4, 64, 32), (9, 150, 70), (0, 3, 2)] {
+        // Eighths, of which the sums are exact, and others.
+        for (steps, is_exact) in [(16, true), (1 << 24, false)] {
+            let x = floats(1, n_rows * n_inner, steps);
+            let w = floats(2, n_inner * n_cols, steps);
+            let before = floats(3, n_rows * n_cols, steps);
+            let run = |level| {
+                let mut y = before.clone();
+                add_product(level, &x, &w, n_inner, &mut y);
+                y
+            };
+            let scalar = run(Level::Scalar);
+            for (i, found) in scalar.iter().enumerate() {
+                let (row, col) = (i / n_cols, i % n_cols);
+                let products = (0..n_inner)
+                    .map(|k| f64::from(x[row * n_inner + k]) * f64::from(w[k * n_cols + col]));
+                let expected = f64::from(before[i]) + products.sum::<f64>();
+                let allowed = if is_exact { 0.0 } else { 1e-5 };
+                assert!((f64::from(*found) - expected).abs() <= allowed);
+            }
+            for level in Level::available() {
+                assert_eq!(bits(&run(level)), bits(&scalar), "{}", level.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn gram_matrices_are_those_of_the_definition() {
+    for (n_rows, n) in [(0, GRAM_COLS), (1, GRAM_COLS), (200, 3 * GRAM_COLS)] {
+        let x = floats(1, n_rows * n, 1 << 24);
+        let x: Vec<f64> = x.into_iter().map(f64::from).collect();
+        let run = |level| {
+            let mut g = vec![0.5; n * n];
+            add_gram(level, &x, n, &mut g);
+            g
+        };
+        let scalar = run(Level::Scalar);
+        for i in 0..n {
+            for j in i..n {
+                let products = x.chunks_exact(n).map(|row| row[i] * row[j]);
+                let expected = 0.5 + products.sum::<f64>();
+                assert!((scalar[i * n + j] - expected).abs() <= 1e-12);
+                for level in Level::available() {
+                    assert_eq!(run(level)[i * n + j], scalar[i * n + j], "{}", level.name());
                 }
             }
         }

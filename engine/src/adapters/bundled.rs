@@ -110,7 +110,7 @@ fn merged(
     adapter_type: AdapterType,
     workers: Workers<'_>,
 ) -> Result<PackedAdapter<'static>, CompositionError> {
-    use super::merge::{Member, Modules, Stored, merge_modules};
+    use super::merge::{Member, Modules, Stored, merge_and_pack};
 
     let how = &parts.composition.merge;
     let mut hasher = blake3::Hasher::new();
@@ -143,23 +143,15 @@ fn merged(
             modules.entry(&*f.linear).or_default().push(member);
         }
     }
-    let panels = merge_modules(&modules, &how.into(), workers, &|name, a, b| {
-        let pack = |(id, rows): (_, core::ops::Range<usize>)| {
-            let b = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
-            let factors = (&a.values[..], b);
-            Panel::pack(workers.level, factors, a.n_rows, 1.0, adapter_type)
-                .map(|panel| (id, panel))
-                .ok_or_else(|| CompositionError::NotFinite {
-                    name: name.to_string(),
-                })
-        };
-        let parts = linears(base, name, b.n_rows)?.linears.into_iter();
-        parts.map(pack).collect::<Result<Vec<_>, _>>()
-    })?;
-    let (ids, panels): (Vec<_>, Vec<_>) = panels.into_iter().flatten().unzip();
-    let users: Vec<_> = ids.into_iter().zip(0..).collect();
     let factors = ContentId(*hasher.finalize().as_bytes());
-    PackedAdapter::new(base, panels, Vec::new(), &users, &[], Some(factors))
+    merge_and_pack(
+        base,
+        &modules,
+        &how.into(),
+        adapter_type,
+        workers,
+        Some(factors),
+    )
 }
 
 #[cfg(not(feature = "merge"))]

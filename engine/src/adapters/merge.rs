@@ -10,7 +10,6 @@ use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
-use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,7 +20,10 @@ use tandem_kernels::{
 };
 
 use super::calibration::cat;
-use super::{Adapter, CompositionError, Workers, svd};
+use super::linear_id::linears;
+use super::{
+    Adapter, AdapterType, CompositionError, ContentId, PackedAdapter, Panel, Workers, svd,
+};
 use crate::Config;
 
 /// How adapters are merged.
@@ -111,6 +113,40 @@ pub fn merge(
     options: &MergeOptions,
     workers: Workers<'_>,
 ) -> Result<Adapter, CompositionError> {
+    let loras = merge_modules(
+        &modules(adapters, weights)?,
+        options,
+        workers,
+        &|name, a, b| {
+            Ok(Lora {
+                module: name.to_string(),
+                a: a.clone(),
+                b: b.clone(),
+                scale: 1.0,
+            })
+        },
+    )?;
+    Adapter::new(base, loras)
+}
+
+/// The same, packed at once: what is faster than to do one after the other.
+///
+/// # Errors
+///
+/// Those of [`merge`].
+pub fn merge_packed(
+    base: &Config,
+    adapters: &[&Adapter],
+    weights: &[f32],
+    options: &MergeOptions,
+    adapter_type: AdapterType,
+    workers: Workers<'_>,
+) -> Result<PackedAdapter<'static>, CompositionError> {
+    let modules = modules(adapters, weights)?;
+    merge_and_pack(base, &modules, options, adapter_type, workers, None)
+}
+
+fn modules<'a>(adapters: &[&'a Adapter], weights: &[f32]) -> Result<Modules<'a>, CompositionError> {
     if adapters.len() != weights.len() {
         return Err(CompositionError::Option {
             reason: "a merge needs a weight for each adapter",
@@ -123,15 +159,45 @@ pub fn merge(
             modules.entry(name).or_default().push(member);
         }
     }
-    let loras = merge_modules(&modules, options, workers, &|name, a, b| {
-        Ok(Lora {
-            module: name.to_string(),
-            a: a.clone(),
-            b: b.clone(),
-            scale: 1.0,
-        })
+    Ok(modules)
+}
+
+/// Merges and packs module by module. Without `factors`, which tells the result's factors apart
+/// from any others, they are hashed.
+pub(super) fn merge_and_pack(
+    base: &Config,
+    modules: &Modules<'_>,
+    options: &MergeOptions,
+    adapter_type: AdapterType,
+    workers: Workers<'_>,
+    factors: Option<ContentId>,
+) -> Result<PackedAdapter<'static>, CompositionError> {
+    let packed = merge_modules(modules, options, workers, &|name, a, b| {
+        let parts = linears(base, name, b.n_rows)?.linears.into_iter();
+        parts
+            .map(|(id, rows)| {
+                let b = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
+                let (values, rank) = ((&a.values[..], b), a.n_rows);
+                let panel = Panel::pack(workers.level, values, rank, 1.0, adapter_type);
+                let panel = panel.ok_or_else(|| CompositionError::NotFinite {
+                    name: name.to_string(),
+                })?;
+                let hash = factors.is_none().then(|| panel.hash_of_factors());
+                Ok((id, panel, hash))
+            })
+            .collect::<Result<Vec<_>, _>>()
     })?;
-    Adapter::new(base, loras)
+    let (mut panels, mut users) = (Vec::new(), Vec::new());
+    let mut hasher = blake3::Hasher::new();
+    for (id, panel, hash) in packed.into_iter().flatten() {
+        users.push((id, panels.len()));
+        panels.push(panel);
+        hash.iter().for_each(|hash| {
+            hasher.update(hash.as_bytes());
+        });
+    }
+    let factors = factors.unwrap_or_else(|| ContentId(*hasher.finalize().as_bytes()));
+    PackedAdapter::new(base, panels, Vec::new(), &users, &[], Some(factors))
 }
 
 /// What there is to merge, by the base's tensor.
@@ -279,7 +345,7 @@ struct Scratch {
 struct Pruning {
     magnitudes: Option<Box<Magnitudes>>,
     few: Vec<u32>,
-    order: Vec<(f32, u32)>,
+    order: Vec<Placed>,
 }
 
 /// The merged A and B of the `i`-th module.
@@ -313,24 +379,22 @@ fn merge_module<'s>(
         let loras: Vec<Lora> = members.iter().map(|member| member.lora(level)).collect();
         let weights: Vec<f32> = members.iter().map(|member| member.weight).collect();
         let weighted: Vec<(&Lora, f32)> = loras.iter().zip(weights.iter().copied()).collect();
-        (*a, *b) = match options.method {
+        match options.method {
             MergeMethod::Cat => {
                 let lora = cat(name, &weighted, true);
-                (lora.a, lora.b)
+                (*a, *b) = (lora.a, lora.b);
             }
             MergeMethod::Svd => {
-                svd::cut_product(&cat(name, &weighted, true), rank).ok_or_else(not_finite)?
+                let sum = cat(name, &weighted, true);
+                svd::cut_product(level, &sum, rank, (a, b)).ok_or_else(not_finite)?;
             }
             _ => {
-                for (lora, values) in loras.iter().zip(&mut *values) {
-                    *values = product(lora);
+                let mut dense = Floats::default();
+                for (Lora { a, b, scale, .. }, values) in loras.iter().zip(&mut *values) {
+                    svd::product(level, (&b.values, &a.values), a.n_rows, &mut dense);
+                    values.clear();
+                    values.extend(dense.values.iter().map(|x| scale * x));
                 }
-                let (n_out, _, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
-                let mut dense = Floats {
-                    n_rows: n_out,
-                    n_cols: n_in,
-                    values: vec![0.0; n_out * n_in],
-                };
                 let is_original = members
                     .iter()
                     .all(|m| m.a.is_original() && m.b.is_original());
@@ -340,9 +404,9 @@ fn merge_module<'s>(
                     is_original,
                 };
                 combine.run(values, &weights, &streams, pruning, &mut dense.values);
-                svd::cut_dense(&dense, rank).ok_or_else(not_finite)?
+                (*a, *b) = svd::cut_dense(&dense, rank).ok_or_else(not_finite)?;
             }
-        };
+        }
     } else {
         let first = ranks().next().unwrap_or(1);
         if let Some(other) = ranks().find(|rank| *rank != first) {
@@ -390,20 +454,6 @@ fn merge_module<'s>(
         }
     }
     Ok((a, b))
-}
-
-/// `scale b a`.
-fn product(lora: &Lora) -> Vec<f32> {
-    let (n_out, rank, n_in) = (lora.b.n_rows, lora.b.n_cols, lora.a.n_cols);
-    let mut values = vec![0.0; n_out * n_in];
-    let rows = values.chunks_exact_mut(n_in);
-    for (row, b) in rows.zip(lora.b.values.chunks_exact(rank)) {
-        for (b, a) in b.iter().zip(lora.a.values.chunks_exact(n_in)) {
-            let b = lora.scale * b;
-            row.iter_mut().zip(a).for_each(|(x, a)| *x += b * a);
-        }
-    }
-    values
 }
 
 /// How one tensor is made of several.
@@ -474,67 +524,126 @@ impl Combine<'_> {
             return keep_largest(self.level, &largest, values);
         }
         order.clear();
-        order.extend(values.iter().map(|x| x.abs()).zip(0..));
+        order.extend(values.iter().zip(0..).map(|(x, i)| placed(*x, i)));
         select_largest(order, n_kept);
-        for (_, i) in &order[n_kept..] {
-            values[*i as usize] = 0.0;
+        for x in &order[n_kept..] {
+            values[(x & PLACE) as usize] = 0.0;
         }
     }
 }
+
+/// A magnitude and its place, which has no part in comparisons.
+type Placed = u64;
+
+fn placed(x: f32, i: usize) -> Placed {
+    // Bits of floats without a sign are in their order.
+    u64::from(x.abs().to_bits()) << 32 | i as u64
+}
+
+/// The place's bits.
+const PLACE: Placed = 0xffff_ffff;
 
 /// Brings the `n` largest before the others.
 ///
 /// Adapters trained in 16 bits have many equal magnitudes, and which of them are kept changes the
 /// result. PyTorch leaves that to C++'s `nth_element`; so this goes step by step as the one of
 /// libstdc++ does, for results that are PEFT's.
-fn select_largest(x: &mut [(f32, u32)], n: usize) {
+fn select_largest(x: &mut [Placed], n: usize) {
     if n == 0 {
         return;
     }
-    let comes_first = |a: &(f32, u32), b: &(f32, u32)| a.0 > b.0;
     let (mut first, mut last) = (0, x.len());
     let mut turns_left = 2 * x.len().ilog2();
     while last - first > 3 {
         if turns_left == 0 {
             // Where the pivots are bad the time would be too long; equal values are rare enough.
-            x[first..last].select_nth_unstable_by(n - 1 - first, |a, b| b.0.total_cmp(&a.0));
+            let magnitude = |x: &Placed| core::cmp::Reverse(x >> 32);
+            x[first..last].select_nth_unstable_by_key(n - 1 - first, magnitude);
             return;
         }
         turns_left -= 1;
         // The median of three becomes the pivot, at the front.
         let (a, b, c) = (first + 1, first + (last - first) / 2, last - 1);
-        let median = match (
-            comes_first(&x[a], &x[b]),
-            comes_first(&x[b], &x[c]),
-            comes_first(&x[a], &x[c]),
-        ) {
+        let comes_first = |a: usize, b: usize| x[a] >> 32 > x[b] >> 32;
+        let median = match (comes_first(a, b), comes_first(b, c), comes_first(a, c)) {
             (true, true, _) | (false, false, false) => b,
             (true, false, true) | (false, true, false) => c,
             (true, false, false) | (false, _, true) => a,
         };
         x.swap(first, median);
-        let pivot = x[first];
-        let (mut low, mut high) = (first + 1, last);
-        loop {
-            while comes_first(&x[low], &pivot) {
-                low += 1;
-            }
-            high -= 1;
-            while comes_first(&pivot, &x[high]) {
-                high -= 1;
-            }
-            if low >= high {
-                break;
-            }
-            x.swap(low, high);
-            low += 1;
-        }
-        match low < n {
-            true => first = low,
-            false => last = low,
+        let cut = partition(&mut x[first..last]) + first;
+        match cut < n {
+            true => first = cut,
+            false => last = cut,
         }
     }
-    x[first..last].sort_by(|a, b| b.0.total_cmp(&a.0));
+    x[first..last].sort_by_key(|x| core::cmp::Reverse(x >> 32));
+}
+
+/// Brings what is larger than the first value before what is smaller, and gives where the latter
+/// begins. From both sides it goes to the next value that is not on its side alone, and swaps the
+/// two, until the sides meet.
+///
+/// In blocks while there are such: what is to be swapped is found without branches, of which every
+/// second would be mispredicted (Edelkamp, Weiss 2016, "BlockQuicksort"). The swaps are the same.
+fn partition(x: &mut [Placed]) -> usize {
+    const BLOCK: usize = 64;
+    let (upper, lower) = (x[0] | PLACE, x[0] & !PLACE);
+    let (mut low, mut high) = (1, x.len());
+    let (mut from_low, mut from_high) = ([0; BLOCK], [0; BLOCK]);
+    // What of the blocks at `low` and before `high` is still to be swapped.
+    let (mut in_low, mut in_high) = (0..0, 0..0);
+    while high - low >= 2 * BLOCK {
+        if in_low.is_empty() {
+            let mut n = 0;
+            for (i, x) in x[low..][..BLOCK].iter().enumerate() {
+                from_low[n % BLOCK] = i;
+                n += usize::from(*x <= upper);
+            }
+            in_low = 0..n;
+        }
+        if in_high.is_empty() {
+            let mut n = 0;
+            for (i, x) in x[high - BLOCK..high].iter().rev().enumerate() {
+                from_high[n % BLOCK] = i + 1;
+                n += usize::from(*x >= lower);
+            }
+            in_high = 0..n;
+        }
+        let n_swaps = in_low.len().min(in_high.len());
+        for (i, j) in from_low[in_low.clone()]
+            .iter()
+            .zip(&from_high[in_high.clone()])
+        {
+            x.swap(low + i, high - j);
+        }
+        in_low.start += n_swaps;
+        in_high.start += n_swaps;
+        if in_low.is_empty() {
+            low += BLOCK;
+        }
+        if in_high.is_empty() {
+            high -= BLOCK;
+        }
+    }
+    low += from_low[in_low].first().unwrap_or(&0);
+    if let Some(i) = from_high[in_high].first() {
+        high -= i - 1;
+    }
+    loop {
+        while x[low] > upper {
+            low += 1;
+        }
+        high -= 1;
+        while x[high] < lower {
+            high -= 1;
+        }
+        if low >= high {
+            return low;
+        }
+        x.swap(low, high);
+        low += 1;
+    }
 }
 
 #[cfg(test)]
@@ -546,20 +655,61 @@ mod tests {
     #[test]
     fn the_largest_are_selected_among_many_equal_ones() {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
-        for n in [1, 2, 3, 4, 5, 10, 100, 1000] {
+        for n in [1, 2, 3, 4, 5, 10, 100, 1000, 3000] {
             for n_values in [1, 2, 7, 1_000_000] {
                 let values: Vec<f32> = (0..n)
                     .map(|_| (random.next_u32() % n_values) as f32)
                     .collect();
                 for n_kept in [1, n / 3, n / 2, n - 1] {
-                    let mut order: Vec<(f32, u32)> = values.iter().copied().zip(0..).collect();
+                    let mut order: Vec<Placed> = (0..n).map(|i| placed(values[i], i)).collect();
                     select_largest(&mut order, n_kept);
-                    let least = order[..n_kept].iter().map(|x| x.0).fold(f32::MAX, f32::min);
-                    assert!(order[n_kept..].iter().all(|x| x.0 <= least));
-                    let mut places: Vec<u32> = order.iter().map(|x| x.1).collect();
+                    let value = |x: &Placed| values[(x & PLACE) as usize];
+                    let least = order[..n_kept].iter().map(value).fold(f32::MAX, f32::min);
+                    assert!(order[n_kept..].iter().all(|x| value(x) <= least));
+                    let mut places: Vec<u64> = order.iter().map(|x| x & PLACE).collect();
                     places.sort();
-                    assert!(places.into_iter().eq(0..n as u32));
+                    assert!(places.into_iter().eq(0..n as u64));
                 }
+            }
+        }
+    }
+
+    /// [`partition`] value by value, as the C++ library has it.
+    fn plain_partition(x: &mut [Placed]) -> usize {
+        let pivot = x[0] >> 32;
+        let (mut low, mut high) = (1, x.len());
+        loop {
+            while x[low] >> 32 > pivot {
+                low += 1;
+            }
+            high -= 1;
+            while pivot > x[high] >> 32 {
+                high -= 1;
+            }
+            if low >= high {
+                return low;
+            }
+            x.swap(low, high);
+            low += 1;
+        }
+    }
+
+    #[test]
+    fn blocks_are_swapped_as_single_values_are() {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(2);
+        for n in (3..600).chain([5000, 70_000]) {
+            for n_values in [1, 3, 40, u32::MAX] {
+                let mut x: Vec<Placed> = (0..n)
+                    .map(|i| placed((random.next_u32() % n_values) as f32, i))
+                    .collect();
+                // A value on each side that ends the search, as the choice of the pivot leaves them.
+                let (least, largest) = (x.iter().min(), x.iter().max());
+                let ends = (*least.unwrap(), *largest.unwrap());
+                (x[n - 1], x[1]) = ends;
+                let mut expected = x.clone();
+                let cut = plain_partition(&mut expected);
+                assert_eq!(partition(&mut x), cut);
+                assert!(x == expected, "{n} {n_values}");
             }
         }
     }

@@ -32,7 +32,7 @@ pub(crate) use composition::{LinearTerms, Segment};
 pub use error::CompositionError;
 pub use linear_id::{LinearId, Module, module_names};
 #[cfg(feature = "merge")]
-pub use merge::{MergeMethod, MergeOptions, merge};
+pub use merge::{MergeMethod, MergeOptions, merge, merge_packed};
 pub use packed::{AdapterType, ContentId, PackedAdapter, Panel};
 pub use tandem_kernels::LowRankType;
 

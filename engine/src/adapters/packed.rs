@@ -188,9 +188,15 @@ impl<'a> Panel<'a> {
         numbers.iter().for_each(|n| number(hasher, *n));
         hasher.update(&self.scale.to_le_bytes());
         if with_factors {
-            hasher.update(&self.a);
-            hasher.update(&self.b);
+            hasher.update(self.hash_of_factors().as_bytes());
         }
+    }
+
+    /// The hash of the factors' bytes.
+    pub(super) fn hash_of_factors(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.a).update(&self.b);
+        hasher.finalize()
     }
 }
 

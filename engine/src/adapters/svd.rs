@@ -1,11 +1,14 @@
 //! The best approximation of a matrix by one of low rank.
 
+use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use nalgebra::DMatrix;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use tandem_formats::adapter::{Floats, Lora};
+use tandem_kernels::{GRAM_COLS, Level, add_gram, add_product};
 
 /// Turns of the power iteration for dense matrices; with each the directions that do not belong to
 /// the largest singular values lose the square of their share.
@@ -40,16 +43,113 @@ fn cut(x: DMatrix<f64>, rank: usize) -> Option<(DMatrix<f64>, DMatrix<f64>)> {
     Some((b, v_t.rows(0, n).into_owned()))
 }
 
-/// Cuts `scale b a` to `rank`, exactly: with `b = q_b r_b` and `a^T = q_a r_a` the decomposition is
-/// that of the small `r_b r_a^T`, turned by `q_b` and `q_a`.
-pub(super) fn cut_product(lora: &Lora, rank: usize) -> Option<(Floats, Floats)> {
-    let b = matrix(&lora.b) * f64::from(lora.scale);
-    let (b, a_t) = (b.qr(), matrix(&lora.a).transpose().qr());
-    let (core_b, core_a) = cut(b.r() * a_t.r().transpose(), rank)?;
-    Some((
-        floats(&(core_a * a_t.q().transpose())),
-        floats(&(b.q() * core_b)),
-    ))
+/// Cuts `scale b a` to `rank`: the best approximation, by way of the factors' Gram matrices, which
+/// are small.
+///
+/// With `l l^T = a a^T` the right singular vectors of `b l` are those of `b a` seen from the rows of
+/// `a`, and the eigenvectors `u` of `m = l^T (b^T b) l`; the eigenvalues `s^2` are the squares of its
+/// singular values. The columns of `b l u / s` are orthonormal, and the result is `b a` projected
+/// to those of the largest: `b' = b (l u)`, `a' = (s^-2 u^T l^T b^T b) a`. Whatever `l` is, that
+/// is a projection, so that the small number added to the diagonal for its sake costs nothing but
+/// directions as small.
+pub(super) fn cut_product(
+    level: Level,
+    lora: &Lora,
+    rank: usize,
+    (cut_a, cut_b): (&mut Floats, &mut Floats),
+) -> Option<()> {
+    let (Lora { a, b, .. }, n) = (lora, lora.a.n_rows);
+    let mut gram_a = gram(level, n, a.n_cols, |columns, rows, width| {
+        for (k, a) in a.values.chunks_exact(a.n_cols).enumerate() {
+            let column = rows[k..].iter_mut().step_by(width);
+            column
+                .zip(&a[columns.clone()])
+                .for_each(|(x, a)| *x = f64::from(*a));
+        }
+    });
+    let mut gram_b = gram(level, n, b.n_rows, |run, rows, width| {
+        let b = &b.values[run.start * n..run.end * n];
+        for (row, b) in rows.chunks_exact_mut(width).zip(b.chunks_exact(n)) {
+            row.iter_mut().zip(b).for_each(|(x, b)| *x = f64::from(*b));
+        }
+    });
+    // Rows of `a` of one length, and columns of `b` that make up for it.
+    let norms = gram_a.diagonal().map(|square| match square > 0.0 {
+        true => libm::sqrt(square),
+        false => 1.0,
+    });
+    for i in 0..n {
+        for j in 0..n {
+            gram_a[(i, j)] /= norms[i] * norms[j];
+            gram_b[(i, j)] *= norms[i] * norms[j];
+        }
+        gram_a[(i, i)] += SHIFT;
+    }
+    let l = gram_a.cholesky()?.unpack();
+    let lb = l.tr_mul(&gram_b);
+    let eigen = (&lb * &l).try_symmetric_eigen(f64::EPSILON, 10_000)?;
+    let values = &eigen.eigenvalues;
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by(|i, j| values[*j].total_cmp(&values[*i]));
+    let largest = order.first().map_or(0.0, |i| values[*i]);
+    if !largest.is_finite() {
+        return None;
+    }
+    order.truncate(rank);
+    // Of nothing at all something is left, too.
+    let n_kept = order
+        .partition_point(|i| values[*i] > SHIFT * largest)
+        .max(1);
+    let mut to_a = vec![0.0; n_kept * n];
+    let mut to_b = vec![0.0; n * n_kept];
+    let kept = order
+        .into_iter()
+        .take_while(|i| values[*i] > SHIFT * largest);
+    for (j, i) in kept.enumerate() {
+        let u = eigen.eigenvectors.column(i);
+        let (a, b) = (lb.tr_mul(&u) / values[i], &l * u);
+        for k in 0..n {
+            to_a[j * n + k] = (a[k] / norms[k]) as f32;
+            to_b[k * n_kept + j] = (f64::from(lora.scale) * norms[k] * b[k]) as f32;
+        }
+    }
+    product(level, (&to_a, &a.values), n, cut_a);
+    product(level, (&b.values, &to_b), n, cut_b);
+    Some(())
+}
+
+/// What is added to a matrix with ones on its diagonal to make it positive definite; eigenvalues
+/// of this share of the largest are rounding errors.
+const SHIFT: f64 = 1e-13;
+
+/// `x^T x` for `x` `[n_rows, n]`, of which `fill` writes a run of rows `[_, width]`, where a row is
+/// filled up with zeros.
+fn gram(
+    level: Level,
+    n: usize,
+    n_rows: usize,
+    fill: impl Fn(Range<usize>, &mut [f64], usize),
+) -> DMatrix<f64> {
+    /// Rows written before they are read.
+    const RUN: usize = 64;
+    let width = n.next_multiple_of(GRAM_COLS);
+    let mut run = vec![0.0; RUN * width];
+    let mut gram = vec![0.0; width * width];
+    for start in (0..n_rows).step_by(RUN) {
+        let rows = start..n_rows.min(start + RUN);
+        let run = &mut run[..rows.len() * width];
+        fill(rows, run, width);
+        add_gram(level, run, width, &mut gram);
+    }
+    DMatrix::from_fn(n, n, |i, j| gram[i.min(j) * width + i.max(j)])
+}
+
+/// `x w` for `x` `[_, n_inner]` and `w` `[n_inner, _]`.
+pub(super) fn product(level: Level, (x, w): (&[f32], &[f32]), n_inner: usize, y: &mut Floats) {
+    (y.n_rows, y.n_cols) = (x.len() / n_inner, w.len() / n_inner);
+    y.values.clear();
+    y.values.resize(y.n_rows * y.n_cols, 0.0);
+    add_product(level, x, w, n_inner, &mut y.values);
 }
 
 /// Cuts a dense `x` to `rank`. Exact for small matrices; for others by subspace iteration from a
@@ -90,6 +190,12 @@ mod tests {
         }
     }
 
+    fn product_cut(lora: &Lora, rank: usize) -> (Floats, Floats) {
+        let (mut a, mut b) = Default::default();
+        cut_product(Level::detect(), lora, rank, (&mut a, &mut b)).unwrap();
+        (a, b)
+    }
+
     /// What is left of `x` beyond `b a`, squared.
     fn rest(x: &DMatrix<f64>, (a, b): &(Floats, Floats)) -> f64 {
         (x - matrix(b) * matrix(a)).norm_squared()
@@ -113,12 +219,66 @@ mod tests {
         for rank in [1, 4, 9, 20] {
             let least = least_rest(&dense, rank);
             for found in [
-                cut_product(&lora, rank).unwrap(),
+                product_cut(&lora, rank),
                 cut_dense(&floats(&dense), rank).unwrap(),
             ] {
                 assert!(found.0.n_rows <= rank && found.0.n_rows == found.1.n_cols);
                 assert!(rest(&dense, &found) <= least * 1.00001 + 1e-9);
             }
+        }
+    }
+
+    #[test]
+    fn what_lies_in_few_directions_keeps_them_only() {
+        let lora = |b: Floats| Lora {
+            module: Default::default(),
+            // The adapters' factors are nearly the same, as after a start from the same A.
+            a: {
+                let mut a = random(3, 40, 1);
+                let near: Vec<f32> = a.values.iter().map(|x| x * (1.0 + 1e-6)).collect();
+                a.values.extend(near);
+                Floats { n_rows: 6, ..a }
+            },
+            b,
+            scale: 1.0,
+        };
+        let three = lora(random(30, 6, 2));
+        let dense = matrix(&three.b) * matrix(&three.a);
+        let found = product_cut(&three, 6);
+        assert!(rest(&dense, &found) <= 1e-12 * dense.norm_squared());
+        let nothing = lora(Floats {
+            values: vec![0.0; 180],
+            n_rows: 30,
+            n_cols: 6,
+        });
+        let (a, b) = product_cut(&nothing, 6);
+        assert_eq!((a.n_rows, b.n_cols), (1, 1));
+        assert!(a.values.iter().chain(&b.values).all(|x| *x == 0.0));
+    }
+
+    #[test]
+    fn factors_of_very_different_sizes_are_cut() {
+        let mut lora = Lora {
+            module: Default::default(),
+            a: random(4, 40, 1),
+            b: random(30, 4, 2),
+            scale: 2.0,
+        };
+        // Products of one size.
+        for (k, size) in [1e15, 1e-15, 1e5, 1.0].into_iter().enumerate() {
+            lora.a.values[k * 40..][..40]
+                .iter_mut()
+                .for_each(|x| *x *= size);
+            lora.b.values[k..]
+                .iter_mut()
+                .step_by(4)
+                .for_each(|x| *x /= size);
+        }
+        let dense = matrix(&lora.b) * matrix(&lora.a) * 2.0;
+        for rank in [2, 4] {
+            let least = least_rest(&dense, rank);
+            let allowed = least * 1.00001 + 1e-12 * dense.norm_squared();
+            assert!(rest(&dense, &product_cut(&lora, rank)) <= allowed);
         }
     }
 
@@ -141,7 +301,7 @@ mod tests {
             scale: 1.0,
         };
         let dense = matrix(&lora.b) * matrix(&lora.a);
-        let found = cut_product(&lora, 3).unwrap();
+        let found = product_cut(&lora, 3);
         assert!(rest(&dense, &found) <= least_rest(&dense, 3) * 1.00001 + 1e-9);
     }
 }

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use tandem_engine::adapters::{MergeMethod, MergeOptions, merge};
-use tandem_engine::{Composition, Model, PackedAdapter, Pool};
+use tandem_engine::adapters::{MergeMethod, MergeOptions, merge_packed};
+use tandem_engine::{Composition, Model, Pool};
 
 use super::{Args, Print, mean_and_deviation, median};
 use tandem_formats::Gguf;
@@ -126,8 +126,8 @@ pub(super) fn measure(
     let adapters: Vec<_> = adapters.iter().collect();
     let weights: Vec<f32> = args.adapters.lora.iter().map(|lora| lora.scale).collect();
     let methods = MergeMethod::ALL.into_iter();
-    // The sum needs no merge, and cutting it to a rank takes seconds.
-    for method in methods.filter(|m| !matches!(m, MergeMethod::Cat | MergeMethod::Svd)) {
+    // The sum needs no merge.
+    for method in methods.filter(|method| *method != MergeMethod::Cat) {
         let options = MergeOptions {
             method,
             dense: false,
@@ -139,8 +139,8 @@ pub(super) fn measure(
             let (packed, composition);
             let mut session = session()?;
             let start = Instant::now();
-            let merged = merge(&model.config, &adapters, &weights, &options, workers)?;
-            packed = PackedAdapter::pack(&model.config, &merged, adapter_type)?;
+            let base = &model.config;
+            packed = merge_packed(base, &adapters, &weights, &options, adapter_type, workers)?;
             composition = Composition::new(&model.config, &[(&packed, 1.0)])?;
             session.set_composition(Some(&composition))?;
             Ok(start.elapsed())
