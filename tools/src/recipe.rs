@@ -65,7 +65,7 @@ pub(crate) struct Composition {
     pub calibration: Option<Calibration>,
     pub prompt: Option<String>,
     pub description: Option<String>,
-    /// Whether the merge's result is stored; `cat` needs none.
+    /// Whether the merge's result is stored; that of `cat` is the members in one.
     #[serde(default)]
     pub ready_made: bool,
     /// How it is stored.

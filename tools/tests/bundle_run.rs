@@ -41,6 +41,20 @@ fn logits(folder: &Path, flags: &[&OsStr]) -> Vec<u8> {
     fs::read(out).unwrap()
 }
 
+/// The values of an npy file.
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    // The header's length is a multiple of 64 bytes.
+    let header = 10 + u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
+    let values = bytes[header..].as_chunks().0.iter();
+    values.map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn relative_error(found: &[f32], truth: &[f32]) -> f64 {
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>();
+    let error = norm(&mut truth.iter().zip(found).map(|(a, b)| a - b));
+    (error / norm(&mut truth.iter().copied())).sqrt()
+}
+
 fn of_bundle(folder: &Path, bundle: &Path, composition: &str) -> Vec<u8> {
     let flags = [
         "--bundle".as_ref(),
@@ -171,6 +185,44 @@ fn stored_merges_are_those_that_are_computed() {
     }
 }
 
+/// Members that are stored side by side compute what they do apart, but for the rounding.
+#[test]
+fn members_stored_as_one_compute_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let compositions = |quant: &str| {
+        [("apart", false), ("one", true)].map(|(name, stored)| {
+            format!(
+                "[[composition]]\nname = \"{name}\"\nready_made = {stored}\nquant = \"{quant}\"\n\
+                 adapters = [{{ name = \"summarize\", weight = 0.7 }}, {{ name = \"translate\", weight = -0.4 }}]\n"
+            )
+        })
+    };
+    let mut truth = Vec::new();
+    // Integers are rounded anyhow, here with another weight's scale; the adapters' own floats are not.
+    for (quant, rounding) in [
+        ("f32", 1e-6),
+        ("f16", 1.0 / 2048.0),
+        ("q8_0", 0.0),
+        ("q4_0", 0.0),
+    ] {
+        let Some(bundle) = peer_bundle(folder, quant, &compositions(quant).concat()) else {
+            return;
+        };
+        let [apart, one] = ["apart", "one"].map(|name| floats(&of_bundle(folder, &bundle, name)));
+        if truth.is_empty() {
+            truth = apart.clone();
+        }
+        let (apart, one) = (relative_error(&apart, &truth), relative_error(&one, &truth));
+        assert!(one <= 1.3 * apart + rounding, "{quant}: {apart} {one}");
+        let report = tandem!("bundle", "inspect", bundle, "--json").ok().json();
+        let factors = &report["compositions"][1]["merged"]["factors"];
+        let rank = |adapter: usize| report["adapters"][adapter]["factors"][0]["rank"].as_u64();
+        let sum = rank(0).unwrap() + rank(1).unwrap();
+        assert_eq!(factors[0]["rank"], sum);
+    }
+}
+
 /// The greedy ids that transformers and PEFT give in float32, prompts included.
 #[test]
 fn the_trained_compositions_answer_as_in_peft() {
@@ -262,17 +314,9 @@ fn calibrations_in_q8_0_are_near_those_in_f32() {
     assert!(n_bytes("low_rank-q8_0") < n_bytes("low_rank-f16"));
     assert!(n_bytes("low_rank-f16") < n_bytes("low_rank-f32"));
     assert_eq!(n_bytes("output_bias-q8_0"), n_bytes("output_bias-f16"));
-    let floats = |name: &str| -> Vec<f32> {
-        // The header's length is a multiple of 64 bytes.
-        let bytes = of_bundle(folder, &bundle, name);
-        let header = 10 + u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
-        let values = bytes[header..].as_chunks().0.iter();
-        values.map(|b| f32::from_le_bytes(*b)).collect()
-    };
+    let floats = |name: &str| floats(&of_bundle(folder, &bundle, name));
     let (truth, found) = (floats("low_rank-f32"), floats("low_rank-q8_0"));
-    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>();
-    let error = norm(&mut truth.iter().zip(&found).map(|(a, b)| a - b));
-    let error = (error / norm(&mut truth.iter().copied())).sqrt();
+    let error = relative_error(&found, &truth);
     assert!(error > 0.0 && error < 5e-3, "{error}");
     assert!(floats("output_bias-q8_0") == floats("output_bias-f16"));
 }

@@ -100,14 +100,6 @@ impl Contents<'_> {
         }
         check_merge(&composition.name, &composition.merge)?;
         if let Some(merged) = &composition.merged {
-            if composition.merge.method == MergeMethod::Cat {
-                return Err(merge_option(
-                    &composition.name,
-                    MergeMethod::Cat,
-                    "merged",
-                    "is of no use: the members are used as they are",
-                ));
-            }
             check_factors(what, &composition.name, merged.dtype, &merged.factors)?;
             linears.add(what, &composition.name, &merged.factors)?;
         }
@@ -129,6 +121,14 @@ impl Contents<'_> {
             {
                 let composition = name();
                 return Err(BundleError::ProjectionWithoutCat { composition });
+            }
+            if calibration.kind == CalibrationKind::Projection && composition.merged.is_some() {
+                return Err(merge_option(
+                    &composition.name,
+                    MergeMethod::Cat,
+                    "merged",
+                    "does not go with a projection, which stands between the members' factors",
+                ));
             }
             check_corrections(composition, calibration, linears)?;
         }

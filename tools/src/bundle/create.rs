@@ -135,7 +135,7 @@ fn extend(
             }
             None => None,
         };
-        let merged = match entry.ready_made && merge.method != MergeMethod::Cat {
+        let merged = match entry.ready_made {
             true => {
                 let dtype = dtype(entry.quant);
                 let factors = merge_now(config, &members, &merge)
