@@ -248,7 +248,7 @@ impl<'a> Exec<'a> {
     }
 }
 
-/// Floats of a piece: what matmul takes at once, of 256 tokens.
+/// Floats of a piece: what matmul takes at once, of 256 tokens (more take several pieces).
 const PIECE: usize = 256 * TILE_ROWS;
 /// The same for a single token.
 const PIECE_OF_ONE: usize = 1024;
@@ -276,7 +276,7 @@ fn pieces_of<const LEN: usize>(
     mut compute: impl FnMut(&mut TileMut<'_>, Range<usize>, Range<usize>, &mut [f32]),
 ) {
     let (mut buffer, mut other) = ([0.0; LEN], [0.0; LEN]);
-    let piece_tokens = n_tokens.min(LEN / MIN_ROWS);
+    let piece_tokens = n_tokens.min(LEN / TILE_ROWS);
     let piece_rows = LEN / piece_tokens / MIN_ROWS * MIN_ROWS;
     for r in (0..n_rows).step_by(piece_rows) {
         let rows = r..n_rows.min(r + piece_rows);

@@ -139,7 +139,7 @@ impl<'m> Weights<'m> {
         let (level, w, first) = (self.level, &self.w, self.next);
         let took_part = Mutex::new(HashSet::new());
         let start = Instant::now();
-        pool.run_on(n_threads, n_rows.div_ceil(task_rows), &|i| {
+        pool.run_apart(n_threads, 0, n_rows.div_ceil(task_rows), &|i| {
             let mut y = y.tile(0, i);
             let row = first + i * task_rows;
             matmul(level, w, row..row + y.n_cols(), &x, &mut y);

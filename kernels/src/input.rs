@@ -32,7 +32,7 @@ pub enum Input<'a> {
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Q8Super {
-    /// Integers in -127..=127.
+    /// Integers in -127..=127 (of what is not finite, any).
     pub q: [i8; Q8_SUPER],
     /// A scale for each block.
     pub scale: [f32; N_BLOCKS],
