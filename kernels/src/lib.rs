@@ -25,6 +25,7 @@ mod parallel;
 mod product;
 pub mod quant;
 mod rope;
+mod select;
 mod simd;
 mod softmax;
 #[cfg(feature = "std")]
@@ -49,6 +50,7 @@ pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
 pub use product::{GRAM_COLS, add_gram, add_product};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
+pub use select::{Placed, select_largest};
 pub use simd::TILE_ROWS;
 pub use softmax::softmax;
 #[cfg(feature = "std")]

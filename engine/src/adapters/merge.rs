@@ -15,8 +15,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use tandem_formats::adapter::{Floats, Lora};
 use tandem_kernels::{
-    DType, Level, LowRank, Magnitudes, SharedMatrix, decode_low_rank, decode_rows, elected_mean,
-    keep_largest, keep_random, largest_magnitude, weighted_sum,
+    DType, Level, LowRank, Magnitudes, Placed, SharedMatrix, decode_low_rank, decode_rows,
+    elected_mean, keep_largest, keep_random, largest_magnitude, select_largest, weighted_sum,
 };
 
 use super::calibration::cat;
@@ -517,202 +517,29 @@ impl Combine<'_> {
             few,
             order,
         } = pruning;
-        few.resize(values.len().max(few.len()), 0);
-        let magnitudes = magnitudes.get_or_insert_with(|| Box::new(Magnitudes::EMPTY));
-        let largest = magnitudes.largest(values, n_kept, few);
-        if !(largest.is_ambiguous && self.is_original) {
-            return keep_largest(self.level, &largest, values);
+        // Of numbers of 16 bits many are equal, as a rule.
+        let is_16_bit = |x: &f32| x.to_bits() & 0x1fff == 0;
+        let is_ambiguous = self.is_original && values.iter().take(256).all(is_16_bit);
+        if !is_ambiguous {
+            few.resize(values.len().max(few.len()), 0);
+            let magnitudes = magnitudes.get_or_insert_with(|| Box::new(Magnitudes::EMPTY));
+            let largest = magnitudes.largest(values, n_kept, few);
+            if !(largest.is_ambiguous && self.is_original) {
+                return keep_largest(self.level, &largest, values);
+            }
         }
         order.clear();
-        order.extend(values.iter().zip(0..).map(|(x, i)| placed(*x, i)));
-        select_largest(order, n_kept);
+        order.extend(values.iter().zip(0..).map(|(x, i)| Placed::new(*x, i)));
+        select_largest(self.level, order, n_kept);
         for x in &order[n_kept..] {
-            values[(x & PLACE) as usize] = 0.0;
+            values[x.place()] = 0.0;
         }
-    }
-}
-
-/// A magnitude and its place, which has no part in comparisons.
-type Placed = u64;
-
-fn placed(x: f32, i: usize) -> Placed {
-    // Bits of floats without a sign are in their order.
-    u64::from(x.abs().to_bits()) << 32 | i as u64
-}
-
-/// The place's bits.
-const PLACE: Placed = 0xffff_ffff;
-
-/// Brings the `n` largest before the others.
-///
-/// Adapters trained in 16 bits have many equal magnitudes, and which of them are kept changes the
-/// result. PyTorch leaves that to C++'s `nth_element`; so this goes step by step as the one of
-/// libstdc++ does, for results that are PEFT's.
-fn select_largest(x: &mut [Placed], n: usize) {
-    if n == 0 {
-        return;
-    }
-    let (mut first, mut last) = (0, x.len());
-    let mut turns_left = 2 * x.len().ilog2();
-    while last - first > 3 {
-        if turns_left == 0 {
-            // Where the pivots are bad the time would be too long; equal values are rare enough.
-            let magnitude = |x: &Placed| core::cmp::Reverse(x >> 32);
-            x[first..last].select_nth_unstable_by_key(n - 1 - first, magnitude);
-            return;
-        }
-        turns_left -= 1;
-        // The median of three becomes the pivot, at the front.
-        let (a, b, c) = (first + 1, first + (last - first) / 2, last - 1);
-        let comes_first = |a: usize, b: usize| x[a] >> 32 > x[b] >> 32;
-        let median = match (comes_first(a, b), comes_first(b, c), comes_first(a, c)) {
-            (true, true, _) | (false, false, false) => b,
-            (true, false, true) | (false, true, false) => c,
-            (true, false, false) | (false, _, true) => a,
-        };
-        x.swap(first, median);
-        let cut = partition(&mut x[first..last]) + first;
-        match cut < n {
-            true => first = cut,
-            false => last = cut,
-        }
-    }
-    x[first..last].sort_by_key(|x| core::cmp::Reverse(x >> 32));
-}
-
-/// Brings what is larger than the first value before what is smaller, and gives where the latter
-/// begins. From both sides it goes to the next value that is not on its side alone, and swaps the
-/// two, until the sides meet.
-///
-/// In blocks while there are such: what is to be swapped is found without branches, of which every
-/// second would be mispredicted (Edelkamp, Weiss 2016, "BlockQuicksort"). The swaps are the same.
-fn partition(x: &mut [Placed]) -> usize {
-    const BLOCK: usize = 64;
-    let (upper, lower) = (x[0] | PLACE, x[0] & !PLACE);
-    let (mut low, mut high) = (1, x.len());
-    let (mut from_low, mut from_high) = ([0; BLOCK], [0; BLOCK]);
-    // What of the blocks at `low` and before `high` is still to be swapped.
-    let (mut in_low, mut in_high) = (0..0, 0..0);
-    while high - low >= 2 * BLOCK {
-        if in_low.is_empty() {
-            let mut n = 0;
-            for (i, x) in x[low..][..BLOCK].iter().enumerate() {
-                from_low[n % BLOCK] = i;
-                n += usize::from(*x <= upper);
-            }
-            in_low = 0..n;
-        }
-        if in_high.is_empty() {
-            let mut n = 0;
-            for (i, x) in x[high - BLOCK..high].iter().rev().enumerate() {
-                from_high[n % BLOCK] = i + 1;
-                n += usize::from(*x >= lower);
-            }
-            in_high = 0..n;
-        }
-        let n_swaps = in_low.len().min(in_high.len());
-        for (i, j) in from_low[in_low.clone()]
-            .iter()
-            .zip(&from_high[in_high.clone()])
-        {
-            x.swap(low + i, high - j);
-        }
-        in_low.start += n_swaps;
-        in_high.start += n_swaps;
-        if in_low.is_empty() {
-            low += BLOCK;
-        }
-        if in_high.is_empty() {
-            high -= BLOCK;
-        }
-    }
-    low += from_low[in_low].first().unwrap_or(&0);
-    if let Some(i) = from_high[in_high].first() {
-        high -= i - 1;
-    }
-    loop {
-        while x[low] > upper {
-            low += 1;
-        }
-        high -= 1;
-        while x[high] < lower {
-            high -= 1;
-        }
-        if low >= high {
-            return low;
-        }
-        x.swap(low, high);
-        low += 1;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand_xoshiro::Xoshiro256PlusPlus;
-    use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
-
-    #[test]
-    fn the_largest_are_selected_among_many_equal_ones() {
-        let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
-        for n in [1, 2, 3, 4, 5, 10, 100, 1000, 3000] {
-            for n_values in [1, 2, 7, 1_000_000] {
-                let values: Vec<f32> = (0..n)
-                    .map(|_| (random.next_u32() % n_values) as f32)
-                    .collect();
-                for n_kept in [1, n / 3, n / 2, n - 1] {
-                    let mut order: Vec<Placed> = (0..n).map(|i| placed(values[i], i)).collect();
-                    select_largest(&mut order, n_kept);
-                    let value = |x: &Placed| values[(x & PLACE) as usize];
-                    let least = order[..n_kept].iter().map(value).fold(f32::MAX, f32::min);
-                    assert!(order[n_kept..].iter().all(|x| value(x) <= least));
-                    let mut places: Vec<u64> = order.iter().map(|x| x & PLACE).collect();
-                    places.sort();
-                    assert!(places.into_iter().eq(0..n as u64));
-                }
-            }
-        }
-    }
-
-    /// [`partition`] value by value, as the C++ library has it.
-    fn plain_partition(x: &mut [Placed]) -> usize {
-        let pivot = x[0] >> 32;
-        let (mut low, mut high) = (1, x.len());
-        loop {
-            while x[low] >> 32 > pivot {
-                low += 1;
-            }
-            high -= 1;
-            while pivot > x[high] >> 32 {
-                high -= 1;
-            }
-            if low >= high {
-                return low;
-            }
-            x.swap(low, high);
-            low += 1;
-        }
-    }
-
-    #[test]
-    fn blocks_are_swapped_as_single_values_are() {
-        let mut random = Xoshiro256PlusPlus::seed_from_u64(2);
-        for n in (3..600).chain([5000, 70_000]) {
-            for n_values in [1, 3, 40, u32::MAX] {
-                let mut x: Vec<Placed> = (0..n)
-                    .map(|i| placed((random.next_u32() % n_values) as f32, i))
-                    .collect();
-                // A value on each side that ends the search, as the choice of the pivot leaves them.
-                let (least, largest) = (x.iter().min(), x.iter().max());
-                let ends = (*least.unwrap(), *largest.unwrap());
-                (x[n - 1], x[1]) = ends;
-                let mut expected = x.clone();
-                let cut = plain_partition(&mut expected);
-                assert_eq!(partition(&mut x), cut);
-                assert!(x == expected, "{n} {n_values}");
-            }
-        }
-    }
 
     #[test]
     fn pruning_keeps_the_largest_magnitudes() {
