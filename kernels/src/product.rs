@@ -57,13 +57,8 @@ multilevel! {
 /// If `n` is not a multiple of [`GRAM_COLS`], or the slices are not of these sizes.
 pub fn add_gram(level: Level, x: &[f64], n: usize, g: &mut [f64]) {
     assert!(n.is_multiple_of(GRAM_COLS) && x.len().is_multiple_of(n) && g.len() == n * n);
-    add_gram_on(
-        level,
-        level != Level::Scalar || cfg!(target_arch = "aarch64"),
-        x,
-        n,
-        g,
-    );
+    let has_fused = level != Level::Scalar || cfg!(target_arch = "aarch64");
+    add_gram_on(level, has_fused, x, n, g);
 }
 
 multilevel! {
@@ -107,10 +102,10 @@ fn product<T: Copy + Default, const N: usize>(
 ) -> [[T; N]; ROWS] {
     let mut sums = [[T::default(); N]; ROWS];
     for (k, w) in w.iter().enumerate() {
-        for r in 0..ROWS {
+        for (r, sums) in sums.iter_mut().enumerate() {
             let x = x(r, k);
-            for j in 0..N {
-                sums[r][j] = add(sums[r][j], x, w[j]);
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = add(*sum, x, *w);
             }
         }
     }

@@ -59,6 +59,14 @@ pub(super) fn cut_product(
     (cut_a, cut_b): (&mut Floats, &mut Floats),
 ) -> Option<()> {
     let (Lora { a, b, .. }, n) = (lora, lora.a.n_rows);
+    if n > b.n_rows.min(a.n_cols) {
+        // The Gram matrices would be larger than the product, and than all that they are made of.
+        let mut dense = Floats::default();
+        product(level, (&b.values, &a.values), n, &mut dense);
+        let (b, a) = cut(matrix(&dense) * f64::from(lora.scale), rank)?;
+        (*cut_a, *cut_b) = (floats(&a), floats(&b));
+        return Some(());
+    }
     let mut gram_a = gram(level, n, a.n_cols, |columns, rows, width| {
         for (k, a) in a.values.chunks_exact(a.n_cols).enumerate() {
             let column = rows[k..].iter_mut().step_by(width);
