@@ -7,7 +7,7 @@ mod made_up;
 use std::path::Path;
 
 use made_up::{adapter, lora};
-use tandem_engine::adapters::{MergeOptions, Workers, from_bundle, merge};
+use tandem_engine::adapters::{MergeOptions, Workers, from_bundle, merge, merge_packed};
 use tandem_engine::{
     Adapter, AdapterType, Arch, Config, DType, Level, PackedAdapter, Pool, Serial, ThreadPool,
 };
@@ -147,6 +147,11 @@ fn merges_on_the_spot_are_the_same_for_any_level_and_number_of_threads() {
                 let merged = merge(&base, &decoded, weights, &options, serial).unwrap();
                 let packed = PackedAdapter::pack(&base, &merged, adapter_type).unwrap();
                 assert!(bytes(&packed) == bytes(&expected), "{method:?} of {dtype}");
+                let packed = merge_packed(&base, &decoded, weights, &options, adapter_type, serial);
+                assert!(
+                    bytes(&packed.unwrap()) == bytes(&expected),
+                    "{method:?} of {dtype}"
+                );
             }
             let level = Level::detect();
             for n_threads in [1, 2, 3] {

@@ -47,7 +47,7 @@ impl Mapping {
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file)? };
         // Linux then reads the file in pieces of 2 MB, and maps each by one entry where the file system
-        // can (ext4 since 6.16, XFS, Btrfs). Where it cannot, all is as it would be without.
+        // can (ext4 since 6.16, XFS, Btrfs). Elsewhere it reads further ahead at most.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Mapping { map })

@@ -5,9 +5,8 @@ use core::cmp::Reverse;
 use crate::Level;
 use crate::level::multilevel;
 
-/// A magnitude and its place, which has no part in comparisons.
+/// A magnitude and its place, which has no part in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(transparent)]
 pub struct Placed(u64);
 
 /// The place's bits.
@@ -163,16 +162,28 @@ mod tests {
 
     #[test]
     fn the_largest_are_selected_among_many_equal_ones() {
-        for n in [1, 2, 3, 4, 5, 10, 100, 1000, 3000] {
+        let levels = Level::available();
+        for (level, n) in levels
+            .into_iter()
+            .flat_map(|level| [1, 2, 3, 4, 5, 10, 100, 1000, 3000].map(|n| (level, n)))
+        {
             for n_values in [1, 2, 7, 1_000_000] {
                 let mut next = numbers(n_values);
-                let values: Vec<f32> = (0..n).map(|_| next()).collect();
+                let mut values: Vec<f32> = (0..n).map(|_| next()).collect();
+                // NaN is above all.
+                values[n / 2] = f32::NAN;
                 for n_kept in [1, n / 3, n / 2, n - 1] {
                     let new = |i| Placed::new(values[i], i);
                     let mut order: Vec<Placed> = (0..n).map(new).collect();
-                    select_largest(Level::detect(), &mut order, n_kept);
-                    let value = |x: &Placed| values[x.place()];
-                    let least = order[..n_kept].iter().map(value).fold(f32::MAX, f32::min);
+                    select_largest(level, &mut order, n_kept);
+                    let value = |x: &Placed| match values[x.place()] {
+                        x if x.is_nan() => f32::INFINITY,
+                        x => x,
+                    };
+                    let least = order[..n_kept]
+                        .iter()
+                        .map(value)
+                        .fold(f32::INFINITY, f32::min);
                     assert!(order[n_kept..].iter().all(|x| value(x) <= least));
                     let mut places: Vec<usize> = order.iter().map(|x| x.place()).collect();
                     places.sort();

@@ -259,6 +259,32 @@ fn a_checkpoint_must_be_there_and_be_one() {
     assert!(!work.path("a.safetensors").exists());
 }
 
+/// Members that are stored as one are learned for as they are apart.
+#[test]
+fn a_stored_sum_gets_the_calibration() {
+    let work = Work::new();
+    work.calibrate("apart.safetensors", &["--steps", "2"]).ok();
+    let shown = tandem!("bundle", "inspect", work.path("x.tandem"), "--json");
+    let shown = shown.ok().json();
+    let compositions = shown["compositions"].as_array().unwrap();
+    let plain = compositions
+        .iter()
+        .find(|c| c["name"] == "summarize-fr-plain");
+    let prompt = plain.unwrap()["prompt"].as_str().unwrap();
+    let add = format!(
+        "[bundle]\nbase = {:?}\n[[composition]]\nname = \"stored\"\nprompt = {prompt:?}\n\
+         adapters = [{{ name = \"summarize\", weight = 0.5 }}, {{ name = \"translate-fr\", weight = 0.5 }}]\n\
+         ready_made = true\n",
+        fixture("pocket-q8_0.gguf")
+    );
+    fs::write(work.path("add.toml"), add).unwrap();
+    let (bundle, add) = (work.path("x.tandem"), work.path("add.toml"));
+    tandem!("bundle", "add", bundle, add).ok();
+    work.write_recipe(&work.recipe().replace("summarize-fr-plain", "stored"));
+    work.calibrate("one.safetensors", &["--steps", "2"]).ok();
+    assert!(work.bytes("one.safetensors") == work.bytes("apart.safetensors"));
+}
+
 #[test]
 fn a_bundle_gets_the_calibration() {
     let work = Work::new();

@@ -129,7 +129,8 @@ pub fn merge(
     Adapter::new(base, loras)
 }
 
-/// The same, packed at once: what is faster than to do one after the other.
+/// The same, packed at once, which is faster than doing one after the other. The result's
+/// [`ContentId`] is another than [`PackedAdapter::pack`] makes.
 ///
 /// # Errors
 ///

@@ -30,9 +30,12 @@ fn floats(x: &DMatrix<f64>) -> Floats {
     }
 }
 
-/// The factors of `u s v^T` cut to `rank`: `b = u s`, `a = v^T`. `None` where the decomposition
-/// does not converge.
+/// The factors of `u s v^T` cut to `rank`: `b = u s`, `a = v^T`. `None` where a value is not finite,
+/// or the decomposition does not converge.
 fn cut(x: DMatrix<f64>, rank: usize) -> Option<(DMatrix<f64>, DMatrix<f64>)> {
+    if !x.iter().all(|x| x.is_finite()) {
+        return None;
+    }
     let svd = x.try_svd(true, true, f64::EPSILON, 10_000)?;
     let (u, v_t) = (svd.u?, svd.v_t?);
     let n = rank.min(svd.singular_values.len());
@@ -82,14 +85,12 @@ pub(super) fn cut_product(
         }
     });
     let shift = SHIFT * n as f64;
-    // Rows of `a` of one length, and columns of `b` that make up for it.
-    let norms = gram_a.diagonal().map(|square| match square > 0.0 {
-        true => libm::sqrt(square),
-        false => 1.0,
-    });
+    // Rows of `a` of one length, and columns of `b` that make up for it, nothing for a row of zeros.
+    let norms = gram_a.diagonal().map(libm::sqrt);
+    let inverses = norms.map(|norm| if norm > 0.0 { 1.0 / norm } else { 0.0 });
     for i in 0..n {
         for j in 0..n {
-            gram_a[(i, j)] /= norms[i] * norms[j];
+            gram_a[(i, j)] *= inverses[i] * inverses[j];
             gram_b[(i, j)] *= norms[i] * norms[j];
         }
         gram_a[(i, i)] += shift;
@@ -118,7 +119,7 @@ pub(super) fn cut_product(
         let u = eigen.eigenvectors.column(i);
         let (a, b) = (lb.tr_mul(&u) / values[i], &l * u);
         for k in 0..n {
-            to_a[j * n + k] = (a[k] / norms[k]) as f32;
+            to_a[j * n + k] = (a[k] * inverses[k]) as f32;
             to_b[k * n_kept + j] = (f64::from(lora.scale) * norms[k] * b[k]) as f32;
         }
     }
@@ -165,6 +166,9 @@ pub(super) fn product(level: Level, (x, w): (&[f32], &[f32]), n_inner: usize, y:
 /// random start (Halko, Martinsson, Tropp, arXiv 0909.4061), nearly the best where singular values
 /// are nearly equal, else the best.
 pub(super) fn cut_dense(x: &Floats, rank: usize) -> Option<(Floats, Floats)> {
+    if !x.values.iter().all(|x| x.is_finite()) {
+        return None;
+    }
     let x = matrix(x);
     let rank = rank.min(x.nrows()).min(x.ncols());
     let n_kept = 2 * rank + OVERSAMPLING;
@@ -266,6 +270,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_finite_is_refused() {
+        for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
+            // With more ranks than outputs, and with fewer.
+            for (n_out, rank) in [(2, 5), (30, 5)] {
+                let mut lora = Lora {
+                    module: Default::default(),
+                    a: random(rank, 40, 1),
+                    b: random(n_out, rank, 2),
+                    scale: f32::MAX,
+                };
+                lora.a.values[3] = bad;
+                lora.b.values[1] = f32::MAX;
+                let (mut a, mut b) = Default::default();
+                let cut = cut_product(Level::detect(), &lora, 2, (&mut a, &mut b));
+                let is_finite = |x: &Floats| x.values.iter().all(|x| x.is_finite());
+                assert!(cut.is_none() || !is_finite(&a) || !is_finite(&b));
+            }
+            let mut dense = random(100, 90, 3);
+            dense.values[7] = bad;
+            assert!(bad == f32::MAX || cut_dense(&dense, 3).is_none());
+        }
+    }
+
+    #[test]
     fn many_copies_of_a_factor_are_cut() {
         let (a, b) = (random(60, 700, 1), random(650, 300, 2));
         let copies = Lora {
@@ -321,7 +349,7 @@ mod tests {
 
     #[test]
     fn tall_and_wide_factors_are_cut() {
-        // More ranks than outputs: the triangles are not square.
+        // More ranks than outputs.
         let lora = Lora {
             module: Default::default(),
             a: random(12, 40, 4),

@@ -459,21 +459,24 @@ impl Composed {
         let bundle = crate::adapters::bundle_for(path, &mapping, base)?;
         let parts = bundle.parts(name).with_context(unusable)?;
         let mut members = Vec::new();
-        for (adapter, weight, _) in &parts.members {
+        // Also where their merge is stored: what is learned may go between them.
+        for member in &parts.composition.members {
+            let (adapter, _) = bundle.adapter(&member.adapter).with_context(unusable)?;
             let adapter = Adapter::from_factors(config, adapter.dtype, &adapter.factors);
-            members.push((adapter.with_context(unusable)?, *weight));
+            members.push((adapter.with_context(unusable)?, member.weight));
         }
         let mut composed = Composed {
             members,
             merged: None,
             prompt: parts.composition.prompt.as_deref().map(str::to_string),
         };
-        match parts.merged {
+        let how = &parts.composition.merge;
+        match parts.merged.filter(|_| how.method != MergeMethod::Cat) {
             Some((stored, _)) => {
                 let merged = Adapter::from_factors(config, stored.dtype, &stored.factors);
                 composed.merged = Some(merged.with_context(unusable)?);
             }
-            None => composed.merge(config, Some(&parts.composition.merge))?,
+            None => composed.merge(config, Some(how))?,
         }
         Ok(composed)
     }
