@@ -71,7 +71,14 @@ pub fn select_largest(level: Level, x: &mut [Placed], n: usize) {
             false => last = first + cut,
         }
     }
-    x[first..last].sort_by_key(|x| Reverse(x.magnitude()));
+    // What are three at most, by insertion.
+    for i in first + 1..last {
+        let mut i = i;
+        while i > first && x[i].magnitude() > x[i - 1].magnitude() {
+            x.swap(i, i - 1);
+            i -= 1;
+        }
+    }
 }
 
 /// Values of which the comparisons are the bits of a word.
