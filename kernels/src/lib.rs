@@ -50,7 +50,7 @@ pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
 pub use product::{GRAM_COLS, add_gram, add_product};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
-pub use select::{Placed, select_largest};
+pub use select::keep_largest_as_pytorch;
 pub use simd::TILE_ROWS;
 pub use softmax::softmax;
 #[cfg(feature = "std")]

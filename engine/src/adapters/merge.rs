@@ -15,8 +15,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use tandem_formats::adapter::{Floats, Lora};
 use tandem_kernels::{
-    DType, Level, LowRank, Magnitudes, Placed, SharedMatrix, decode_low_rank, decode_rows,
-    elected_mean, keep_largest, keep_random, largest_magnitude, select_largest, weighted_sum,
+    DType, Level, LowRank, Magnitudes, SharedMatrix, decode_low_rank, decode_rows, elected_mean,
+    keep_largest, keep_largest_as_pytorch, keep_random, largest_magnitude, weighted_sum,
 };
 
 use super::calibration::cat;
@@ -346,7 +346,7 @@ struct Scratch {
 struct Pruning {
     magnitudes: Option<Box<Magnitudes>>,
     few: Vec<u32>,
-    order: Vec<Placed>,
+    order: Vec<u64>,
 }
 
 /// The merged A and B of the `i`-th module.
@@ -529,12 +529,8 @@ impl Combine<'_> {
                 return keep_largest(self.level, &largest, values);
             }
         }
-        order.clear();
-        order.extend(values.iter().zip(0..).map(|(x, i)| Placed::new(*x, i)));
-        select_largest(self.level, order, n_kept);
-        for x in &order[n_kept..] {
-            values[x.place()] = 0.0;
-        }
+        order.resize(values.len().max(order.len()), 0);
+        keep_largest_as_pytorch(self.level, n_kept, order, values);
     }
 }
 
