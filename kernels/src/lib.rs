@@ -48,7 +48,7 @@ pub use matmul::matmul;
 pub use matrix::Matrix;
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
-pub use product::{GRAM_COLS, add_gram, add_product};
+pub use product::{WIDE_COLS, add_gram, add_transposed_product, multiply, transpose, widen};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
 pub use select::keep_largest_as_pytorch;
 pub use simd::TILE_ROWS;

@@ -1,9 +1,9 @@
 //! Whole factors and their merges: every level against plain definitions, to the bit.
 
 use tandem_kernels::{
-    DType, GRAM_COLS, Level, LowRank, LowRankType, Magnitudes, add_gram, add_product,
+    DType, Level, LowRank, LowRankType, Magnitudes, WIDE_COLS, add_gram, add_transposed_product,
     decode_low_rank, decode_rows, elected_mean, encode_low_rank, encode_rows, keep_largest,
-    keep_random, largest_magnitude, quant, weighted_sum,
+    keep_random, largest_magnitude, multiply, quant, transpose, weighted_sum, widen,
 };
 
 /// Numbers between -1 and 1, the same in every run; with few `steps` many are equal.
@@ -238,10 +238,9 @@ fn products_are_those_of_the_definition() {
         for (steps, is_exact) in [(16, true), (1 << 24, false)] {
             let x = floats(1, n_rows * n_inner, steps);
             let w = floats(2, n_inner * n_cols, steps);
-            let before = floats(3, n_rows * n_cols, steps);
             let run = |level| {
-                let mut y = before.clone();
-                add_product(level, &x, &w, n_inner, &mut y);
+                let mut y = floats(3, n_rows * n_cols, steps);
+                multiply(level, &x, &w, n_inner, &mut y);
                 y
             };
             let scalar = run(Level::Scalar);
@@ -249,7 +248,7 @@ fn products_are_those_of_the_definition() {
                 let (row, col) = (i / n_cols, i % n_cols);
                 let products = (0..n_inner)
                     .map(|k| f64::from(x[row * n_inner + k]) * f64::from(w[k * n_cols + col]));
-                let expected = f64::from(before[i]) + products.sum::<f64>();
+                let expected = products.sum::<f64>();
                 let allowed = if is_exact { 0.0 } else { 1e-5 };
                 assert!((f64::from(*found) - expected).abs() <= allowed);
             }
@@ -261,8 +260,43 @@ fn products_are_those_of_the_definition() {
 }
 
 #[test]
+fn rows_are_widened_and_columns_become_rows() {
+    for (n_rows, n_cols, first, n, width) in [
+        (1, 1, 0, 1, 1),
+        (8, 5, 1, 3, 8),
+        (19, 40, 7, 33, 32),
+        (64, 64, 0, 64, 64),
+    ] {
+        let x = floats(1, n_rows * n_cols, 1 << 24);
+        for level in Level::available() {
+            let mut rows = vec![9.0; n_rows * n_cols.max(width)];
+            widen(level, &x, n_cols, &mut rows, n_cols.max(width));
+            for (x, rows) in x
+                .chunks_exact(n_cols)
+                .zip(rows.chunks_exact(n_cols.max(width)))
+            {
+                let (values, others) = rows.split_at(n_cols);
+                assert!(x.iter().map(|x| f64::from(*x)).eq(values.iter().copied()));
+                assert!(others.iter().all(|x| *x == 9.0));
+            }
+            let mut y = vec![9.0; n * width];
+            transpose(level, &x, n_cols, first, &mut y, width);
+            for (c, y) in y.chunks_exact(width).enumerate() {
+                for (k, y) in y.iter().enumerate() {
+                    let expected = match k < n_rows {
+                        true => f64::from(x[k * n_cols + first + c]),
+                        false => 9.0,
+                    };
+                    assert_eq!(*y, expected, "{}", level.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn gram_matrices_are_those_of_the_definition() {
-    for (n_rows, n) in [(0, GRAM_COLS), (1, GRAM_COLS), (200, 3 * GRAM_COLS)] {
+    for (n_rows, n) in [(0, WIDE_COLS), (1, WIDE_COLS), (200, 3 * WIDE_COLS)] {
         let x = floats(1, n_rows * n, 1 << 24);
         let x: Vec<f64> = x.into_iter().map(f64::from).collect();
         let run = |level| {
@@ -280,6 +314,32 @@ fn gram_matrices_are_those_of_the_definition() {
                     assert_eq!(run(level)[i * n + j], scalar[i * n + j], "{}", level.name());
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn transposed_products_are_those_of_the_definition() {
+    for (n_inner, n_rows, n_cols) in [(0, 1, 2), (1, 2, 1), (70, 1, 3), (64, 4, 2)] {
+        let (n_rows, n_cols) = (n_rows * WIDE_COLS, n_cols * WIDE_COLS);
+        let wide = |seed, n| {
+            let sevenths = floats(seed, n, 1 << 24).into_iter();
+            sevenths.map(|x| f64::from(x) / 7.0).collect::<Vec<f64>>()
+        };
+        let (x, y) = (wide(1, n_inner * n_rows), wide(2, n_inner * n_cols));
+        let run = |level| {
+            let mut z = vec![0.5; n_rows * n_cols];
+            add_transposed_product(level, (&x, n_rows), (&y, n_cols), &mut z);
+            z
+        };
+        let scalar = run(Level::Scalar);
+        for (i, found) in scalar.iter().enumerate() {
+            let products =
+                (0..n_inner).map(|k| x[k * n_rows + i / n_cols] * y[k * n_cols + i % n_cols]);
+            assert!((found - 0.5 - products.sum::<f64>()).abs() <= 1e-12);
+        }
+        for level in Level::available() {
+            assert!(run(level) == scalar, "{}", level.name());
         }
     }
 }

@@ -17,6 +17,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use tandem_formats::adapter::calibration::{Module, Parts};
 use tandem_formats::adapter::{Floats, Lora};
@@ -277,24 +278,31 @@ impl Calibration {
 }
 
 /// Factors one after the other; with `scaled`, B's columns times weights and scales.
-pub(super) fn cat(name: &str, parts: &[(&Lora, f32)], scaled: bool) -> Lora {
+fn cat(name: &str, parts: &[(&Lora, f32)], scaled: bool) -> Lora {
     let rank = parts.iter().map(|(lora, _)| lora.a.n_rows).sum();
     let (n_out, n_in) = parts
         .first()
         .map_or((0, 0), |(lora, _)| (lora.b.n_rows, lora.a.n_cols));
-    let mut a = Vec::with_capacity(rank * n_in);
-    let mut b = Vec::with_capacity(n_out * rank);
-    for (lora, _) in parts {
+    let (mut a, mut b) = (Vec::with_capacity(rank * n_in), Floats::default());
+    b.reshape(n_out, rank);
+    let mut first = 0;
+    for (lora, weight) in parts {
         a.extend_from_slice(&lora.a.values);
+        let scale = if scaled { weight * lora.scale } else { 1.0 };
+        let columns = first..first + lora.b.n_cols;
+        put_columns((&lora.b.values, scale), columns.clone(), &mut b);
+        first = columns.end;
     }
-    for o in 0..n_out {
-        for (lora, weight) in parts {
-            let n = lora.b.n_cols;
-            let scale = if scaled { weight * lora.scale } else { 1.0 };
-            b.extend(lora.b.values[o * n..][..n].iter().map(|x| scale * x));
-        }
+    Lora::new(name.to_string(), a, b.values, (n_out, rank, n_in), 1.0)
+}
+
+/// Writes `scale x` to these columns of `y`.
+pub(super) fn put_columns((x, scale): (&[f32], f32), columns: Range<usize>, y: &mut Floats) {
+    let rows = x.chunks_exact(columns.len());
+    for (x, y) in rows.zip(y.values.chunks_exact_mut(y.n_cols)) {
+        let y = y[columns.clone()].iter_mut();
+        y.zip(x).for_each(|(y, x)| *y = scale * x);
     }
-    Lora::new(name.to_string(), a, b, (n_out, rank, n_in), 1.0)
 }
 
 /// `b := b m`.

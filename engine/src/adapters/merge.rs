@@ -9,17 +9,17 @@
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use tandem_formats::adapter::{Floats, Lora};
 use tandem_kernels::{
     DType, Level, LowRank, Magnitudes, SharedMatrix, decode_low_rank, decode_rows, elected_mean,
-    keep_largest, keep_largest_as_pytorch, keep_random, largest_magnitude, weighted_sum,
+    keep_largest, keep_largest_as_pytorch, keep_random, largest_magnitude, multiply, weighted_sum,
 };
 
-use super::calibration::cat;
+use super::calibration::put_columns;
 use super::linear_id::linears;
 use super::{
     Adapter, AdapterType, CompositionError, ContentId, PackedAdapter, Panel, Workers, svd,
@@ -229,8 +229,7 @@ pub(super) enum Stored<'a> {
 }
 
 impl Stored<'_> {
-    fn decode(self, level: Level, n: usize, values: &mut Vec<f32>) {
-        values.resize(n, 0.0);
+    fn decode(self, level: Level, values: &mut [f32]) {
         match self {
             Stored::Floats(floats) => values.copy_from_slice(floats),
             Stored::Rows(dtype, bytes) => decode_rows(level, dtype, bytes, 1.0, values),
@@ -259,14 +258,42 @@ impl<'a> Member<'a> {
             weight,
         }
     }
+}
 
-    fn lora(&self, level: Level) -> Lora {
-        let (n_out, rank, n_in) = self.shape;
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        self.a.decode(level, rank * n_in, &mut a);
-        self.b.decode(level, n_out * rank, &mut b);
-        Lora::new(String::new(), a, b, self.shape, self.scale)
+/// The members' factors beside each other, with weights and scales times the columns of B. `values` is
+/// scratch.
+fn join(
+    level: Level,
+    members: &[Member<'_>],
+    values: &mut Vec<f32>,
+    (a, b): (&mut Floats, &mut Floats),
+) {
+    let (n_out, _, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
+    let rank = members.iter().map(|m| m.shape.1).sum();
+    a.reshape(rank, n_in);
+    b.reshape(n_out, rank);
+    let mut first = 0;
+    for member in members {
+        let ranks = first..first + member.shape.1;
+        let rows = &mut a.values[ranks.start * n_in..ranks.end * n_in];
+        member.a.decode(level, rows);
+        let part = room(values, n_out * ranks.len());
+        member.b.decode(level, part);
+        put_columns((part, member.weight * member.scale), ranks.clone(), b);
+        first = ranks.end;
     }
+}
+
+/// The first `n` values of so many buffers.
+fn rooms(buffers: &mut [Vec<f32>], n_buffers: usize, n: usize) -> Vec<&mut [f32]> {
+    let buffers = buffers.iter_mut().take(n_buffers);
+    buffers.map(|buffer| room(buffer, n)).collect()
+}
+
+/// The first `n` of the buffer's values, whatever they are.
+fn room<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
+    buffer.resize(n.max(buffer.len()), T::default());
+    &mut buffer[..n]
 }
 
 /// Merges each module and gives its A and B to `keep`; the results are in the order of the modules.
@@ -335,8 +362,10 @@ pub(super) fn merge_modules<T: Send>(
 /// What a thread uses for one module after the other.
 #[derive(Default)]
 struct Scratch {
-    /// One factor of each adapter.
+    /// One factor, or the product of both, of each adapter.
     values: Vec<Vec<f32>>,
+    /// Both factors of one adapter, or those of all joined.
+    factors: (Floats, Floats),
     a: Floats,
     b: Floats,
     pruning: Pruning,
@@ -364,50 +393,46 @@ fn merge_module<'s>(
     let rank = options.rank.or(ranks().max()).unwrap_or(1);
     let Scratch {
         values,
+        factors,
         a,
         b,
         pruning,
     } = scratch;
     values.resize_with(members.len().max(values.len()), Vec::new);
-    let values = &mut values[..members.len()];
     let streams: Vec<u64> = members
         .iter()
         // The factors of all modules, for each adapter.
         .map(|member| ((member.i as u64) << 32) | (2 * i as u64))
         .collect();
-    let is_exact = matches!(options.method, MergeMethod::Cat | MergeMethod::Svd);
-    if is_exact || options.dense {
-        let loras: Vec<Lora> = members.iter().map(|member| member.lora(level)).collect();
-        let weights: Vec<f32> = members.iter().map(|member| member.weight).collect();
-        let weighted: Vec<(&Lora, f32)> = loras.iter().zip(weights.iter().copied()).collect();
-        match options.method {
-            MergeMethod::Cat => {
-                let lora = cat(name, &weighted, true);
-                (*a, *b) = (lora.a, lora.b);
-            }
-            MergeMethod::Svd => {
-                let sum = cat(name, &weighted, true);
-                svd::cut_product(level, &sum, rank, (a, b)).ok_or_else(not_finite)?;
-            }
-            _ => {
-                let mut dense = Floats::default();
-                for (Lora { a, b, scale, .. }, values) in loras.iter().zip(&mut *values) {
-                    svd::product(level, (&b.values, &a.values), a.n_rows, &mut dense);
-                    values.clear();
-                    values.extend(dense.values.iter().map(|x| scale * x));
-                }
-                let is_original = members
-                    .iter()
-                    .all(|m| m.a.is_original() && m.b.is_original());
-                let combine = Combine {
-                    options,
-                    level,
-                    is_original,
-                };
-                combine.run(values, &weights, &streams, pruning, &mut dense.values);
-                (*a, *b) = svd::cut_dense(&dense, rank).ok_or_else(not_finite)?;
-            }
+    let (n_out, _, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
+    if options.method == MergeMethod::Cat {
+        join(level, members, &mut values[0], (a, b));
+    } else if options.method == MergeMethod::Svd {
+        let (joined_a, joined_b) = factors;
+        join(level, members, &mut values[0], (joined_a, joined_b));
+        svd::cut_product(level, (joined_a, joined_b), rank, (a, b)).ok_or_else(not_finite)?;
+    } else if options.dense {
+        let mut dense = Floats::default();
+        dense.reshape(n_out, n_in);
+        let mut products = rooms(values, members.len(), dense.values.len());
+        for (member, product) in members.iter().zip(&mut products) {
+            let rank = member.shape.1;
+            let (a, b) = (&mut factors.0.values, &mut factors.1.values);
+            let (a, b) = (room(a, rank * n_in), room(b, n_out * rank));
+            member.a.decode(level, a);
+            member.b.decode(level, b);
+            multiply(level, b, a, rank, product);
+            product.iter_mut().for_each(|x| *x *= member.scale);
         }
+        let weights: Vec<f32> = members.iter().map(|member| member.weight).collect();
+        let mut stored = members.iter().flat_map(|m| [m.a, m.b]);
+        let combine = Combine {
+            options,
+            level,
+            is_original: stored.all(Stored::is_original),
+        };
+        combine.run(products, &weights, &streams, pruning, &mut dense.values);
+        (*a, *b) = svd::cut_dense(&dense, rank).ok_or_else(not_finite)?;
     } else {
         let first = ranks().next().unwrap_or(1);
         if let Some(other) = ranks().find(|rank| *rank != first) {
@@ -426,17 +451,16 @@ fn merge_module<'s>(
             .map(|(v, root)| libm::copysign(*root, v));
         let signed: Vec<f32> = signed.map(|w| w as f32).collect();
         let roots: Vec<f32> = roots.iter().map(|w| *w as f32).collect();
-        let (n_out, rank, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
         for (is_b, weights) in [(false, &signed), (true, &roots)] {
             let (merged, shape) = match is_b {
-                false => (&mut *a, (rank, n_in)),
-                true => (&mut *b, (n_out, rank)),
+                false => (&mut *a, (first, n_in)),
+                true => (&mut *b, (n_out, first)),
             };
-            (merged.n_rows, merged.n_cols) = shape;
-            merged.values.resize(shape.0 * shape.1, 0.0);
+            merged.reshape(shape.0, shape.1);
             let stored = members.iter().map(|m| if is_b { m.b } else { m.a });
-            for (stored, values) in stored.clone().zip(&mut *values) {
-                stored.decode(level, merged.values.len(), values);
+            let mut values = rooms(values, members.len(), merged.values.len());
+            for (stored, values) in stored.clone().zip(&mut values) {
+                stored.decode(level, values);
             }
             let streams: Vec<u64> = streams.iter().map(|s| s | u64::from(is_b)).collect();
             let combine = Combine {
@@ -471,7 +495,7 @@ impl Combine<'_> {
     /// `streams` tells the random numbers of each apart.
     fn run(
         &self,
-        values: &mut [Vec<f32>],
+        mut values: Vec<&mut [f32]>,
         weights: &[f32],
         streams: &[u64],
         pruning: &mut Pruning,
@@ -481,7 +505,7 @@ impl Combine<'_> {
         let mut weights = Cow::Borrowed(weights);
         match self.options.method {
             MergeMethod::Ties | MergeMethod::MagnitudePrune => {
-                for values in &mut *values {
+                for values in &mut values {
                     self.keep_largest(values, pruning);
                 }
             }
@@ -496,7 +520,7 @@ impl Combine<'_> {
             }
             MergeMethod::Linear | MergeMethod::Cat | MergeMethod::Svd => {}
         }
-        let values: Vec<&[f32]> = values.iter().map(|values| &values[..]).collect();
+        let values: Vec<&[f32]> = values.iter().map(|values| &**values).collect();
         match self.options.method.elects_signs() {
             true => elected_mean(self.level, &values, &weights, y),
             false => weighted_sum(self.level, &values, &weights, y),
@@ -522,14 +546,14 @@ impl Combine<'_> {
         let is_16_bit = |x: &f32| x.to_bits() & 0x1fff == 0;
         let is_ambiguous = self.is_original && values.iter().take(256).all(is_16_bit);
         if !is_ambiguous {
-            few.resize(values.len().max(few.len()), 0);
+            let few = room(few, values.len());
             let magnitudes = magnitudes.get_or_insert_with(|| Box::new(Magnitudes::EMPTY));
             let largest = magnitudes.largest(values, n_kept, few);
             if !(largest.is_ambiguous && self.is_original) {
                 return keep_largest(self.level, &largest, values);
             }
         }
-        order.resize(values.len().max(order.len()), 0);
+        let order = room(order, values.len());
         keep_largest_as_pytorch(self.level, n_kept, order, values);
     }
 }

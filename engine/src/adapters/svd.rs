@@ -7,8 +7,10 @@ use core::ops::Range;
 use nalgebra::DMatrix;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
-use tandem_formats::adapter::{Floats, Lora};
-use tandem_kernels::{GRAM_COLS, Level, add_gram, add_product};
+use tandem_formats::adapter::Floats;
+use tandem_kernels::{
+    Level, WIDE_COLS, add_gram, add_transposed_product, multiply, transpose, widen,
+};
 
 /// Turns of the power iteration for dense matrices; with each the directions that do not belong to
 /// the largest singular values lose the square of their share.
@@ -46,7 +48,7 @@ fn cut(x: DMatrix<f64>, rank: usize) -> Option<(DMatrix<f64>, DMatrix<f64>)> {
     Some((b, v_t.rows(0, n).into_owned()))
 }
 
-/// Cuts `scale b a` to `rank`: the best approximation, by way of the factors' Gram matrices, which
+/// Cuts `b a` to `rank`: the best approximation, by way of the factors' Gram matrices, which
 /// are small.
 ///
 /// With `l l^T = a a^T` the right singular vectors of `b l` are those of `b a` seen from the rows of
@@ -57,47 +59,45 @@ fn cut(x: DMatrix<f64>, rank: usize) -> Option<(DMatrix<f64>, DMatrix<f64>)> {
 /// directions as small.
 pub(super) fn cut_product(
     level: Level,
-    lora: &Lora,
+    (a, b): (&Floats, &Floats),
     rank: usize,
     (cut_a, cut_b): (&mut Floats, &mut Floats),
 ) -> Option<()> {
-    let (Lora { a, b, .. }, n) = (lora, lora.a.n_rows);
+    let n = a.n_rows;
     if n > b.n_rows.min(a.n_cols) {
         // The Gram matrices would be larger than the product, and than all that they are made of.
         let mut dense = Floats::default();
         product(level, (&b.values, &a.values), n, &mut dense);
-        let (b, a) = cut(matrix(&dense) * f64::from(lora.scale), rank)?;
+        let (b, a) = cut(matrix(&dense), rank)?;
         (*cut_a, *cut_b) = (floats(&a), floats(&b));
         return Some(());
     }
     let mut gram_a = gram(level, n, a.n_cols, |columns, rows, width| {
-        for (k, a) in a.values.chunks_exact(a.n_cols).enumerate() {
-            let column = rows[k..].iter_mut().step_by(width);
-            column
-                .zip(&a[columns.clone()])
-                .for_each(|(x, a)| *x = f64::from(*a));
-        }
+        transpose(level, &a.values, a.n_cols, columns.start, rows, width);
     });
     let mut gram_b = gram(level, n, b.n_rows, |run, rows, width| {
-        let b = &b.values[run.start * n..run.end * n];
-        for (row, b) in rows.chunks_exact_mut(width).zip(b.chunks_exact(n)) {
-            row.iter_mut().zip(b).for_each(|(x, b)| *x = f64::from(*b));
-        }
+        widen(level, &b.values[run.start * n..run.end * n], n, rows, width);
     });
     let shift = SHIFT * n as f64;
     // Rows of `a` of one length, and columns of `b` that make up for it, nothing for a row of zeros.
-    let norms = gram_a.diagonal().map(libm::sqrt);
-    let inverses = norms.map(|norm| if norm > 0.0 { 1.0 / norm } else { 0.0 });
+    let norms: Vec<f64> = (0..n).map(|i| libm::sqrt(gram_a.at(i, i))).collect();
+    let inverse = |norm: &f64| if *norm > 0.0 { 1.0 / norm } else { 0.0 };
+    let inverses: Vec<f64> = norms.iter().map(inverse).collect();
     for i in 0..n {
         for j in 0..n {
-            gram_a[(i, j)] *= inverses[i] * inverses[j];
-            gram_b[(i, j)] *= norms[i] * norms[j];
+            *gram_a.at_mut(i, j) *= inverses[i] * inverses[j];
+            *gram_b.at_mut(i, j) *= norms[i] * norms[j];
         }
-        gram_a[(i, i)] += shift;
+        *gram_a.at_mut(i, i) += shift;
     }
-    let l = gram_a.cholesky()?.unpack();
-    let lb = l.tr_mul(&gram_b);
-    let eigen = (&lb * &l).try_symmetric_eigen(f64::EPSILON, 10_000)?;
+    let l = DMatrix::from_fn(n, n, |i, j| gram_a.at(i, j))
+        .cholesky()?
+        .unpack();
+    let l_t = Wide::from_fn(n, n, |i, j| l[(j, i)]);
+    let l = Wide::from_fn(n, n, |i, j| l[(i, j)]);
+    let m = l.transposed_product(level, &gram_b.transposed_product(level, &l));
+    let m = DMatrix::from_fn(n, n, |i, j| m.at(i, j));
+    let eigen = m.try_symmetric_eigen(f64::EPSILON, 10_000)?;
     let values = &eigen.eigenvalues;
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|i, j| values[*j].total_cmp(&values[*i]));
@@ -110,17 +110,19 @@ pub(super) fn cut_product(
     let n_kept = order
         .partition_point(|i| values[*i] > shift * largest)
         .max(1);
+    let kept = |j: usize| (values[order[j]] > shift * largest).then_some(order[j]);
+    let u = Wide::from_fn(n, n_kept, |k, j| {
+        kept(j).map_or(0.0, |i| eigen.eigenvectors[(k, i)])
+    });
+    let l_u = l_t.transposed_product(level, &u);
     let mut to_a = vec![0.0; n_kept * n];
     let mut to_b = vec![0.0; n * n_kept];
-    let kept = order
-        .into_iter()
-        .take_while(|i| values[*i] > shift * largest);
-    for (j, i) in kept.enumerate() {
-        let u = eigen.eigenvectors.column(i);
-        let (a, b) = (lb.tr_mul(&u) / values[i], &l * u);
+    let a_rows = l_u.transposed_product(level, &gram_b);
+    for j in 0..n_kept {
+        let square = kept(j).map_or(1.0, |i| values[i]);
         for k in 0..n {
-            to_a[j * n + k] = (a[k] * inverses[k]) as f32;
-            to_b[k * n_kept + j] = (f64::from(lora.scale) * norms[k] * b[k]) as f32;
+            to_a[j * n + k] = (a_rows.at(j, k) / square * inverses[k]) as f32;
+            to_b[k * n_kept + j] = (norms[k] * l_u.at(k, j)) as f32;
         }
     }
     product(level, (&to_a, &a.values), n, cut_a);
@@ -132,34 +134,78 @@ pub(super) fn cut_product(
 /// eigenvalues of this share of the largest are rounding errors.
 const SHIFT: f64 = 1e-14;
 
-/// `x^T x` for `x` `[n_rows, n]`, of which `fill` writes a run of rows `[_, width]`, where a row is
-/// filled up with zeros.
+/// A matrix as the kernels for float64 want it: rows and columns are filled up with zeros.
+struct Wide {
+    n_cols: usize,
+    values: Vec<f64>,
+}
+
+impl Wide {
+    fn zeros(n_rows: usize, n_cols: usize) -> Wide {
+        let [n_rows, n_cols] = [n_rows, n_cols].map(|n| n.next_multiple_of(WIDE_COLS));
+        Wide {
+            n_cols,
+            values: vec![0.0; n_rows * n_cols],
+        }
+    }
+
+    fn from_fn(n_rows: usize, n_cols: usize, value: impl Fn(usize, usize) -> f64) -> Wide {
+        let mut x = Wide::zeros(n_rows, n_cols);
+        for i in 0..n_rows {
+            for j in 0..n_cols {
+                *x.at_mut(i, j) = value(i, j);
+            }
+        }
+        x
+    }
+
+    fn at(&self, i: usize, j: usize) -> f64 {
+        self.values[i * self.n_cols + j]
+    }
+
+    fn at_mut(&mut self, i: usize, j: usize) -> &mut f64 {
+        &mut self.values[i * self.n_cols + j]
+    }
+
+    /// `self^T y`.
+    fn transposed_product(&self, level: Level, y: &Wide) -> Wide {
+        let mut z = Wide::zeros(self.n_cols, y.n_cols);
+        let (x, y) = ((&self.values[..], self.n_cols), (&y.values[..], y.n_cols));
+        add_transposed_product(level, x, y, &mut z.values);
+        z
+    }
+}
+
+/// `x^T x` for `x` `[n_rows, n]`, of which `fill` writes a run of rows `[_, width]`.
 fn gram(
     level: Level,
     n: usize,
     n_rows: usize,
     fill: impl Fn(Range<usize>, &mut [f64], usize),
-) -> DMatrix<f64> {
+) -> Wide {
     /// Rows written before they are read.
     const RUN: usize = 64;
-    let width = n.next_multiple_of(GRAM_COLS);
+    let mut gram = Wide::zeros(n, n);
+    let width = gram.n_cols;
     let mut run = vec![0.0; RUN * width];
-    let mut gram = vec![0.0; width * width];
     for start in (0..n_rows).step_by(RUN) {
         let rows = start..n_rows.min(start + RUN);
         let run = &mut run[..rows.len() * width];
         fill(rows, run, width);
-        add_gram(level, run, width, &mut gram);
+        add_gram(level, run, width, &mut gram.values);
     }
-    DMatrix::from_fn(n, n, |i, j| gram[i.min(j) * width + i.max(j)])
+    for i in 0..n {
+        for j in 0..i {
+            *gram.at_mut(i, j) = gram.at(j, i);
+        }
+    }
+    gram
 }
 
 /// `x w` for `x` `[_, n_inner]` and `w` `[n_inner, _]`.
-pub(super) fn product(level: Level, (x, w): (&[f32], &[f32]), n_inner: usize, y: &mut Floats) {
-    (y.n_rows, y.n_cols) = (x.len() / n_inner, w.len() / n_inner);
-    y.values.clear();
-    y.values.resize(y.n_rows * y.n_cols, 0.0);
-    add_product(level, x, w, n_inner, &mut y.values);
+fn product(level: Level, (x, w): (&[f32], &[f32]), n_inner: usize, y: &mut Floats) {
+    y.reshape(x.len() / n_inner, w.len() / n_inner);
+    multiply(level, x, w, n_inner, &mut y.values);
 }
 
 /// Cuts a dense `x` to `rank`. Exact for small matrices; for others by subspace iteration from a
@@ -203,10 +249,11 @@ mod tests {
         }
     }
 
-    fn product_cut(lora: &Lora, rank: usize) -> (Floats, Floats) {
-        let (mut a, mut b) = Default::default();
-        cut_product(Level::detect(), lora, rank, (&mut a, &mut b)).unwrap();
-        (a, b)
+    fn product_cut(a: &Floats, b: &Floats, rank: usize) -> (Floats, Floats) {
+        let mut cut = <(Floats, Floats)>::default();
+        let (cut_a, cut_b) = (&mut cut.0, &mut cut.1);
+        cut_product(Level::detect(), (a, b), rank, (cut_a, cut_b)).unwrap();
+        cut
     }
 
     /// What is left of `x` beyond `b a`, squared.
@@ -222,17 +269,12 @@ mod tests {
 
     #[test]
     fn products_and_small_matrices_are_cut_exactly() {
-        let lora = Lora {
-            module: Default::default(),
-            a: random(9, 40, 1),
-            b: random(30, 9, 2),
-            scale: 1.5,
-        };
-        let dense = matrix(&lora.b) * matrix(&lora.a) * 1.5;
+        let (a, b) = (random(9, 40, 1), random(30, 9, 2));
+        let dense = matrix(&b) * matrix(&a);
         for rank in [1, 4, 9, 20] {
             let least = least_rest(&dense, rank);
             for found in [
-                product_cut(&lora, rank),
+                product_cut(&a, &b, rank),
                 cut_dense(&floats(&dense), rank).unwrap(),
             ] {
                 assert!(found.0.n_rows <= rank && found.0.n_rows == found.1.n_cols);
@@ -243,28 +285,21 @@ mod tests {
 
     #[test]
     fn what_lies_in_few_directions_keeps_them_only() {
-        let lora = |b: Floats| Lora {
-            module: Default::default(),
-            // The adapters' factors are nearly the same, as after a start from the same A.
-            a: {
-                let mut a = random(3, 40, 1);
-                let near: Vec<f32> = a.values.iter().map(|x| x * (1.0 + 1e-6)).collect();
-                a.values.extend(near);
-                Floats { n_rows: 6, ..a }
-            },
-            b,
-            scale: 1.0,
-        };
-        let three = lora(random(30, 6, 2));
-        let dense = matrix(&three.b) * matrix(&three.a);
-        let found = product_cut(&three, 6);
+        // The adapters' factors are nearly the same, as after a start from the same A.
+        let mut a = random(3, 40, 1);
+        let near: Vec<f32> = a.values.iter().map(|x| x * (1.0 + 1e-6)).collect();
+        a.values.extend(near);
+        a.n_rows = 6;
+        let b = random(30, 6, 2);
+        let dense = matrix(&b) * matrix(&a);
+        let found = product_cut(&a, &b, 6);
         assert!(rest(&dense, &found) <= 1e-12 * dense.norm_squared());
-        let nothing = lora(Floats {
+        let nothing = Floats {
             values: vec![0.0; 180],
             n_rows: 30,
             n_cols: 6,
-        });
-        let (a, b) = product_cut(&nothing, 6);
+        };
+        let (a, b) = product_cut(&a, &nothing, 6);
         assert_eq!((a.n_rows, b.n_cols), (1, 1));
         assert!(a.values.iter().chain(&b.values).all(|x| *x == 0.0));
     }
@@ -274,18 +309,13 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
             // With more ranks than outputs, and with fewer.
             for (n_out, rank) in [(2, 5), (30, 5)] {
-                let mut lora = Lora {
-                    module: Default::default(),
-                    a: random(rank, 40, 1),
-                    b: random(n_out, rank, 2),
-                    scale: f32::MAX,
-                };
-                lora.a.values[3] = bad;
-                lora.b.values[1] = f32::MAX;
-                let (mut a, mut b) = Default::default();
-                let cut = cut_product(Level::detect(), &lora, 2, (&mut a, &mut b));
+                let (mut a, mut b) = (random(rank, 40, 1), random(n_out, rank, 2));
+                a.values[3] = bad;
+                b.values[1] = f32::MAX;
+                let (mut cut_a, mut cut_b) = <(Floats, Floats)>::default();
+                let cut = cut_product(Level::detect(), (&a, &b), 2, (&mut cut_a, &mut cut_b));
                 let is_finite = |x: &Floats| x.values.iter().all(|x| x.is_finite());
-                assert!(cut.is_none() || !is_finite(&a) || !is_finite(&b));
+                assert!(cut.is_none() || !is_finite(&cut_a) || !is_finite(&cut_b));
             }
             let mut dense = random(100, 90, 3);
             dense.values[7] = bad;
@@ -295,46 +325,33 @@ mod tests {
 
     #[test]
     fn many_copies_of_a_factor_are_cut() {
-        let (a, b) = (random(60, 700, 1), random(650, 300, 2));
-        let copies = Lora {
-            module: Default::default(),
-            a: Floats {
-                n_rows: 300,
-                n_cols: 700,
-                values: a.values.repeat(5),
-            },
-            b,
-            scale: 1.0,
+        let (one, b) = (random(60, 700, 1), random(650, 300, 2));
+        let a = Floats {
+            n_rows: 300,
+            n_cols: 700,
+            values: one.values.repeat(5),
         };
-        let dense = matrix(&copies.b) * matrix(&copies.a);
-        let found = product_cut(&copies, 100);
+        let dense = matrix(&b) * matrix(&a);
+        let found = product_cut(&a, &b, 100);
         assert_eq!(found.0.n_rows, 60);
         assert!(rest(&dense, &found) <= 1e-11 * dense.norm_squared());
     }
 
     #[test]
     fn factors_of_very_different_sizes_are_cut() {
-        let mut lora = Lora {
-            module: Default::default(),
-            a: random(4, 40, 1),
-            b: random(30, 4, 2),
-            scale: 2.0,
-        };
+        let (mut a, mut b) = (random(4, 40, 1), random(30, 4, 2));
         // Products of one size.
         for (k, size) in [1e15, 1e-15, 1e5, 1.0].into_iter().enumerate() {
-            lora.a.values[k * 40..][..40]
-                .iter_mut()
-                .for_each(|x| *x *= size);
-            lora.b.values[k..]
-                .iter_mut()
-                .step_by(4)
-                .for_each(|x| *x /= size);
+            let a = a.values[k * 40..][..40].iter_mut();
+            a.for_each(|x| *x *= size);
+            let b = b.values[k..].iter_mut().step_by(4);
+            b.for_each(|x| *x /= size);
         }
-        let dense = matrix(&lora.b) * matrix(&lora.a) * 2.0;
+        let dense = matrix(&b) * matrix(&a);
         for rank in [2, 4] {
             let least = least_rest(&dense, rank);
             let allowed = least * 1.00001 + 1e-12 * dense.norm_squared();
-            assert!(rest(&dense, &product_cut(&lora, rank)) <= allowed);
+            assert!(rest(&dense, &product_cut(&a, &b, rank)) <= allowed);
         }
     }
 
@@ -350,14 +367,9 @@ mod tests {
     #[test]
     fn tall_and_wide_factors_are_cut() {
         // More ranks than outputs.
-        let lora = Lora {
-            module: Default::default(),
-            a: random(12, 40, 4),
-            b: random(8, 12, 5),
-            scale: 1.0,
-        };
-        let dense = matrix(&lora.b) * matrix(&lora.a);
-        let found = product_cut(&lora, 3);
+        let (a, b) = (random(12, 40, 4), random(8, 12, 5));
+        let dense = matrix(&b) * matrix(&a);
+        let found = product_cut(&a, &b, 3);
         assert!(rest(&dense, &found) <= least_rest(&dense, 3) * 1.00001 + 1e-9);
     }
 }

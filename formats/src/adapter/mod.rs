@@ -30,6 +30,19 @@ pub struct Floats {
     pub values: Vec<f32>,
 }
 
+impl Floats {
+    /// Makes it one of another shape, whose values are still to be written.
+    ///
+    /// # Panics
+    ///
+    /// If no memory holds so many.
+    pub fn reshape(&mut self, n_rows: usize, n_cols: usize) {
+        let n = n_rows.checked_mul(n_cols).expect("a matrix fits memory");
+        (self.n_rows, self.n_cols) = (n_rows, n_cols);
+        self.values.resize(n, 0.0);
+    }
+}
+
 /// The low-rank factors of one module: `y += scale b (a x)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
