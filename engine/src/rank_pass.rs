@@ -1,7 +1,7 @@
 //! The low-rank terms of linears, inside the run that computes the linears themselves.
 //!
 //! The first tasks of a run compute `h = A x`, each of a segment and some tokens or, for a single
-//! token, of a thread's share of all segments; the others compute rows of `W x` and then add `B h`,
+//! token, of a thread's share of all ranks; the others compute rows of `W x` and then add `B h`,
 //! for which they may have to wait. So an adapter costs no barrier of its own.
 
 use alloc::vec::Vec;
@@ -21,12 +21,15 @@ use crate::scratch::zeroed;
 const MIN_TOKENS: usize = 64;
 /// Tasks of each thread where there are tokens enough.
 const TASKS_PER_THREAD: usize = 4;
+/// Ranks of a single token that one thread computes are a multiple of it.
+const SHARE_MULTIPLE: usize = 4;
 /// Terms added at once.
 const TERMS: usize = 4;
 /// The most tiles of a [`Handover`].
 const MAX_TILES: usize = tandem_kernels::SharedMatrix::<f32>::MAX_TILES;
 
-/// Room for the ranks of one run's segments: of each token and segment a record, see [`RecordLayout`].
+/// Room for the ranks of one run's segments: of each token and segment a record, see [`RecordLayout`],
+/// and once more for the ranks of a single token before they are put into records.
 #[derive(Debug, Default)]
 pub(crate) struct Ranks {
     records: Vec<f32>,
@@ -37,13 +40,13 @@ impl Ranks {
     pub(crate) fn new(n_batch: usize, n_floats: usize) -> Result<Ranks, SessionError> {
         Ok(Ranks {
             // Where the product saturates there is no memory for it either.
-            records: zeroed(n_batch.saturating_mul(n_floats))?,
+            records: zeroed(n_batch.saturating_add(1).saturating_mul(n_floats))?,
         })
     }
 
     /// Bytes of the same.
     pub(crate) fn n_bytes(n_batch: usize, n_floats: usize) -> usize {
-        let n_floats = n_batch.saturating_mul(n_floats);
+        let n_floats = n_batch.saturating_add(1).saturating_mul(n_floats);
         n_floats.saturating_mul(size_of::<f32>())
     }
 }
@@ -96,7 +99,17 @@ pub(crate) struct RankPass<'a, const N: usize> {
     layout: RecordLayout,
     n_tokens: usize,
     task_tokens: usize,
+    /// Where there is a single token.
+    single: Option<SingleToken<'a>>,
     records: Handover<'a, f32>,
+}
+
+/// The ranks of a single token before they are put into records: those of all segments one after
+/// the other, in equal shares of the threads.
+struct SingleToken<'a> {
+    ranks: Handover<'a, f32>,
+    n_ranks: usize,
+    share: usize,
 }
 
 impl<'a, const N: usize> RankPass<'a, N> {
@@ -120,7 +133,23 @@ impl<'a, const N: usize> RankPass<'a, N> {
             .div_ceil(n_chunks)
             .max(n_tokens.div_ceil(MAX_TILES / n_segments))
             .next_multiple_of(MIN_TOKENS);
-        let records = &mut ranks.records[..n_tokens * layout.token_len()];
+        let n_floats = n_tokens * layout.token_len();
+        let (records, rest) = ranks.records.split_at_mut(n_floats);
+        let single = (n_tokens == 1).then(|| {
+            let segments = linears.iter().flat_map(|l| &l.terms.segments);
+            let n_ranks: usize = segments.map(|segment| segment.b.rank()).sum();
+            let share = n_ranks.div_ceil(exec.pool.n_threads());
+            let share = share.next_multiple_of(SHARE_MULTIPLE);
+            SingleToken {
+                ranks: Handover::new(&mut rest[..n_ranks], n_ranks, 1, share),
+                n_ranks,
+                share,
+            }
+        });
+        let record_cols = match &single {
+            Some(_) => layout.token_len(),
+            None => layout.record_len(),
+        };
         Some(RankPass {
             exec: *exec,
             x,
@@ -128,66 +157,102 @@ impl<'a, const N: usize> RankPass<'a, N> {
             layout,
             n_tokens,
             task_tokens,
-            records: Handover::new(
-                records,
-                layout.token_len(),
-                task_tokens,
-                layout.record_len(),
-            ),
+            single,
+            records: Handover::new(records, layout.token_len(), task_tokens, record_cols),
         })
     }
 
     /// Tasks that must be the first of the run.
     pub(crate) fn n_tasks(&self) -> usize {
-        match self.n_tokens {
-            1 => self.layout.n_segments.min(self.exec.pool.n_threads()),
-            n => self.layout.n_segments * n.div_ceil(self.task_tokens),
+        match &self.single {
+            Some(single) => single.n_ranks.div_ceil(single.share),
+            None => self.layout.n_segments * self.n_tokens.div_ceil(self.task_tokens),
         }
     }
 
-    /// One of these tasks: `h = A x`, and `h` rounded to int8 where it is added so, of one segment and
-    /// some tokens, or, as that is little work for a single token, of a thread's share of all
-    /// segments.
+    /// One of these tasks.
     pub(crate) fn compute(&self, task: usize) {
-        let segments = self.linears.iter();
-        let segments = segments.flat_map(|l| l.terms.segments.iter().map(move |s| (l, s)));
-        let segments = segments.enumerate();
-        if self.n_tokens > 1 {
-            let (chunk, s) = (task / self.layout.n_segments, task % self.layout.n_segments);
-            return segments
-                .filter(|(i, _)| *i == s)
-                .for_each(|(s, segment)| self.fill(chunk, s, segment));
-        }
-        // By the bytes of A: a segment belongs to the share in which its middle lies.
-        let n_bytes = |segment: &Segment<'_>| segment.a.n_bytes() as u64;
-        let total: u64 = segments.clone().map(|(_, (_, s))| n_bytes(s)).sum();
-        let mut before = 0;
-        for (s, segment) in segments {
-            let middle = before + n_bytes(segment.1) / 2;
-            before += n_bytes(segment.1);
-            if middle * self.n_tasks() as u64 / total.max(1) == task as u64 {
-                self.fill(0, s, segment);
+        match &self.single {
+            Some(single) => self.compute_share(single, task),
+            None => {
+                let (chunk, s) = (task / self.layout.n_segments, task % self.layout.n_segments);
+                self.compute_segment(chunk, s);
             }
         }
+    }
+
+    /// The segments of all linears.
+    fn segments(&self) -> impl Iterator<Item = (&Adapted<'a>, &'a Segment<'a>)> {
+        let linears = self.linears.iter();
+        linears.flat_map(|linear| linear.terms.segments.iter().map(move |s| (linear, s)))
+    }
+
+    /// For a single token the ranks of share `task`, and the records when all ranks are there.
+    fn compute_share(&self, single: &SingleToken<'_>, task: usize) {
+        let first = task * single.share;
+        let share = first..single.n_ranks.min(first + single.share);
+        let is_last = single.ranks.fill(0, task, |ranks| {
+            let mut start = 0;
+            for (linear, segment) in self.segments() {
+                let end = start + segment.b.rank();
+                let part = start.max(share.start)..end.min(share.end);
+                if !part.is_empty() {
+                    let x = self.q8_input(linear, segment).unwrap_or(self.x.f32);
+                    let x = x.tokens(0..1, segment.a.n_cols());
+                    let rows = part.start - start..part.end - start;
+                    let y = &mut ranks.cols(part.start - first..part.end - first);
+                    matmul(self.exec.level, &segment.a, rows, &x, y);
+                }
+                start = end;
+            }
+        });
+        if !is_last {
+            return;
+        }
+        let mut ranks = single.ranks.wait(&self.exec.pool);
+        self.records.fill(0, 0, |records| {
+            let records = records.row(0).chunks_exact_mut(self.layout.record_len());
+            for ((linear, segment), record) in self.segments().zip(records) {
+                let (h, others) = ranks.split_at(segment.b.rank());
+                record[..h.len()].copy_from_slice(h);
+                self.round(linear, segment, record);
+                ranks = others;
+            }
+        });
     }
 
     /// The records of segment `s` and the tokens of chunk `chunk`.
-    fn fill(&self, chunk: usize, s: usize, (linear, segment): (&Adapted<'_>, &Segment<'_>)) {
-        let (level, rank, width) = (self.exec.level, segment.b.rank(), self.layout.width);
+    fn compute_segment(&self, chunk: usize, s: usize) {
+        let Some((linear, segment)) = self.segments().nth(s) else {
+            return;
+        };
+        let (level, rank) = (self.exec.level, segment.b.rank());
         let first = chunk * self.task_tokens;
         let tokens = first..self.n_tokens.min(first + self.task_tokens);
-        let q8 = self.q8_input(linear, segment);
-        let x = q8.unwrap_or(self.x.f32);
+        let x = self.q8_input(linear, segment).unwrap_or(self.x.f32);
         let x = x.tokens(tokens.clone(), segment.a.n_cols());
         self.records.fill(chunk, s, |records| {
             matmul(level, &segment.a, 0..rank, &x, &mut records.cols(0..rank));
-            for t in (0..tokens.len()).filter(|_| q8.is_some()) {
-                let (h, rounded) = records.row(t).split_at_mut(width);
-                let (q, scale) = rounded.split_at_mut(self.layout.q_len());
-                let scale = &mut cast_slice_mut(scale)[0];
-                quantize_h(level, &h[..rank], cast_slice_mut(q), scale);
+            for t in 0..tokens.len() {
+                self.round(linear, segment, records.row(t));
             }
         });
+    }
+
+    /// Rounds the ranks of a record to int8, where they are added so.
+    fn round(&self, linear: &Adapted<'_>, segment: &Segment<'_>, record: &mut [f32]) {
+        if self.q8_input(linear, segment).is_none() {
+            return;
+        }
+        let (h, rounded) = record.split_at_mut(self.layout.width);
+        let (q, scale) = rounded.split_at_mut(self.layout.q_len());
+        let scale = &mut cast_slice_mut(scale)[0];
+        quantize_h(
+            self.exec.level,
+            &h[..segment.b.rank()],
+            cast_slice_mut(q),
+            scale,
+        );
     }
 
     /// The int8 input, where this segment takes it.
@@ -232,6 +297,10 @@ impl<'a, const N: usize> RankPass<'a, N> {
     ) -> LowRankTerm<'s> {
         let RecordLayout { width, .. } = self.layout;
         let stride = self.layout.token_len();
+        if let Some(single) = &self.single {
+            // Whoever fills the last of them fills the records, unless it panics.
+            single.ranks.wait(&self.exec.pool);
+        }
         let h =
             &self.records.wait(&self.exec.pool)[first * stride + s * self.layout.record_len()..];
         let h = match self.q8_input(linear, segment) {

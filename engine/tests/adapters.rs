@@ -135,7 +135,7 @@ fn threads_and_batches_change_nothing() {
     let gguf = files.parse().unwrap();
     let model = Model::load(&gguf).unwrap();
     let base = &model.config;
-    let pool = ThreadPool::new(2);
+    let (pool, three) = (ThreadPool::new(2), ThreadPool::new(3));
     let adapters = [adapter(base, 5, 1), adapter(base, 32, 2)];
     let mut truth = Vec::new();
     for (kind, exact, limit) in [
@@ -168,6 +168,10 @@ fn threads_and_batches_change_nothing() {
         println!("{kind:?} exact {exact}: {error:.1e}");
         assert!(error <= limit, "{kind:?} exact {exact}: {error}");
         assert_eq!(run(&Serial, 100), batch);
+        // The ranks of a single token are shared among threads, and 3 cut through segments.
+        let one_by_one = run(&Serial, 1);
+        assert_eq!(run(&pool, 1), one_by_one);
+        assert_eq!(run(&three, 1), one_by_one);
         for at_once in [1, 33] {
             let error = relative_error(&run(&pool, at_once), &batch);
             // Rounding to int8 turns the last bits, in which one token's kernels differ from those

@@ -301,35 +301,33 @@ impl<'a, T> Handover<'a, T> {
         }
     }
 
-    /// Lets `fill` fill the tile in grid row `i` and grid column `j`.
+    /// Lets `fill` fill the tile in grid row `i` and grid column `j`. Returns whether it was the last:
+    /// of all calls for a matrix one returns true, unless a tile's panics.
     ///
     /// # Panics
     ///
     /// If there is no such tile or it was filled before, and if `fill` panics; then whoever waits
     /// for the matrix panics, too.
-    pub fn fill(&self, i: usize, j: usize, fill: impl FnOnce(&mut TileMut<'_, T>)) {
+    pub fn fill(&self, i: usize, j: usize, fill: impl FnOnce(&mut TileMut<'_, T>)) -> bool {
         /// Counts the tile also when `fill` unwinds, lest others wait forever.
-        struct Done<'a> {
+        struct Unwinding<'a> {
             n_done: &'a AtomicUsize,
             panicked: &'a AtomicBool,
-            is_filled: bool,
         }
-        impl Drop for Done<'_> {
+        impl Drop for Unwinding<'_> {
             fn drop(&mut self) {
-                if !self.is_filled {
-                    self.panicked.store(true, Ordering::Relaxed);
-                }
+                self.panicked.store(true, Ordering::Relaxed);
                 self.n_done.fetch_add(1, Ordering::Release);
             }
         }
         let mut tile = self.matrix.tile(i, j);
-        let mut done = Done {
+        let unwinding = Unwinding {
             n_done: &self.n_done,
             panicked: &self.panicked,
-            is_filled: false,
         };
         fill(&mut tile);
-        done.is_filled = true;
+        core::mem::forget(unwinding);
+        self.n_done.fetch_add(1, Ordering::Release) + 1 == self.n_tiles
     }
 
     /// Whether every tile is filled, so that no one need wait.
@@ -394,7 +392,10 @@ mod tests {
         let mut data = [0.0; 6 * 4];
         let handover = Handover::new(&mut data, 4, 2, 3);
         Serial.run(8, &|i| match i {
-            0..6 => handover.fill(i / 2, i % 2, |tile| tile.fill(i as f32)),
+            0..6 => {
+                let is_last = handover.fill(i / 2, i % 2, |tile| tile.fill(i as f32));
+                assert_eq!(is_last, i == 5);
+            }
             _ => {
                 let all = handover.wait(&Serial);
                 assert_eq!(all[..8], [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);

@@ -433,16 +433,21 @@ mod tests {
         for round in 0..200 {
             let mut data = [0; 8];
             let handover = crate::Handover::new(&mut data, 1, 1, 1);
+            let n_last = AtomicUsize::new(0);
             pool.run(24, &|i| match i {
-                0..8 => handover.fill(i, 0, |tile| tile.fill(round + i)),
+                0..8 => {
+                    let is_last = handover.fill(i, 0, |tile| tile.fill(round + i));
+                    n_last.fetch_add(usize::from(is_last), Ordering::Relaxed);
+                }
                 _ => assert_eq!(handover.wait(&pool)[i % 8], round + i % 8),
             });
+            assert_eq!(n_last.into_inner(), 1);
         }
         let mut data = [0; 8];
         let handover = crate::Handover::new(&mut data, 1, 1, 1);
         let result = catch_unwind(AssertUnwindSafe(|| {
             pool.run(24, &|i| match i {
-                0..8 => handover.fill(i, 0, |_| assert_ne!(i, 3)),
+                0..8 => drop(handover.fill(i, 0, |_| assert_ne!(i, 3))),
                 _ => drop(handover.wait(&pool).len()),
             });
         }));
