@@ -335,12 +335,7 @@ pub(super) fn merge_modules<T: Send>(
     let n_tasks = modules.len().div_ceil(n_at_once);
     let shared = SharedMatrix::new(&mut results, 1, n_at_once, 1);
     let next = AtomicUsize::new(0);
-    let n_threads = match options.dense {
-        // Whole products of factors: one at a time is large enough.
-        true => 1,
-        false => workers.pool.n_threads(),
-    };
-    workers.pool.run_on(n_threads, n_threads, &|_| {
+    let work = |_| {
         let mut scratch = Scratch::default();
         loop {
             let task = next.fetch_add(1, Ordering::Relaxed);
@@ -350,12 +345,17 @@ pub(super) fn merge_modules<T: Send>(
             let mut tile = shared.tile(task, 0);
             for row in 0..tile.n_rows() {
                 let i = task * n_at_once + row;
-                let merged = merge_module(i, modules[i], options, workers.level, &mut scratch);
+                let merged = merge_module(i, modules[i], options, workers, &mut scratch);
                 let kept = merged.and_then(|(a, b)| keep(modules[i].0, a, b));
                 tile.row(row)[0] = Some(kept);
             }
         }
-    });
+    };
+    match options.dense {
+        // Whole products of factors: one at a time is large enough, and uses the threads itself.
+        true => work(0),
+        false => workers.pool.run(workers.pool.n_threads(), &work),
+    }
     results.into_iter().flatten().collect()
 }
 
@@ -383,9 +383,10 @@ fn merge_module<'s>(
     i: usize,
     (name, members): (&&str, &Vec<Member<'_>>),
     options: &MergeOptions,
-    level: Level,
+    workers: Workers<'_>,
     scratch: &'s mut Scratch,
 ) -> Result<(&'s Floats, &'s Floats), CompositionError> {
+    let level = workers.level;
     let not_finite = || CompositionError::NotFinite {
         name: name.to_string(),
     };
@@ -432,7 +433,7 @@ fn merge_module<'s>(
             is_original: stored.all(Stored::is_original),
         };
         combine.run(products, &weights, &streams, pruning, &mut dense.values);
-        (*a, *b) = svd::cut_dense(&dense, rank).ok_or_else(not_finite)?;
+        svd::cut_dense(workers, &dense, rank, (a, b)).ok_or_else(not_finite)?;
     } else {
         let first = ranks().next().unwrap_or(1);
         if let Some(other) = ranks().find(|rank| *rank != first) {
