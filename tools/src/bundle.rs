@@ -18,6 +18,7 @@ pub(crate) use inspect::{n_parameters, section_bytes};
 use crate::open;
 #[cfg(feature = "train")]
 pub(crate) use create::{merge_now, method};
+#[cfg(feature = "train")]
 pub(crate) use pack::corrections;
 
 /// Make, show, check and change adapter bundles
