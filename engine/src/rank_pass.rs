@@ -138,7 +138,7 @@ impl<'a, const N: usize> RankPass<'a, N> {
         let single = (n_tokens == 1).then(|| {
             let segments = linears.iter().flat_map(|l| &l.terms.segments);
             let n_ranks: usize = segments.map(|segment| segment.b.rank()).sum();
-            let share = n_ranks.div_ceil(exec.pool.n_threads());
+            let share = n_ranks.div_ceil(exec.pool.n_threads().min(MAX_TILES));
             let share = share.next_multiple_of(SHARE_MULTIPLE);
             SingleToken {
                 ranks: Handover::new(&mut rest[..n_ranks], n_ranks, 1, share),

@@ -274,7 +274,8 @@ impl<'a, T> TileMut<'a, T> {
     }
 }
 
-/// A matrix that the first tasks of a run fill, tile by tile, and later tasks of the same run read.
+/// A matrix that the first tasks of a run fill, tile by tile, and that later tasks of the same run, or
+/// whoever fills the last tile, read.
 #[derive(Debug)]
 pub struct Handover<'a, T = f32> {
     matrix: SharedMatrix<'a, T>,

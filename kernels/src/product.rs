@@ -186,6 +186,7 @@ multilevel! {
                 false => add_in::<8, 4>(add, how, x, y, z),
             };
         }
+        let _ = how.is_fused;
         let add = |sum, x, y| sum + x * y;
         match how.is_wide {
             true => add_in::<16, 8>(add, how, x, y, z),

@@ -13,7 +13,8 @@ const PLACE: u64 = 0xffff_ffff;
 ///
 /// Adapters trained in 16 bits have many equal magnitudes, and which of them are kept changes the
 /// result of a merge. PyTorch leaves that to C++'s `nth_element`; so this goes step by step as the
-/// one of libstdc++ does, for results that are PEFT's.
+/// one of libstdc++ does, for results that are PEFT's. (Where a 64th or less is kept it sorts these
+/// instead, and other equal ones may be kept than here.)
 ///
 /// # Panics
 ///

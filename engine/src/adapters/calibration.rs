@@ -238,6 +238,7 @@ impl Calibration {
             let parts: Vec<(&Lora, f32)> = parts
                 .filter_map(|(adapter, weight)| Some((adapter.modules().get(name)?, *weight)))
                 .collect();
+            same_shape(name, parts.iter().map(|(l, _)| (l.b.n_rows, l.a.n_cols)))?;
             // With an M the factors stand as they are.
             let plain = cat(name, &parts, m.is_none());
             loras.push(match m {
@@ -274,6 +275,23 @@ impl Calibration {
             }
         }
         Ok(shared)
+    }
+}
+
+/// That the adapters' products for one tensor of the base are of one shape: of some tensors they may be
+/// for a part.
+pub(super) fn same_shape(
+    name: &str,
+    mut shapes: impl Iterator<Item = (usize, usize)>,
+) -> Result<(), CompositionError> {
+    let wanted = shapes.next().unwrap_or_default();
+    match shapes.find(|shape| *shape != wanted) {
+        None => Ok(()),
+        Some(found) => Err(CompositionError::Shape {
+            name: name.to_string(),
+            wanted,
+            found,
+        }),
     }
 }
 

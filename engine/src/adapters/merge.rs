@@ -19,7 +19,7 @@ use tandem_kernels::{
     keep_largest, keep_largest_as_pytorch, keep_random, largest_magnitude, multiply, weighted_sum,
 };
 
-use super::calibration::put_columns;
+use super::calibration::{put_columns, same_shape};
 use super::linear_id::linears;
 use super::{
     Adapter, AdapterType, CompositionError, ContentId, PackedAdapter, Panel, Workers, svd,
@@ -328,6 +328,9 @@ pub(super) fn merge_modules<T: Send>(
     }) {
         return refuse("matrices of 2^32 values or more are not merged");
     }
+    for (name, members) in modules {
+        same_shape(name, members.iter().map(|m| (m.shape.0, m.shape.2)))?;
+    }
     let modules: Vec<_> = modules.iter().collect();
     let mut results: Vec<Option<Result<T, CompositionError>>> = Vec::new();
     results.resize_with(modules.len(), || None);
@@ -433,7 +436,7 @@ fn merge_module<'s>(
             is_original: stored.all(Stored::is_original),
         };
         combine.run(products, &weights, &streams, pruning, &mut dense.values);
-        svd::cut_dense(workers, &dense, rank, (a, b)).ok_or_else(not_finite)?;
+        svd::cut_dense(workers, &mut dense, rank, (a, b)).ok_or_else(not_finite)?;
     } else {
         let first = ranks().next().unwrap_or(1);
         if let Some(other) = ranks().find(|rank| *rank != first) {

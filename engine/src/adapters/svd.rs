@@ -215,10 +215,10 @@ fn product(level: Level, (x, w): (&[f32], &[f32]), n_inner: usize, y: &mut Float
 
 /// Cuts a dense `x` to `rank`. Exact for small matrices; for others by subspace iteration from a
 /// random start (Halko, Martinsson, Tropp, arXiv 0909.4061), nearly the best where singular values
-/// are nearly equal, else the best. The pool must have no job.
+/// are nearly equal, else the best. The pool must have no job; `x` is spoiled.
 pub(super) fn cut_dense(
     workers: Workers<'_>,
-    x: &Floats,
+    x: &mut Floats,
     rank: usize,
     (cut_a, cut_b): (&mut Floats, &mut Floats),
 ) -> Option<()> {
@@ -241,27 +241,37 @@ pub(super) fn cut_dense(
     for value in &mut p.values {
         *value = random.next_u32() as f32 / u32::MAX as f32 - 0.5;
     }
+    // The largest near 1, or sums of the very large and very small would leave the range.
+    let exponent = libm::frexp(f64::from(largest)).1.clamp(-126, 126);
+    let power = |exponent| libm::ldexp(1.0, exponent) as f32;
+    x.values.iter_mut().for_each(|x| *x *= power(-exponent));
     for i in 0..=N_POWERS {
         if i > 0 {
             transposed(&p_t, &mut p);
-            orthonormalize(level, &mut p)?;
+            orthonormalize(level, &mut p, false)?;
         }
         product_on(pool, level, x, &p, &mut q);
-        orthonormalize(level, &mut q)?;
+        orthonormalize(level, &mut q, i == N_POWERS)?;
         let mut q_t = Floats::default();
         transposed(&q, &mut q_t);
         product_on(pool, level, &q_t, x, &mut p_t);
     }
-    cut_product(level, (&p_t, &q), rank, (cut_a, cut_b))
+    cut_product(level, (&p_t, &q), rank, (cut_a, &mut *cut_b))?;
+    let values = cut_b.values.iter_mut();
+    values.for_each(|b| *b *= power(exponent));
+    Some(())
 }
 
 /// Makes the columns of `x` orthonormal by Cholesky factors of its Gram matrix, twice, as the first
 /// time leaves errors that grow with the condition (Yamamoto, Nakatsukasa, Yanagisawa, Fukaya 2015,
-/// "Roundoff error analysis of the CholeskyQR2 algorithm"). Directions of next to nothing remain
-/// small instead.
-fn orthonormalize(level: Level, x: &mut Floats) -> Option<()> {
+/// "Roundoff error analysis of the CholeskyQR2 algorithm").
+///
+/// Of columns that depend on those before them the first time leaves rounding errors only, which may
+/// depend on the others, too. The iteration does not mind them, and finds what is small among them;
+/// at its end `drops_errors` sets them to zero.
+fn orthonormalize(level: Level, x: &mut Floats, drops_errors: bool) -> Option<()> {
     let n = x.n_cols;
-    for _ in 0..2 {
+    for is_second in [false, true] {
         let gram = gram(level, n, x.n_rows, |run, rows, width| {
             widen(level, &x.values[run.start * n..run.end * n], n, rows, width);
         });
@@ -278,8 +288,13 @@ fn orthonormalize(level: Level, x: &mut Floats) -> Option<()> {
         // With `l l^T` the Gram matrix, `x l^-T`.
         let l = correlations.cholesky()?.unpack();
         let inverse = l.solve_lower_triangular(&DMatrix::identity(n, n))?;
+        let drops = |j: usize| drops_errors && is_second && l[(j, j)] < LEAST_NEW;
         let to: Vec<f32> = (0..n * n)
-            .map(|i| (inverse[(i % n, i / n)] * inverses[i / n]) as f32)
+            .map(|i| (i / n, i % n))
+            .map(|(i, j)| match drops(j) {
+                true => 0.0,
+                false => (inverse[(j, i)] * inverses[i]) as f32,
+            })
             .collect();
         let from = core::mem::take(&mut x.values);
         x.values.resize(from.len(), 0.0);
@@ -288,12 +303,17 @@ fn orthonormalize(level: Level, x: &mut Floats) -> Option<()> {
     Some(())
 }
 
+/// The share of a column that is not in those before it, where these are orthonormal but for rounding
+/// errors and it is one of them.
+const LEAST_NEW: f64 = 1e-2;
+
 /// `x w`, rows of which are shared among the threads.
 fn product_on(pool: &dyn Pool, level: Level, x: &Floats, w: &Floats, y: &mut Floats) {
     /// Rows at once: so few that their part of a row of `x` stays in a core's cache.
     const ROWS: usize = 32;
     y.reshape(x.n_rows, w.n_cols);
-    let n_at_once = ROWS.max(x.n_rows.div_ceil(SharedMatrix::<f32>::MAX_TILES));
+    let n_at_once = x.n_rows.div_ceil(pool.n_threads()).clamp(1, ROWS);
+    let n_at_once = n_at_once.max(x.n_rows.div_ceil(SharedMatrix::<f32>::MAX_TILES));
     let n_tasks = x.n_rows.div_ceil(n_at_once);
     let tiles = SharedMatrix::new(&mut y.values, w.n_cols, n_at_once, w.n_cols);
     pool.run(n_tasks, &|i| {
@@ -348,9 +368,9 @@ mod tests {
         }
     }
 
-    fn dense_cut(x: &Floats, rank: usize) -> (Floats, Floats) {
+    fn dense_cut(mut x: Floats, rank: usize) -> (Floats, Floats) {
         let mut cut = <(Floats, Floats)>::default();
-        cut_dense(workers(), x, rank, (&mut cut.0, &mut cut.1)).unwrap();
+        cut_dense(workers(), &mut x, rank, (&mut cut.0, &mut cut.1)).unwrap();
         cut
     }
 
@@ -371,7 +391,7 @@ mod tests {
         let dense = matrix(&b) * matrix(&a);
         for rank in [1, 4, 9, 20] {
             let least = least_rest(&dense, rank);
-            for found in [product_cut(&a, &b, rank), dense_cut(&floats(&dense), rank)] {
+            for found in [product_cut(&a, &b, rank), dense_cut(floats(&dense), rank)] {
                 assert!(found.0.n_rows <= rank && found.0.n_rows == found.1.n_cols);
                 assert!(rest(&dense, &found) <= least * 1.00001 + 1e-9);
             }
@@ -415,7 +435,7 @@ mod tests {
             let mut dense = random(100, 90, 3);
             dense.values[7] = bad;
             let (mut cut_a, mut cut_b) = <(Floats, Floats)>::default();
-            let cut = cut_dense(workers(), &dense, 3, (&mut cut_a, &mut cut_b));
+            let cut = cut_dense(workers(), &mut dense, 3, (&mut cut_a, &mut cut_b));
             assert!(bad == f32::MAX || cut.is_none());
         }
     }
@@ -456,7 +476,7 @@ mod tests {
     fn large_matrices_are_cut_nearly_as_well_as_can_be() {
         // Singular values of a random matrix are close to each other: the worst case.
         let x = random(120, 100, 3);
-        let found = dense_cut(&x, 5);
+        let found = dense_cut(x.clone(), 5);
         let least = least_rest(&matrix(&x), 5);
         assert!(rest(&matrix(&x), &found) <= 1.002 * least);
     }
@@ -465,7 +485,7 @@ mod tests {
     fn large_matrices_of_few_or_fading_directions_keep_them() {
         let (a, b) = (random(3, 400, 1), random(300, 3, 2));
         let few = floats(&(matrix(&b) * matrix(&a)));
-        let found = dense_cut(&few, 20);
+        let found = dense_cut(few.clone(), 20);
         assert!(rest(&matrix(&few), &found) <= 1e-12 * matrix(&few).norm_squared());
 
         let (mut a, b) = (random(150, 400, 3), random(300, 150, 4));
@@ -475,7 +495,7 @@ mod tests {
         let fading = floats(&(matrix(&b) * matrix(&a)));
         for rank in [5, 20] {
             let least = least_rest(&matrix(&fading), rank);
-            let found = rest(&matrix(&fading), &dense_cut(&fading, rank));
+            let found = rest(&matrix(&fading), &dense_cut(fading.clone(), rank));
             assert!(found <= 1.000_01 * least + 1e-12 * matrix(&fading).norm_squared());
         }
 
@@ -484,8 +504,47 @@ mod tests {
             n_cols: 400,
             values: vec![0.0; 300 * 400],
         };
-        let (a, b) = dense_cut(&nothing, 5);
+        let (a, b) = dense_cut(nothing, 5);
         assert!(a.values.iter().chain(&b.values).all(|x| *x == 0.0));
+    }
+
+    #[test]
+    fn large_matrices_with_few_rows_or_patterns_of_rows_are_cut() {
+        let cut_exactly = |x: &Floats, rank| {
+            let found = dense_cut(x.clone(), rank);
+            let least = least_rest(&matrix(x), rank);
+            let allowed = least * 1.00001 + 1e-11 * matrix(x).norm_squared();
+            assert!(rest(&matrix(x), &found) <= allowed, "rank {rank}");
+        };
+        // Directions that are followed beyond those there are have no place to go.
+        for n_rows in [1, 5, 10] {
+            let mut x = random(300, 400, 1);
+            for (i, row) in x.values.chunks_exact_mut(400).enumerate() {
+                if i % 30 != 7 || i / 30 >= n_rows {
+                    row.fill(0.0);
+                }
+            }
+            for size in [1.0, 1e-34, 1e37] {
+                let mut x = x.clone();
+                x.values.iter_mut().for_each(|x| *x *= size);
+                if size == 1.0 {
+                    cut_exactly(&x, n_rows);
+                    cut_exactly(&x, 3);
+                }
+                let found = dense_cut(x.clone(), n_rows);
+                let all = matrix(&x);
+                let square = |x: DMatrix<f64>| (x / f64::from(size)).norm_squared();
+                let rest = square(&all - matrix(&found.1) * matrix(&found.0));
+                assert!(rest <= 1e-11 * square(all), "{n_rows} rows of {size}");
+            }
+        }
+        let (a, patterns) = (random(2, 400, 2), random(16, 2, 3));
+        let b = Floats {
+            n_rows: 304,
+            n_cols: 2,
+            values: patterns.values.repeat(19),
+        };
+        cut_exactly(&floats(&(matrix(&b) * matrix(&a))), 5);
     }
 
     #[test]
