@@ -8,6 +8,8 @@ use crate::level::multilevel;
 
 /// Rows of a product whose sums are kept in registers.
 const ROWS: usize = 4;
+/// Its columns, in float32.
+const COLS: usize = 32;
 /// Rows of `w` that are copied to lie beside each other.
 const INNER: usize = 64;
 /// What the columns of products in float64 are a multiple of.
@@ -22,9 +24,6 @@ fn is_wide(level: Level) -> bool {
     let _ = level;
     false
 }
-
-/// Columns of a product whose sums are kept in registers.
-const COLS: usize = 32;
 
 multilevel! {
     /// `y = x w` for `x` `[n_rows, n_inner]`, `w` `[n_inner, n_cols]` and `y` `[n_rows, n_cols]`.

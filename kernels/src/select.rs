@@ -39,8 +39,8 @@ multilevel! {
 }
 
 multilevel! {
-    /// Sets to zero what is smaller than `least`, and that of `others`, none of which is larger, what
-    /// equals it.
+    /// Sets to zero every value smaller than `least`, and those that equal it and are among `others`,
+    /// none of which is larger.
     fn drop_others(level: Level, least: u64, others: &[u64], x: &mut [f32]) {
         for x in x.iter_mut() {
             let kept = x.abs().to_bits() >= (least >> 32) as u32;

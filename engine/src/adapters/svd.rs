@@ -282,10 +282,14 @@ fn orthonormalize(level: Level, x: &mut Floats, drops_errors: bool) -> Option<()
         let inverses: Vec<f64> = (0..n).map(inverse).collect();
         let shift = SHIFT * n as f64;
         let correlations = DMatrix::from_fn(n, n, |i, j| {
-            let one = if i == j { shift } else { 0.0 };
-            gram.at(i, j) * inverses[i] * inverses[j] + one
+            let correlation = gram.at(i, j) * inverses[i] * inverses[j];
+            if i == j {
+                correlation + shift
+            } else {
+                correlation
+            }
         });
-        // With `l l^T` the Gram matrix, `x l^-T`.
+        // With `l l^T` the Gram matrix of the columns brought to length 1, these times `l^-T`.
         let l = correlations.cholesky()?.unpack();
         let inverse = l.solve_lower_triangular(&DMatrix::identity(n, n))?;
         let drops = |j: usize| drops_errors && is_second && l[(j, j)] < LEAST_NEW;
