@@ -45,6 +45,7 @@ fn bench(c: &mut Criterion) {
             let kv = KvHead {
                 dtype,
                 head_dim: 64,
+                n_places: 8192,
                 k: &cache,
                 v: &cache,
                 first: 8191,

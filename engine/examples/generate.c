@@ -3,8 +3,9 @@
  *     generate MODEL BUNDLE COMPOSITION TEXT
  *
  * The answer goes to standard output as it is generated. Then the same is asked again, which the
- * callback stops after two pieces, and for a composition that is not there: what became of these
- * goes to standard error. README.md tells how to build it. */
+ * callback stops after two pieces, then of the bundle's other compositions, all in one session, and
+ * of one that is not there: what became of these goes to standard error. README.md tells how to
+ * build it. */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,10 +82,19 @@ int main(int argc, char **argv)
     }
     fprintf(stderr, "\nstopped after %d pieces\n", short_reply.n_pieces);
 
-    /* An error has a code and a message. */
-    tandem_session *none = NULL;
-    tandem_status status = tandem_session_new(model, bundle, "no-such", NULL, &none);
-    if (status != TANDEM_BUNDLE || none != NULL) {
+    /* The session runs the other compositions of the bundle as well, one after the other. */
+    for (size_t i = 0; i < tandem_bundle_n_compositions(bundle); i++) {
+        const char *name = tandem_bundle_composition(bundle, i);
+        check(tandem_session_set_composition(session, bundle, name), name);
+        fprintf(stderr, "%s:", name);
+        struct reply other = {stderr, 0, -1};
+        check(tandem_generate(session, text, strlen(text), &options, on_text, &other, &result), name);
+        fprintf(stderr, "\n");
+    }
+
+    /* An error has a code and a message. The session stays as it was. */
+    tandem_status status = tandem_session_set_composition(session, bundle, "no-such");
+    if (status != TANDEM_BUNDLE) {
         fprintf(stderr, "a composition that is not there was found\n");
         return 1;
     }

@@ -2,18 +2,20 @@
  *
  * Made by cbindgen from engine/src/c_api.rs; engine/examples/generate.c shows its use.
  *
- * Handles (tandem_model, tandem_bundle, tandem_session) are made by a function that sets a pointer,
- * and freed by the one called ..._free, once. A model or a bundle may be freed while sessions made
- * from it live on. A handle is a number, not an address: one that was freed, is of another kind or
- * was made up gives TANDEM_HANDLE.
+ * Handles (tandem_model, tandem_bundle, tandem_pool, tandem_session) are made by a function that sets
+ * a pointer, and freed by the one called ..._free, once. A model, a bundle or a pool may be freed
+ * while sessions made from it live on. A handle is a number, not an address: one that was freed, is of
+ * another kind or was made up gives TANDEM_HANDLE.
  *
  * Every function may be called from any thread, at any time, but not from a signal handler. A session
- * runs one generation at a time: another tandem_generate meanwhile, from the callback too, gives
- * TANDEM_BUSY; sessions of their own run side by side. tandem_cancel is for other threads. A thread
- * that calls needs 512 KiB of stack.
+ * is in one call at a time: another one meanwhile, from the callback too, gives TANDEM_BUSY;
+ * only tandem_cancel, which is for other threads, and tandem_session_free may come at any time.
+ * Sessions of their own run side by side, also on one pool. A thread that calls needs 512 KiB of
+ * stack.
  *
- * Texts that go in as a path, a name or a level end with a zero, others have a length and need not.
- * Texts that come out end with a zero, and belong to the library. What points to memory is NULL only
+ * Texts that go in as a path, a name, a level or a message end with a zero, others have a length and
+ * need not. Texts that come out end with a zero, and belong to the library; only tandem_detokenize
+ * writes to memory of the caller, without one. What points to memory is NULL only
  * where that is said to be allowed.
  *
  * Functions that return a tandem_status give TANDEM_OK or a reason, and tandem_error_message then
@@ -34,7 +36,7 @@ typedef enum tandem_status {
   TANDEM_ARGUMENT = 1,
   // A handle that was freed, is of another kind or never was one.
   TANDEM_HANDLE = 2,
-  // The session is at work in another `tandem_generate`.
+  // The session is at work in another call.
   TANDEM_BUSY = 3,
   // A file cannot be opened.
   TANDEM_IO = 4,
@@ -45,7 +47,7 @@ typedef enum tandem_status {
   // A text is not UTF-8 or cannot be expressed in the model's tokens, or the chat template cannot
   // be read or refuses it.
   TANDEM_TEXT = 7,
-  // The prompt does not fit the context.
+  // The tokens do not fit the context.
   TANDEM_CONTEXT = 8,
   // There is not enough memory.
   TANDEM_MEMORY = 9,
@@ -71,6 +73,9 @@ typedef struct tandem_bundle tandem_bundle;
 // An open model.
 typedef struct tandem_model tandem_model;
 
+// Threads that several sessions share.
+typedef struct tandem_pool tandem_pool;
+
 // A model at work on one text, alone or with a composition of a bundle.
 typedef struct tandem_session tandem_session;
 
@@ -80,7 +85,7 @@ typedef struct tandem_session_options {
   uint32_t n_ctx;
   // Tokens of the prompt evaluated at once; 0: 256.
   uint32_t n_batch;
-  // Threads, never more than there are cores; 0: all cores.
+  // Threads, never more than there are cores, or than `pool` has; 0: all of them.
   uint32_t n_threads;
   // Threads for single tokens, which wait for memory more than they compute; 0: `n_threads`, or
   // where that is 0 the fewest that reach full speed, measured in some milliseconds.
@@ -89,6 +94,9 @@ typedef struct tandem_session_options {
   uint32_t exact;
   // Instructions to use, a name as `tandem run --cpu` takes it; NULL: the best there are.
   const char *level;
+  // Threads that other sessions use as well, of which this one uses `n_threads`; NULL: threads of
+  // its own.
+  const struct tandem_pool *pool;
 } tandem_session_options;
 
 // How a text is continued. Fill it by `tandem_generate_defaults`, then change what you want.
@@ -122,7 +130,7 @@ typedef struct tandem_generate_options {
 } tandem_generate_options;
 
 // Gets the text as it is generated, in whole characters of UTF-8: `n_bytes` bytes, and a zero
-// after them. They are gone when it returns. It runs on the thread that called `tandem_generate`.
+// after them. They are gone when it returns. It runs on the thread that asked for it.
 // It must return, by neither `longjmp` nor a C++ exception: 0 to go on, anything else to stop.
 typedef int32_t (*tandem_on_text)(const char *text, size_t n_bytes, void *user);
 
@@ -135,6 +143,15 @@ typedef struct tandem_result {
   // Why it ended.
   enum tandem_stop stop;
 } tandem_result;
+
+// One message of a conversation. Both texts are UTF-8 and end with a zero.
+typedef struct tandem_message {
+  // Who speaks: "system", "user" or "assistant", or another role that the model's chat template
+  // knows. It is for the program to say: what comes from outside is `content`.
+  const char *role;
+  // What is said. The texts of control tokens in it stay plain text.
+  const char *content;
+} tandem_message;
 
 #ifdef __cplusplus
 extern "C" {
@@ -169,12 +186,17 @@ enum tandem_status tandem_model_open_memory(const void *bytes,
 // Frees a model; NULL is none. Sessions made from it keep what they need.
 enum tandem_status tandem_model_free(struct tandem_model *model);
 
+// How many tokens the model's vocabulary has, which is how many logits there are; 0 for what is no
+// model. Token ids are below it.
+size_t tandem_n_vocab(const struct tandem_model *model);
+
 // Turns a text into token ids, with BOS before and EOS after it where the model wants them. The
-// texts of control tokens in it become these tokens where `parse_special` is not 0. At most `capacity` ids are written to
-// `ids`; `n_ids` is set to how many there are, which may be more: call again with more room then.
+// texts of control tokens in it become these tokens where `parse_special` is not 0. At most
+// `capacity` ids are written to `ids`; `n_ids` is set to how many there are, which may be more: call
+// again with more room then.
 //
-// `text` are `n_bytes` bytes that do not change meanwhile, `ids` has room for `capacity` ids (it may be NULL where that is 0),
-// `n_ids` can be written to.
+// `text` are `n_bytes` bytes that do not change meanwhile, `ids` has room for `capacity` ids (it
+// may be NULL where that is 0), `n_ids` can be written to.
 enum tandem_status tandem_tokenize(const struct tandem_model *model,
                                    const char *text,
                                    size_t n_bytes,
@@ -183,6 +205,25 @@ enum tandem_status tandem_tokenize(const struct tandem_model *model,
                                    size_t capacity,
                                    size_t *n_ids);
 
+// Turns token ids, from the beginning of a text, into that text. Control tokens are written, such as
+// `<|im_end|>`, where `show_special` is not 0, and left out otherwise; the space that some
+// vocabularies put before every text is taken away. At most `capacity` bytes are written to `buffer`, no zero after them;
+// `n_bytes` is set to how many there are, which may be more: call again with more room then.
+//
+// The bytes are those of the tokens, which may be parts of characters: of a whole text's tokens
+// they are its UTF-8, of single ones they need not be. An id that is not in the vocabulary gives
+// `TANDEM_ARGUMENT`.
+//
+// `ids` are `n_ids` ids that do not change meanwhile, `buffer` has room for `capacity` bytes (it
+// may be NULL where that is 0), `n_bytes` can be written to.
+enum tandem_status tandem_detokenize(const struct tandem_model *model,
+                                     const uint32_t *ids,
+                                     size_t n_ids,
+                                     int32_t show_special,
+                                     char *buffer,
+                                     size_t capacity,
+                                     size_t *n_bytes);
+
 // Opens the bundle at `path` and sets `bundle`, to NULL on a failure. The file is mapped, not
 // copied: it must not change while it is open.
 //
@@ -190,15 +231,15 @@ enum tandem_status tandem_tokenize(const struct tandem_model *model,
 enum tandem_status tandem_bundle_open(const char *path, struct tandem_bundle **bundle);
 
 // Opens a bundle that lies in memory, and sets `bundle`, to NULL on a failure. The bytes are used
-// where they are: they must stay, unchanged, until the bundle and all sessions made with it are
-// freed and every call that was given one of them has returned.
+// where they are: they must stay, unchanged, until the bundle and all sessions that ever ran a
+// composition of it are freed and every call that was given one of them has returned.
 //
 // `bytes` are `n_bytes` that stay as said, `bundle` can be written to.
 enum tandem_status tandem_bundle_open_memory(const void *bytes,
                                              size_t n_bytes,
                                              struct tandem_bundle **bundle);
 
-// Frees a bundle; NULL is none. Sessions made with it keep what they need.
+// Frees a bundle; NULL is none. Sessions that run a composition of it keep what they need.
 enum tandem_status tandem_bundle_free(struct tandem_bundle *bundle);
 
 // How many compositions a bundle has; 0 for what is no bundle.
@@ -208,6 +249,18 @@ size_t tandem_bundle_n_compositions(const struct tandem_bundle *bundle);
 // the bundle is freed.
 const char *tandem_bundle_composition(const struct tandem_bundle *bundle, size_t index);
 
+// Starts threads for sessions to share, and sets `pool`, to NULL on a failure. `n_threads` counts the
+// thread that calls as well, and is never more than there are cores; 0: all cores. Name the pool in
+// `tandem_session_options`. What sessions compute at the same time takes turns, some microseconds
+// each.
+//
+// `pool` can be written to.
+enum tandem_status tandem_pool_new(uint32_t n_threads,
+                                   struct tandem_pool **pool);
+
+// Frees a pool; NULL is none. Sessions that use it keep it; with the last of them its threads end.
+enum tandem_status tandem_pool_free(struct tandem_pool *pool);
+
 // Fills in the defaults: zeros.
 //
 // `options` can be written to, or is NULL.
@@ -215,7 +268,7 @@ void tandem_session_defaults(struct tandem_session_options *options);
 
 // Makes a session and sets `session`, to NULL on a failure. `bundle` and `composition` are both
 // NULL for the model alone; otherwise the bundle must be for the model, and is checked. `options`
-// NULL is the defaults. To switch compositions, make a session for each.
+// NULL is the defaults. The session keeps what it needs of model, bundle and pool: they may be freed.
 //
 // `composition` and the level in `options` are NULL or end with zeros, `options` is NULL or can be
 // read, `session` can be written to.
@@ -228,6 +281,52 @@ enum tandem_status tandem_session_new(const struct tandem_model *model,
 // Frees a session; NULL is none. A generation that is at work in it goes on to its end, with the
 // memory it needs; `tandem_cancel`, called before, stops it.
 enum tandem_status tandem_session_free(struct tandem_session *session);
+
+// Runs another composition from the next token on; `bundle` and `composition` are as for
+// `tandem_session_new`. What was evaluated is forgotten, unless the composition has the same content
+// as the one before. On a failure the session stays as it was. A merge that the bundle does not
+// store is computed each time.
+//
+// `composition` is NULL or ends with a zero.
+enum tandem_status tandem_session_set_composition(const struct tandem_session *session,
+                                                  const struct tandem_bundle *bundle,
+                                                  const char *composition);
+
+// Evaluates token ids after those that the session has, and writes the logits for the token that
+// follows the last, `tandem_n_vocab` floats, to `logits`. `capacity` is the room there in floats: at
+// least so many, or 0 with `logits` NULL where none are wanted. On a failure nothing was evaluated.
+//
+// Ids that are not in the vocabulary, none at all, or too little room give `TANDEM_ARGUMENT`; more
+// than the context has left `TANDEM_CONTEXT`. `tandem_cancel` does not stop it.
+//
+// `ids` are `n_ids` ids that do not change meanwhile, `logits` is NULL or has room for `capacity`
+// floats.
+enum tandem_status tandem_eval(const struct tandem_session *session,
+                               const uint32_t *ids,
+                               size_t n_ids,
+                               float *logits,
+                               size_t capacity);
+
+// How many tokens a session has evaluated; 0 for what is no session, and for one that is at work.
+size_t tandem_n_tokens(const struct tandem_session *session);
+
+// Gives the tokens that a session has evaluated. At most `capacity` are written to `ids`; `n_ids` is
+// set to how many there are, which may be more. A generation's last token is not among them.
+//
+// `ids` has room for `capacity` ids (it may be NULL where that is 0), `n_ids` can be written to.
+enum tandem_status tandem_tokens(const struct tandem_session *session,
+                                 uint32_t *ids,
+                                 size_t capacity,
+                                 size_t *n_ids);
+
+// Forgets all tokens of a session but the first `n`, and sets `n_left` to how many are left: `n`, or
+// all where there are no more than `n`, or none where a layer has forgotten what the next token
+// sees. Layers with a window can go back by `n_batch` tokens at least, all others anywhere.
+//
+// `n_left` can be written to.
+enum tandem_status tandem_rewind(const struct tandem_session *session,
+                                 size_t n,
+                                 size_t *n_left);
 
 // Fills in the defaults.
 //
@@ -248,6 +347,38 @@ enum tandem_status tandem_generate(const struct tandem_session *session,
                                    tandem_on_text on_text,
                                    void *user,
                                    struct tandem_result *result);
+
+// Answers a conversation, as `tandem_generate` does a text: `n_messages` messages in the model's chat
+// template, whatever prompt the composition has. The first one may be the system's, the last one is
+// as a rule the user's. To go on, call again with the answer and the next message added: what was
+// evaluated is not evaluated again.
+//
+// A model without a chat template, or one that refuses the conversation, gives `TANDEM_TEXT`; no
+// messages, or `raw` in the options, `TANDEM_ARGUMENT`.
+//
+// `messages` are `n_messages` messages that, with their texts, do not change meanwhile and whose
+// texts end with zeros; the rest as for `tandem_generate`.
+enum tandem_status tandem_chat(const struct tandem_session *session,
+                               const struct tandem_message *messages,
+                               size_t n_messages,
+                               const struct tandem_generate_options *options,
+                               tandem_on_text on_text,
+                               void *user,
+                               struct tandem_result *result);
+
+// Continues token ids, as `tandem_generate` does a text; `raw` in the options makes no difference.
+// The ids are the whole prompt: what they begin with and the session has is not evaluated again.
+//
+// An id that is not in the vocabulary, or none at all, gives `TANDEM_ARGUMENT`.
+//
+// `ids` are `n_ids` ids that do not change meanwhile; the rest as for `tandem_generate`.
+enum tandem_status tandem_generate_tokens(const struct tandem_session *session,
+                                          const uint32_t *ids,
+                                          size_t n_ids,
+                                          const struct tandem_generate_options *options,
+                                          tandem_on_text on_text,
+                                          void *user,
+                                          struct tandem_result *result);
 
 // Stops the generation that is at work in a session, after the token or the part of the prompt
 // that is being evaluated. Does nothing where none is. May be called from any thread.

@@ -1,9 +1,16 @@
 //! What can be wrong with a model, and with a request to run it.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
-use tandem_formats::{DType, GgufError};
+use tandem_formats::{BundleError, DType, GgufError};
+
+use crate::CompositionError;
+use crate::chat::PromptError;
+use crate::exec::MAX_SPANS;
+use crate::model::Architecture;
+use crate::tokenizer::TokenizerError;
 
 /// Why a file's model cannot be run.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,8 +82,8 @@ impl fmt::Display for ModelError {
             ModelError::Gguf(_) => write!(f, "the model's metadata cannot be read"),
             ModelError::Architecture { found } => write!(
                 f,
-                "architecture {found:?} is not supported (supported: llama, qwen2, qwen3, \
-                 stablelm, gemma3, phi3)"
+                "architecture {found:?} is not supported (supported: {})",
+                Architecture::names().collect::<Vec<_>>().join(", ")
             ),
             ModelError::MissingKey { key } => write!(f, "metadata key {key} is missing"),
             ModelError::Value { key, reason } => write!(f, "metadata key {key}: {reason}"),
@@ -142,6 +149,27 @@ pub enum SessionError {
     },
     /// No tokens were given.
     Empty,
+    /// The prompt has more tokens than the context.
+    PromptTooLong {
+        /// Tokens of the prompt.
+        n_prompt: usize,
+        /// Positions of the context.
+        n_ctx: usize,
+    },
+    /// More sequences or tokens than one pass takes.
+    Batch {
+        /// Sequences given.
+        n_sequences: usize,
+        /// Tokens given, of all sequences.
+        n_tokens: usize,
+        /// The most tokens of a pass.
+        max_tokens: usize,
+    },
+    /// A saved sequence that cannot be used.
+    Saved {
+        /// Why.
+        reason: &'static str,
+    },
     /// The tokens do not fit into the context any more.
     ContextFull {
         /// Positions of the context.
@@ -178,6 +206,20 @@ impl fmt::Display for SessionError {
                 free / 1_000_000
             ),
             SessionError::Empty => write!(f, "there are no tokens to evaluate"),
+            SessionError::PromptTooLong { n_prompt, n_ctx } => write!(
+                f,
+                "the context of {n_ctx} tokens is full: the prompt alone has {n_prompt}"
+            ),
+            SessionError::Batch {
+                n_sequences,
+                n_tokens,
+                max_tokens,
+            } => write!(
+                f,
+                "{n_tokens} tokens of {n_sequences} sequences are too many for one pass, which \
+                 takes {max_tokens} of {MAX_SPANS}"
+            ),
+            SessionError::Saved { reason } => f.write_str(reason),
             SessionError::ContextFull {
                 n_ctx,
                 n_past,
@@ -194,3 +236,98 @@ impl fmt::Display for SessionError {
 }
 
 impl core::error::Error for SessionError {}
+
+/// Whatever can go wrong, as the functions give it that do several things at once.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be opened, or is no model's.
+    #[cfg(feature = "std")]
+    File(tandem_formats::FileError),
+    /// A model cannot be run.
+    Model(ModelError),
+    /// A bundle is damaged, or not for the model.
+    Bundle(BundleError),
+    /// Adapters cannot be used with the model.
+    Composition(CompositionError),
+    /// Tokens cannot be evaluated.
+    Session(SessionError),
+    /// A text cannot be turned into a prompt.
+    Prompt(PromptError),
+    /// The vocabulary cannot be used, or not express a text.
+    Tokenizer(TokenizerError),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            #[cfg(feature = "std")]
+            Error::File(error) => error.fmt(f),
+            Error::Model(error) => error.fmt(f),
+            Error::Bundle(error) => error.fmt(f),
+            Error::Composition(error) => error.fmt(f),
+            Error::Session(error) => error.fmt(f),
+            Error::Prompt(error) => error.fmt(f),
+            Error::Tokenizer(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for Error {
+    // Displayed as the error inside: its own source follows.
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            #[cfg(feature = "std")]
+            Error::File(error) => error.source(),
+            Error::Model(error) => error.source(),
+            Error::Bundle(error) => error.source(),
+            Error::Composition(error) => error.source(),
+            Error::Session(error) => error.source(),
+            Error::Prompt(error) => error.source(),
+            Error::Tokenizer(error) => error.source(),
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl From<tandem_formats::FileError> for Error {
+    fn from(error: tandem_formats::FileError) -> Self {
+        Error::File(error)
+    }
+}
+
+impl From<ModelError> for Error {
+    fn from(error: ModelError) -> Self {
+        Error::Model(error)
+    }
+}
+
+impl From<BundleError> for Error {
+    fn from(error: BundleError) -> Self {
+        Error::Bundle(error)
+    }
+}
+
+impl From<CompositionError> for Error {
+    fn from(error: CompositionError) -> Self {
+        Error::Composition(error)
+    }
+}
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        Error::Session(error)
+    }
+}
+
+impl From<PromptError> for Error {
+    fn from(error: PromptError) -> Self {
+        Error::Prompt(error)
+    }
+}
+
+impl From<TokenizerError> for Error {
+    fn from(error: TokenizerError) -> Self {
+        Error::Tokenizer(error)
+    }
+}

@@ -1,12 +1,41 @@
-//! The Tandem inference engine: a model from a GGUF file, a session that runs it, a sampler that
-//! picks tokens.
+//! The Tandem inference engine: language models from GGUF files on CPUs, with several LoRA adapters at
+//! once.
 //!
-//! The way through it: [`Model::load`] checks a file's metadata ([`Config`]) and borrows its
-//! tensors ([`weights`]); a [`Session`] owns everything that changes (the KV cache, the scratch
-//! buffers) and evaluates tokens; `forward` and `layer` are the network itself.
+//! ```no_run
+//! use tandem_engine::{Model, Sampling};
 //!
-//! `no_std` with `alloc`; the feature `std` adds threads, files, chat templates, and turning text into
-//! tokens by byte-level vocabularies.
+//! let model = Model::open("model.gguf")?;
+//! let mail = model.bundle("mail.tandem")?.composition("reply-witty")?;
+//! let mut session = model.session().composition(&mail).build()?;
+//! for piece in session.generate("A letter ...", &Sampling::default())? {
+//!     print!("{}", piece?);
+//! }
+//! # Ok::<(), tandem_engine::Error>(())
+//! ```
+//!
+//! A [`Model`] owns its weights, a [`Composition`] what it adds to them; both are cheap to copy and to
+//! share between threads. A [`Session`] answers one text at a time. Whoever serves many at once takes a
+//! [`Sequence`] for each and a [`Worker`] that evaluates several of them in one pass, each with its own
+//! composition.
+//!
+//! The way through the engine, for readers: [`Session::generate`] picks tokens, [`Worker::forward`]
+//! runs rows of tokens through the layers, which are made of [`blocks`]; these run their linears over
+//! the threads, and the kernels compute.
+//!
+//! # What it promises
+//!
+//! Files and prompts are not trusted: what is malformed, misshapen or not supported is an error by
+//! name, never a panic, and nothing is passed over that would change a result. A sequence's result does
+//! not depend on who shares its pass. A step allocates nothing.
+//!
+//! # Cargo features
+//!
+//! - `std` (default): threads, memory-mapped files, byte-level vocabularies, chat templates. Without it
+//!   the crate needs `alloc` only: models and bundles are byte slices, and texts are encoded by
+//!   SentencePiece vocabularies.
+//! - `merge` (default): adapters merged into one by TIES, DARE, SVD and others; brings a linear algebra
+//!   library. The sum of adapters needs it not.
+//! - `c-api`: the interface for C, see `include/tandem.h`.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(unsafe_code)]
@@ -14,39 +43,32 @@
 extern crate alloc;
 
 pub mod adapters;
+pub mod blocks;
 #[cfg(feature = "c-api")]
 pub mod c_api;
-#[cfg(feature = "std")]
-pub mod chat_template;
-mod config;
+pub mod chat;
 mod error;
-mod forward;
-mod generate;
-mod kv_cache;
-mod layer;
-mod linear;
-#[cfg(feature = "std")]
-mod memory;
-pub mod prompt;
-mod rank_pass;
-mod sampler;
-mod scratch;
-mod session;
-#[cfg(feature = "std")]
-pub mod threads;
+mod exec;
+pub mod model;
+mod run;
+mod sequence;
 pub mod tokenizer;
-pub mod weights;
 
-pub use adapters::{Adapter, AdapterType, Composition, CompositionError, ContentId, PackedAdapter};
-pub use config::{Arch, Config, LocalAttention, NormKind};
-pub use error::{ModelError, SessionError};
-pub use generate::{StopReason, generate};
-pub use kv_cache::KvCache;
+pub use adapters::{
+    Adapter, AdapterType, Bundle, Composition, CompositionError, ContentId, PackedAdapter,
+};
+pub use chat::{Message, Prompt};
+pub use error::{Error, ModelError, SessionError};
+pub use exec::{Compute, MAX_SPANS};
+pub use model::{Architecture, Config, LinearId, Linears, Model, NormKind};
+pub use run::{
+    Generation, MAX_BATCH, MAX_PENALTY_WINDOW, Memory, Sampler, Sampling, Session, SessionBuilder,
+    SessionOptions, SharedPool, Span, StopReason, Worker, argmax,
+};
 #[cfg(feature = "std")]
-pub use memory::free_memory;
-pub use sampler::{MAX_PENALTY_WINDOW, Sampler, SamplerOptions, argmax};
-pub use session::{MAX_BATCH, Memory, Session, SessionOptions};
+pub use run::{Timings, free_memory, threads};
+pub use sequence::Sequence;
+pub use tandem_formats as formats;
 #[cfg(feature = "std")]
 pub use tandem_kernels::ThreadPool;
 pub use tandem_kernels::{DType, Level, Pool, Serial};
-pub use weights::Model;

@@ -3,17 +3,19 @@
 #[path = "common/adapters.rs"]
 mod made_up;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use made_up::{adapter, lora, safetensors};
-use tandem_engine::adapters::{LinearId, Module};
-use tandem_engine::{Adapter, CompositionError, Config, DType, Model};
+use made_up::{adapter, lora, safetensors, shape};
+use tandem_engine::{Adapter, Architecture, CompositionError, DType, Linears, Model};
 use tandem_formats::adapter::Lora;
-use tandem_formats::{Gguf, GgufFiles, Value, Writer};
+use tandem_formats::{Gguf, Value, Writer};
 
-fn pocket() -> GgufFiles {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf");
-    GgufFiles::open(path).unwrap()
+fn pocket_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf")
+}
+
+fn pocket() -> Model {
+    Model::open(pocket_path()).unwrap()
 }
 
 /// llama.cpp's file of an adapter.
@@ -44,9 +46,8 @@ fn lora_gguf(adapter: &Adapter, change: impl FnOnce(&mut Writer)) -> Vec<u8> {
 
 #[test]
 fn llama_cpp_s_files_are_read() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let base = &Model::load(&gguf).unwrap().config;
+    let model = pocket();
+    let base = model.linears();
     let truth = adapter(base, 4, 3);
     let read = |bytes: &[u8]| Adapter::from_gguf(base, &Gguf::parse(bytes).unwrap());
     let alpha =
@@ -77,14 +78,13 @@ fn llama_cpp_s_files_are_read() {
     });
     let without_alpha = read(&lora_gguf(&truth, |_| {})).unwrap_err();
     assert!(without_alpha.to_string().contains("adapter.lora.alpha"));
-    let qwen = Config {
-        arch: tandem_engine::Arch::Qwen2,
-        ..base.clone()
-    };
+    let mut qwen = model.config().clone();
+    qwen.arch = Architecture::from_name("qwen2").unwrap();
+    let qwen = Linears::of(&qwen);
     let bytes = lora_gguf(&truth, alpha(6.0));
     let error = Adapter::from_gguf(&qwen, &Gguf::parse(&bytes).unwrap()).unwrap_err();
     assert!(matches!(error, CompositionError::Architecture { .. }));
-    let model_file = std::fs::read(pocket().paths().next().unwrap()).unwrap();
+    let model_file = std::fs::read(pocket_path()).unwrap();
     assert!(
         read(&model_file)
             .unwrap_err()
@@ -95,22 +95,22 @@ fn llama_cpp_s_files_are_read() {
 
 #[test]
 fn what_does_not_fit_the_base_is_named() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let base = &Model::load(&gguf).unwrap().config;
-    let shape = Module::Q.shape(base);
+    let model = pocket();
+    let base = model.linears();
+    let q = shape(base, "blk.0.attn_q");
+    let (n_ff, n_embd) = shape(base, "blk.0.ffn_up");
     for (name, shape) in [
-        ("blk.6.attn_q", shape),
-        ("blk.00.attn_q", shape),
-        ("blk.+1.attn_q", shape),
-        ("blk.18446744073709551616.attn_q", shape),
-        ("blk.0.attn_norm", shape),
-        ("token_embd", (base.n_vocab, base.n_embd)),
-        ("rope", shape),
-        ("blk.0.attn_q", (shape.0 + 1, shape.1)),
-        ("blk.0.attn_q", (shape.0, shape.1 - 1)),
-        ("blk.0.ffn_up", (2 * base.n_ff, base.n_embd)),
-        ("blk.0.attn_qkv", shape),
+        ("blk.6.attn_q", q),
+        ("blk.00.attn_q", q),
+        ("blk.+1.attn_q", q),
+        ("blk.18446744073709551616.attn_q", q),
+        ("blk.0.attn_norm", q),
+        ("token_embd", shape(base, "output")),
+        ("rope", q),
+        ("blk.0.attn_q", (q.0 + 1, q.1)),
+        ("blk.0.attn_q", (q.0, q.1 - 1)),
+        ("blk.0.ffn_up", (2 * n_ff, n_embd + 1)),
+        ("blk.0.attn_qkv", q),
     ] {
         let error = Adapter::new(base, vec![lora(name, shape, 2, 1)]).unwrap_err();
         assert!(error.to_string().contains(name), "{name}: {error}");
@@ -120,8 +120,8 @@ fn what_does_not_fit_the_base_is_named() {
         let names = ["A", "B"]
             .map(|part| format!("base_model.model.model.layers.0.{module}.lora_{part}.weight"));
         safetensors(&[
-            (&names[0], &[1, base.n_embd], &vec![0.5; base.n_embd]),
-            (&names[1], &[base.n_embd, 1], &vec![0.5; base.n_embd]),
+            (&names[0], &[1, n_embd], &vec![0.5; n_embd]),
+            (&names[1], &[n_embd, 1], &vec![0.5; n_embd]),
         ])
     };
     let config = br#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1}"#;
@@ -135,7 +135,7 @@ fn what_does_not_fit_the_base_is_named() {
         let error = Adapter::from_peft(base, config, &weights(module)).unwrap_err();
         assert!(error.to_string().contains(module), "{error}");
     }
-    let twice = vec![lora("output", LinearId::Output.shape(base), 2, 1); 2];
+    let twice = vec![lora("output", shape(base, "output"), 2, 1); 2];
     assert!(
         Adapter::new(base, twice)
             .unwrap_err()

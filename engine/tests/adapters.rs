@@ -7,55 +7,52 @@ mod made_up;
 
 use std::path::Path;
 
+use common::pocket;
 use common::{relative_error, shared};
-use made_up::{adapter, floats, lora, random, safetensors};
+use made_up::{adapter, floats, lora, random, safetensors, shape};
 use tandem_engine::adapters::calibration::{self, Kind};
-use tandem_engine::adapters::{MergeMethod, MergeOptions, Module, Workers, merge};
+use tandem_engine::adapters::{MergeMethod, MergeOptions, merge};
 use tandem_engine::{
-    Adapter, AdapterType, Arch, Composition, CompositionError, Config, DType, Level, Model,
-    PackedAdapter, Pool, Serial, Session, SessionError, SessionOptions, ThreadPool,
+    Adapter, AdapterType, Architecture, Composition, CompositionError, Compute, Config, DType,
+    Level, Linears, Model, PackedAdapter, Serial, Session, SessionError, SessionOptions,
+    SharedPool, ThreadPool,
 };
 use tandem_formats::adapter::{Floats, Lora};
-use tandem_formats::{Gguf, GgufFiles, Writer};
+use tandem_formats::{Gguf, Writer};
 use tandem_kernels::quant;
 
-fn pocket() -> GgufFiles {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf");
-    GgufFiles::open(path).unwrap()
-}
-
-fn session<'m, 'a>(model: &'m Model<'a>, pool: &'m dyn Pool, exact: bool) -> Session<'m, 'a> {
-    let options = SessionOptions {
-        exact,
-        n_ctx: 128,
-        kv_type: DType::F32,
-        ..SessionOptions::for_model(&model.config)
-    };
+fn session(model: &Model, pool: impl Into<SharedPool>, exact: bool) -> Session {
+    let mut options = SessionOptions::for_model(model.config());
+    options.exact = exact;
+    options.n_ctx = 128;
+    options.kv_type = DType::F32;
     Session::new(model, pool, options).unwrap()
 }
 
-fn pack(model: &Model<'_>, adapter: &Adapter, kind: AdapterType) -> PackedAdapter<'static> {
-    PackedAdapter::pack(&model.config, adapter, kind).unwrap()
+fn pack(model: &Model, adapter: &Adapter, kind: AdapterType) -> PackedAdapter {
+    PackedAdapter::pack(model.linears(), adapter, kind).unwrap()
+}
+
+/// The linears of a model with other hyperparameters.
+fn linears(model: &Model, change: impl FnOnce(&mut Config)) -> Linears {
+    let mut config = model.config().clone();
+    change(&mut config);
+    Linears::of(&config)
 }
 
 /// Plain Rust on one thread.
-fn serial() -> Workers<'static> {
-    Workers {
-        level: Level::Scalar,
-        pool: &Serial,
-    }
+fn serial() -> Compute<'static> {
+    Compute::new(Level::Scalar, &Serial)
 }
 
 const PROMPT: [u32; 12] = [1, 300, 17, 2000, 45, 999, 4000, 12, 3, 77, 505, 1234];
 
 #[test]
 fn a_prefix_is_kept_under_its_own_content_only() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
-    let pack = |seed| pack(&model, &adapter(&model.config, 4, seed), AdapterType::Q8);
+    let model = pocket();
+    let pack = |seed| pack(&model, &adapter(model.linears(), 4, seed), AdapterType::Q8);
     let (a, a_again, b) = (pack(1), pack(1), pack(2));
-    let base = &model.config;
+    let base = model.linears();
     let only_a = Composition::new(base, &[(&a, 1.0)]).unwrap();
     let same = Composition::new(base, &[(&a_again, 1.0)]).unwrap();
     let others = [
@@ -65,18 +62,18 @@ fn a_prefix_is_kept_under_its_own_content_only() {
     ];
     let (first, rest) = PROMPT.split_at(8);
     let fresh = |composition| {
-        let mut session = session(&model, &Serial, false);
+        let mut session = session(&model, Serial, false);
         session.set_composition(composition).unwrap();
         session.eval(&PROMPT).unwrap().to_vec()
     };
     let prepared = || {
-        let mut session = session(&model, &Serial, false);
+        let mut session = session(&model, Serial, false);
         session.set_composition(Some(&only_a)).unwrap();
         session.eval(first).unwrap();
         session
     };
     // The use that goes wrong where a prefix is kept that another composition computed.
-    let reuse = |session: &mut Session<'_, '_>| {
+    let reuse = |session: &mut Session| {
         let known = session.tokens().len();
         (known, session.eval(&PROMPT[known..]).unwrap().to_vec())
     };
@@ -109,33 +106,26 @@ fn a_prefix_is_kept_under_its_own_content_only() {
 
 #[test]
 fn another_model_s_composition_is_refused() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
-    let smaller = Config {
-        n_layer: model.config.n_layer - 1,
-        ..model.config.clone()
-    };
+    let model = pocket();
+    let smaller = linears(&model, |config| config.layers.truncate(1));
     let packed = PackedAdapter::pack(&smaller, &adapter(&smaller, 2, 1), AdapterType::F32).unwrap();
     let composition = Composition::new(&smaller, &[(&packed, 1.0)]).unwrap();
-    let mut session = session(&model, &Serial, false);
+    let mut session = session(&model, Serial, false);
     session.eval(&PROMPT).unwrap();
     let result = session.set_composition(Some(&composition));
     assert!(matches!(result, Err(SessionError::Options { .. })));
     assert_eq!(session.tokens(), PROMPT);
     // Nor does an adapter of more layers or other widths become part of a composition.
-    let larger = pack(&model, &adapter(&model.config, 2, 1), AdapterType::F32);
+    let larger = pack(&model, &adapter(model.linears(), 2, 1), AdapterType::F32);
     assert!(Composition::new(&smaller, &[(&larger, 1.0)]).is_err());
 }
 
 /// Steps, batches, threads and the types of factors give what they should.
 #[test]
 fn threads_and_batches_change_nothing() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
-    let base = &model.config;
-    let pool = ThreadPool::new(2);
+    let model = pocket();
+    let base = model.linears();
+    let pool = SharedPool::from(ThreadPool::new(2));
     let adapters = [adapter(base, 5, 1), adapter(base, 32, 2)];
     let mut truth = Vec::new();
     for (kind, exact, limit) in [
@@ -149,7 +139,8 @@ fn threads_and_batches_change_nothing() {
         let packed = adapters.each_ref().map(|a| pack(&model, a, kind));
         let parts = [(&packed[0], 0.5), (&packed[1], -0.7)];
         let composition = Composition::new(base, &parts).unwrap();
-        let run = |pool: &dyn Pool, at_once: usize| {
+        let serial = SharedPool::from(Serial);
+        let run = |pool: &SharedPool, at_once: usize| {
             let mut session = session(&model, pool, exact);
             session.set_composition(Some(&composition)).unwrap();
             let mut all = Vec::new();
@@ -167,9 +158,9 @@ fn threads_and_batches_change_nothing() {
         let error = relative_error(&batch, &truth);
         println!("{kind:?} exact {exact}: {error:.1e}");
         assert!(error <= limit, "{kind:?} exact {exact}: {error}");
-        assert_eq!(run(&Serial, 100), batch);
+        assert_eq!(run(&serial, 100), batch);
         // The ranks of a single token are shared among threads, which cuts through segments.
-        let one_by_one = run(&Serial, 1);
+        let one_by_one = run(&serial, 1);
         assert_eq!(run(&pool, 1), one_by_one);
         for at_once in [1, 33] {
             let error = relative_error(&run(&pool, at_once), &batch);
@@ -220,16 +211,17 @@ fn bake(lora: &Lora, weight: f32, w: &mut [f32], n_in: usize) {
 /// what a model gives whose weights the adapter was added to.
 #[test]
 fn a_composition_computes_what_the_changed_weights_do() {
-    let mut models = vec![std::fs::read(pocket().paths().next().unwrap()).unwrap()];
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf");
+    let mut models = vec![std::fs::read(path).unwrap()];
     for name in ["llama", "qwen2", "qwen3", "stablelm", "gemma3", "phi3"] {
         if let Some(path) = shared(&format!("peer/logits/{name}-f16.gguf")) {
             models.push(std::fs::read(path).unwrap());
         }
     }
-    let pool = ThreadPool::new(2);
+    let pool = SharedPool::from(ThreadPool::new(2));
     for bytes in models {
         let gguf = Gguf::parse(&bytes).unwrap();
-        let model = Model::load(&gguf).unwrap();
+        let model = Model::from_bytes(bytes.clone()).unwrap();
         let is_linear = |name: &str| {
             let is_matrix = gguf
                 .tensor(&format!("{name}.weight"))
@@ -247,7 +239,7 @@ fn a_composition_computes_what_the_changed_weights_do() {
             }
         }
         let n_loras = loras.len();
-        let adapter = Adapter::new(&model.config, loras).unwrap();
+        let adapter = Adapter::new(model.linears(), loras).unwrap();
         let mut n_baked = 0;
         let baked = rebuilt(&gguf, |name, w, n_in| {
             if let Some(lora) = adapter.modules().get(name) {
@@ -256,38 +248,36 @@ fn a_composition_computes_what_the_changed_weights_do() {
             }
         });
         assert_eq!(n_baked, n_loras);
-        let baked = Gguf::parse(&baked).unwrap();
-        let baked = Model::load(&baked).unwrap();
+        let baked = Model::from_bytes(baked).unwrap();
         let tokens: Vec<u32> = PROMPT.iter().map(|t| t % 512).collect();
         let truth = session(&baked, &pool, true).eval(&tokens).unwrap().to_vec();
 
         let packed = pack(&model, &adapter, AdapterType::F32);
-        let composition = Composition::new(&model.config, &[(&packed, 0.5)]).unwrap();
+        let composition = Composition::new(model.linears(), &[(&packed, 0.5)]).unwrap();
         let mut session = session(&model, &pool, true);
         let plain = session.eval(&tokens).unwrap().to_vec();
         session.set_composition(Some(&composition)).unwrap();
         let logits = session.eval(&tokens).unwrap();
         let error = relative_error(logits, &truth);
-        println!("{:?}: {n_loras} linears, {error:.1e}", model.config.arch);
-        assert!(error <= 2e-5, "{:?}: {error}", model.config.arch);
+        let arch = model.config().arch.name();
+        println!("{arch}: {n_loras} linears, {error:.1e}");
+        assert!(error <= 2e-5, "{arch}: {error}");
         assert!(relative_error(&plain, &truth) > 1e-2);
     }
 }
 
 /// The logits of a composition, exactly.
-fn logits(model: &Model<'_>, parts: &[(&PackedAdapter<'_>, f32)]) -> Vec<f32> {
-    let composition = Composition::new(&model.config, parts).unwrap();
-    let mut session = session(model, &Serial, true);
+fn logits(model: &Model, parts: &[(&PackedAdapter, f32)]) -> Vec<f32> {
+    let composition = Composition::new(model.linears(), parts).unwrap();
+    let mut session = session(model, Serial, true);
     session.set_composition(Some(&composition)).unwrap();
     session.eval(&PROMPT).unwrap().to_vec()
 }
 
 #[test]
 fn a_projection_stands_between_the_factors() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
-    let base = &model.config;
+    let model = pocket();
+    let base = model.linears();
     let adapters = [adapter(base, 2, 1), adapter(base, 3, 2)];
     let packed = adapters
         .each_ref()
@@ -351,11 +341,9 @@ fn options(method: MergeMethod) -> MergeOptions {
 
 #[test]
 fn a_layer_s_own_calibration_takes_the_place_of_the_shared_one() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
-    let base = &model.config;
-    let n_out = Module::Down.shape(base).0;
+    let model = pocket();
+    let base = model.linears();
+    let n_out = shape(base, "blk.0.ffn_down").0;
     let p = floats(n_out, 1, random(1)).values;
     let zero = vec![0.0; n_out];
     let pack = |tensors: &[(&str, &[usize], &[f32])]| {
@@ -364,7 +352,7 @@ fn a_layer_s_own_calibration_takes_the_place_of_the_shared_one() {
     };
     let shape = &[n_out][..];
     let one_layer = pack(&[("layers.3.down_proj.p", shape, &p)]);
-    let names: Vec<String> = (0..base.n_layer)
+    let names: Vec<String> = (0..base.n_layer())
         .filter(|i| *i != 3)
         .map(|i| format!("layers.{i}.down_proj.p"))
         .collect();
@@ -386,14 +374,9 @@ fn a_layer_s_own_calibration_takes_the_place_of_the_shared_one() {
 
 #[test]
 fn merges_are_deterministic_and_take_negative_weights() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
+    let model = pocket();
     // One layer is enough.
-    let base = &Config {
-        n_layer: 1,
-        ..model.config
-    };
+    let base = &linears(&model, |config| config.layers.truncate(1));
     let adapters = [adapter(base, 4, 1), adapter(base, 4, 2)];
     let adapters = [&adapters[0], &adapters[1]];
     let dense = |a: &Adapter| -> Vec<f32> {
@@ -469,7 +452,7 @@ fn merges_are_deterministic_and_take_negative_weights() {
     // TIES of the products, by its definition.
     let ties = MergeOptions {
         dense: true,
-        rank: Some(base.n_embd),
+        rank: Some(model.config().n_embd),
         ..options(MergeMethod::Ties)
     };
     let found = merged(&ties, &[0.5, 2.0]);
@@ -489,13 +472,11 @@ fn merges_are_deterministic_and_take_negative_weights() {
 /// Factors at the ends of float32's range: an error or wrong numbers, as is their due, no panic.
 #[test]
 fn extreme_factors_do_not_panic() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
-    let base = &model.config;
+    let model = pocket();
+    let base = model.linears();
     for value in [f32::MAX, f32::MIN_POSITIVE, 1e-45, 0.0] {
         for kind in AdapterType::ALL {
-            let mut lora = lora("blk.2.ffn_down", Module::Down.shape(base), 7, 1);
+            let mut lora = lora("blk.2.ffn_down", shape(base, "blk.2.ffn_down"), 7, 1);
             lora.a.values.fill(value);
             lora.b.values.iter_mut().step_by(2).for_each(|x| *x = value);
             let adapter = Adapter::new(base, vec![lora]).unwrap();
@@ -512,22 +493,19 @@ fn extreme_factors_do_not_panic() {
 
 #[test]
 fn adapters_for_a_tensor_and_for_a_part_of_it_are_not_joined() {
-    let files = pocket();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
-    let base = &Config {
-        arch: Arch::Phi3,
-        ..model.config
-    };
+    let model = pocket();
+    let phi3 = Architecture::from_name("phi3").unwrap();
+    let base = &linears(&model, |config| config.arch = phi3);
+    let (n_ff, n_embd) = shape(base, "blk.0.ffn_up");
     // Phi 3's tensor holds gate and up.
     let of = |n_out: usize| {
-        let lora = lora("blk.0.ffn_up", (n_out, base.n_embd), 4, 1);
+        let lora = lora("blk.0.ffn_up", (n_out, n_embd), 4, 1);
         Adapter::new(base, vec![lora]).unwrap()
     };
-    let (part, whole) = (of(base.n_ff), of(2 * base.n_ff));
+    let (part, whole) = (of(n_ff), of(2 * n_ff));
     let is_refused = |e: &CompositionError| {
         let text = e.to_string();
-        text.contains("blk.0.ffn_up") && text.contains(&(2 * base.n_ff).to_string())
+        text.contains("blk.0.ffn_up") && text.contains(&(2 * n_ff).to_string())
     };
     for adapters in [[&part, &whole], [&whole, &part]] {
         for method in MergeMethod::ALL {

@@ -7,11 +7,12 @@ mod made_up;
 use std::path::Path;
 
 use made_up::{adapter, lora};
-use tandem_engine::adapters::{MergeOptions, Workers, from_bundle, merge, merge_packed};
+use tandem_engine::adapters::{MergeOptions, from_bundle, merge, merge_packed};
+use tandem_engine::model::MixerConfig;
 use tandem_engine::{
-    Adapter, AdapterType, Arch, Config, DType, Level, PackedAdapter, Pool, Serial, ThreadPool,
+    Adapter, AdapterType, Architecture, Compute, Config, DType, Level, Linears, Model,
+    PackedAdapter, Pool, Serial, ThreadPool,
 };
-use tandem_formats::GgufFiles;
 use tandem_formats::bundle::{
     self, Composition, Factors, Merge, MergeMethod, Parts, low_rank_type,
 };
@@ -19,12 +20,18 @@ use tandem_kernels::{LowRank, encode_low_rank, encode_rows};
 
 fn config() -> Config {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf");
-    let files = GgufFiles::open(path).unwrap();
-    Config::from_gguf(&files.parse().unwrap()).unwrap()
+    Model::open(path).unwrap().config().clone()
+}
+
+/// The linears of the model with fewer layers.
+fn linears(n_layer: usize) -> Linears {
+    let mut config = config();
+    config.layers.truncate(n_layer);
+    Linears::of(&config)
 }
 
 /// As a bundle holds it.
-fn stored(adapter: &Adapter, dtype: DType) -> bundle::Adapter<'static> {
+fn stored(adapter: &Adapter, dtype: DType) -> bundle::Adapter {
     let factors = adapter.modules().values().map(|lora| {
         let (rank, n_in, n_out) = (lora.a.n_rows, lora.a.n_cols, lora.b.n_rows);
         let layout = low_rank_type(dtype).unwrap();
@@ -33,7 +40,7 @@ fn stored(adapter: &Adapter, dtype: DType) -> bundle::Adapter<'static> {
         let mut b = vec![0; layout.n_bytes(n_out, rank).unwrap()];
         encode_low_rank(Level::Scalar, layout, &lora.b.values, rank, 64.0, &mut b);
         Factors {
-            linear: lora.module.clone().into(),
+            linear: lora.module.clone(),
             rank,
             n_in,
             n_out,
@@ -51,7 +58,7 @@ fn stored(adapter: &Adapter, dtype: DType) -> bundle::Adapter<'static> {
     }
 }
 
-fn composition(method: MergeMethod) -> Composition<'static> {
+fn composition(method: MergeMethod) -> Composition {
     Composition {
         name: "both".into(),
         members: Vec::new(),
@@ -69,12 +76,12 @@ fn composition(method: MergeMethod) -> Composition<'static> {
 }
 
 fn run(
-    base: &Config,
-    adapters: &[bundle::Adapter<'static>],
-    composition: &Composition<'static>,
+    base: &Linears,
+    adapters: &[bundle::Adapter],
+    composition: &Composition,
     adapter_type: AdapterType,
-    workers: Workers<'_>,
-) -> PackedAdapter<'static> {
+    compute: Compute<'_>,
+) -> PackedAdapter {
     let members = adapters.iter().zip([0.5, -0.25, 1.5]).zip(0..);
     let parts = Parts {
         composition,
@@ -82,24 +89,24 @@ fn run(
         merged: None,
         calibration: None,
     };
-    let mut packed = from_bundle(base, &parts, adapter_type, workers).unwrap();
+    let mut packed = from_bundle(base, &parts, adapter_type, compute).unwrap();
     assert!(packed.len() == 1 && packed[0].1 == 1.0);
     packed.remove(0).0
 }
 
-fn bytes<'p>(packed: &'p PackedAdapter<'_>) -> Vec<(&'p [u8], &'p [u8], f32)> {
-    let panels = packed.panels().iter();
-    panels.map(|p| (p.a().1, p.b().1, p.scale())).collect()
+fn bytes(packed: &PackedAdapter) -> Vec<(Vec<u8>, Vec<u8>, f32)> {
+    let factors = packed.factors().iter().map(|f| {
+        let rows = (0..f.rank()).flat_map(|r| f.a().row(r).to_vec());
+        (rows.collect(), f.b().data().to_vec(), f.scale())
+    });
+    factors.collect()
 }
 
 /// Whatever computes a merge, the bytes are the same, and they are those of the merge of the decoded
 /// adapters.
 #[test]
 fn merges_on_the_spot_are_the_same_for_any_level_and_number_of_threads() {
-    let base = Config {
-        n_layer: 2,
-        ..config()
-    };
+    let base = linears(2);
     let methods = MergeMethod::ALL
         .into_iter()
         .filter(|m| *m != MergeMethod::Cat);
@@ -124,7 +131,7 @@ fn merges_on_the_spot_are_the_same_for_any_level_and_number_of_threads() {
                     adapters,
                     &composition,
                     adapter_type,
-                    Workers { level, pool },
+                    Compute::new(level, pool),
                 )
             };
             let expected = run(Level::Scalar, &Serial);
@@ -133,10 +140,7 @@ fn merges_on_the_spot_are_the_same_for_any_level_and_number_of_threads() {
                 .map(|a| Adapter::from_factors(&base, a.dtype, &a.factors).unwrap())
                 .collect();
             let options = MergeOptions::from(&composition.merge);
-            let serial = Workers {
-                level: Level::Scalar,
-                pool: &Serial,
-            };
+            let serial = Compute::new(Level::Scalar, &Serial);
             // Of equal magnitudes others are kept than where nothing was rounded.
             let prunes = ["ties", "magn"]
                 .iter()
@@ -176,13 +180,10 @@ fn merges_on_the_spot_are_the_same_for_any_level_and_number_of_threads() {
 /// What a result depends on changes the hash, though no byte of the result is read for it.
 #[test]
 fn every_part_of_a_merge_counts_for_its_hash() {
-    let base = Config {
-        n_layer: 1,
-        ..config()
-    };
+    let base = linears(1);
     let adapters = [1, 2].map(|seed| stored(&adapter(&base, 4, seed), DType::Q8_0));
-    let id_of = |adapters: &[bundle::Adapter<'_>; 2],
-                 composition: &Composition<'_>,
+    let id_of = |adapters: &[bundle::Adapter; 2],
+                 composition: &Composition,
                  weights: [f32; 2],
                  sums: [u128; 2],
                  kept| {
@@ -193,13 +194,10 @@ fn every_part_of_a_merge_counts_for_its_hash() {
             merged: None,
             calibration: None,
         };
-        let workers = Workers {
-            level: Level::detect(),
-            pool: &Serial,
-        };
-        from_bundle(&base, &parts, kept, workers).unwrap()[0].0.id()
+        let compute = Compute::new(Level::detect(), &Serial);
+        from_bundle(&base, &parts, kept, compute).unwrap()[0].0.id()
     };
-    let id = |composition: &Composition<'_>, weights, sums, kept| {
+    let id = |composition: &Composition, weights, sums, kept| {
         id_of(&adapters, composition, weights, sums, kept)
     };
     // The same bytes and the same product of the scales, divided otherwise.
@@ -240,41 +238,37 @@ fn every_part_of_a_merge_counts_for_its_hash() {
 /// Fused tensors whose linears begin inside a tile of B.
 #[test]
 fn rows_that_begin_inside_a_tile_are_used() {
-    let base = Config {
-        arch: Arch::Phi3,
-        n_layer: 1,
-        n_head: 3,
-        n_head_kv: 1,
-        head_dim: 10,
-        ..config()
+    let mut config = config();
+    config.layers.truncate(1);
+    config.arch = Architecture::from_name("phi3").unwrap();
+    let MixerConfig::Attention(attention) = &mut config.layers[0].mixer else {
+        panic!("no attention");
     };
-    let (n_q, n_kv) = (base.n_q(), base.n_kv());
+    (attention.n_head, attention.n_head_kv, attention.head_dim) = (3, 1, 10);
+    let (n_q, n_kv) = (attention.n_q(), attention.n_kv());
+    let base = Linears::of(&config);
     assert!(!n_q.is_multiple_of(16) && !(n_q + n_kv).is_multiple_of(16));
     let n_out = n_q + 2 * n_kv;
-    let lora = lora("blk.0.attn_qkv", (n_out, base.n_embd), 12, 5);
+    let lora = lora("blk.0.attn_qkv", (n_out, config.n_embd), 12, 5);
     let adapter = Adapter::new(&base, vec![lora]).unwrap();
     for dtype in bundle::FACTOR_TYPES {
         let stored = stored(&adapter, dtype);
         let f = &stored.factors[0];
         let whole = LowRank::new(low_rank_type(dtype).unwrap(), n_out, 12, &f.b).unwrap();
         let composition = composition(MergeMethod::Cat);
-        let workers = Workers {
-            level: Level::detect(),
-            pool: &Serial,
-        };
+        let compute = Compute::new(Level::detect(), &Serial);
         let parts = Parts {
             composition: &composition,
             members: vec![(&stored, 1.0, 1)],
             merged: None,
             calibration: None,
         };
-        let packed = from_bundle(&base, &parts, AdapterType::F32, workers).unwrap();
-        let panels = packed[0].0.panels();
-        assert_eq!(panels.len(), 3);
+        let packed = from_bundle(&base, &parts, AdapterType::F32, compute).unwrap();
+        let factors = packed[0].0.factors();
+        assert_eq!(factors.len(), 3);
         let mut o = 0;
-        for panel in panels {
-            let (layout, bytes) = panel.b();
-            let rows = LowRank::new(layout, panel.shape().0, 12, bytes).unwrap();
+        for factors in factors {
+            let rows = factors.b();
             for i in 0..rows.n_out() {
                 let (mut found, mut expected) = ([0.0; 12], [0.0; 12]);
                 rows.row(i, &mut found);

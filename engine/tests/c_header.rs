@@ -1,4 +1,5 @@
-//! `include/tandem.h` is what cbindgen makes of `src/c_api.rs`. After a change there,
+//! `include/tandem.h` is what cbindgen makes of `src/c_api.rs` and two files of its folder. After a
+//! change there,
 //! `TANDEM_WRITE_HEADER=1 cargo test -p tandem-engine --features c-api --test c_header` writes it.
 
 use std::path::Path;
@@ -10,18 +11,20 @@ const HEAD: &str = "\
  *
  * Made by cbindgen from engine/src/c_api.rs; engine/examples/generate.c shows its use.
  *
- * Handles (tandem_model, tandem_bundle, tandem_session) are made by a function that sets a pointer,
- * and freed by the one called ..._free, once. A model or a bundle may be freed while sessions made
- * from it live on. A handle is a number, not an address: one that was freed, is of another kind or
- * was made up gives TANDEM_HANDLE.
+ * Handles (tandem_model, tandem_bundle, tandem_pool, tandem_session) are made by a function that sets
+ * a pointer, and freed by the one called ..._free, once. A model, a bundle or a pool may be freed
+ * while sessions made from it live on. A handle is a number, not an address: one that was freed, is of
+ * another kind or was made up gives TANDEM_HANDLE.
  *
  * Every function may be called from any thread, at any time, but not from a signal handler. A session
- * runs one generation at a time: another tandem_generate meanwhile, from the callback too, gives
- * TANDEM_BUSY; sessions of their own run side by side. tandem_cancel is for other threads. A thread
- * that calls needs 512 KiB of stack.
+ * is in one call at a time: another one meanwhile, from the callback too, gives TANDEM_BUSY;
+ * only tandem_cancel, which is for other threads, and tandem_session_free may come at any time.
+ * Sessions of their own run side by side, also on one pool. A thread that calls needs 512 KiB of
+ * stack.
  *
- * Texts that go in as a path, a name or a level end with a zero, others have a length and need not.
- * Texts that come out end with a zero, and belong to the library. What points to memory is NULL only
+ * Texts that go in as a path, a name, a level or a message end with a zero, others have a length and
+ * need not. Texts that come out end with a zero, and belong to the library; only tandem_detokenize
+ * writes to memory of the caller, without one. What points to memory is NULL only
  * where that is said to be allowed.
  *
  * Functions that return a tandem_status give TANDEM_OK or a reason, and tandem_error_message then
@@ -46,6 +49,8 @@ fn header() -> String {
     let bindings = Builder::new()
         .with_config(config)
         .with_src(folder.join("src/c_api.rs"))
+        .with_src(folder.join("src/c_api/session.rs"))
+        .with_src(folder.join("src/c_api/generate.rs"))
         .generate()
         .expect("cbindgen reads the file");
     let mut text = Vec::new();
@@ -65,7 +70,7 @@ fn the_header_is_of_today() {
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         committed == made,
-        "include/tandem.h is not what src/c_api.rs makes; the first line of this file says how to \
+        "include/tandem.h is not what src/c_api.rs makes; the first lines of this file say how to \
          write it anew"
     );
 }

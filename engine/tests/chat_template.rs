@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tandem_engine::chat_template::{ChatTemplate, ChatTemplateError, MAX_SOURCE_BYTES, Message};
+use tandem_engine::chat::{ChatTemplate, ChatTemplateError, MAX_SOURCE_BYTES, Message};
 
 const SYSTEM: Message<'static> = Message {
     role: "system",

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, Tokenizer};
 use tandem_engine::{
-    DType, Model, ModelError, Sampler, SamplerOptions, Serial, Session, SessionOptions,
+    DType, Error as EngineError, Model, ModelError, Sampler, Sampling, Serial, Session,
+    SessionOptions,
 };
 use tandem_formats::{Gguf, Value, Writer};
 
@@ -80,23 +81,16 @@ fn try_to_tokenize(gguf: &Gguf<'_>) -> bool {
 fn try_to_run(bytes: &[u8]) -> Result<(), String> {
     let gguf = Gguf::parse(bytes).map_err(|e| chain(&e))?;
     try_to_tokenize(&gguf);
-    let model = Model::load(&gguf).map_err(|e| chain(&e))?;
-    let options = SessionOptions {
-        n_ctx: 8,
-        n_batch: 2,
-        ..SessionOptions::for_model(&model.config)
-    };
-    let mut session = Session::new(&model, &Serial, options).map_err(|e| chain(&e))?;
-    let options = SamplerOptions {
-        temperature: 1.0,
-        top_k: 10,
-        top_p: 0.9,
-        ..SamplerOptions::default()
-    };
-    let mut sampler = Sampler::new(options, model.config.n_vocab);
+    let model = Model::from_bytes(bytes.to_vec()).map_err(|e| chain(&e))?;
+    let mut options = SessionOptions::for_model(model.config());
+    (options.n_ctx, options.n_batch) = (8, 2);
+    let mut session = Session::new(&model, Serial, options).map_err(|e| chain(&e))?;
+    let mut sampling = Sampling::greedy();
+    (sampling.temperature, sampling.top_k, sampling.top_p) = (1.0, 10, 0.9);
+    let mut sampler = Sampler::new(sampling, model.config().n_vocab);
     let logits = session.eval(&[1, 2]).map_err(|e| chain(&e))?;
     let id = sampler.pick(logits);
-    assert!((id as usize) < model.config.n_vocab);
+    assert!((id as usize) < model.config().n_vocab);
     Ok(())
 }
 
@@ -203,10 +197,9 @@ fn every_wrong_hyperparameter_is_named() {
 fn every_missing_misshapen_or_unknown_tensor_is_named() {
     let bytes = pocket();
     let gguf = Gguf::parse(&bytes).unwrap();
-    let load = |bytes: &[u8]| {
-        Model::load(&Gguf::parse(bytes).unwrap())
-            .map(|_| ())
-            .unwrap_err()
+    let load = |bytes: &[u8]| match Model::from_bytes(bytes.to_vec()).unwrap_err() {
+        EngineError::Model(error) => error,
+        other => panic!("{other}"),
     };
     let names = gguf
         .tensors()
@@ -369,7 +362,7 @@ fn tensors_that_an_architecture_always_has_are_missed() {
         let tensors = gguf.tensors().iter().map(|t| t.name);
         for tensor in tensors.filter(|t| !may_lack(t) && *t != "output.weight") {
             let without = rebuilt(&gguf, |_, v| Some(v), |t| (t.0 != tensor).then_some(t));
-            match Model::load(&Gguf::parse(&without).unwrap()) {
+            match Model::from_bytes(without) {
                 Ok(_) => loaded.push(format!("{name} without {tensor}")),
                 Err(error) => {
                     // Fused matrices are named by their parts.
@@ -421,17 +414,11 @@ fn garbage_weights_still_pick_a_token() {
     ] {
         for temperature in [0.0, 1e-30, 1.0, 1e30] {
             for (top_k, p) in [(0, 1.0), (1, 0.5), (3, 0.0), (99, 0.9)] {
-                let options = SamplerOptions {
-                    temperature,
-                    top_k,
-                    top_p: p,
-                    min_p: 1.0 - p,
-                    typical_p: p,
-                    repeat_penalty: 1.3,
-                    frequency_penalty: -1.0,
-                    presence_penalty: 1.0,
-                    ..SamplerOptions::default()
-                };
+                let mut options = Sampling::greedy();
+                (options.temperature, options.top_k) = (temperature, top_k);
+                (options.top_p, options.min_p, options.typical_p) = (p, 1.0 - p, p);
+                (options.repeat_penalty, options.frequency_penalty) = (1.3, -1.0);
+                options.presence_penalty = 1.0;
                 let mut sampler = Sampler::new(options, 4);
                 sampler.accept_all(&[0, 1, 1]);
                 for _ in 0..4 {

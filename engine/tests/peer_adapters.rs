@@ -8,16 +8,15 @@ use std::path::Path;
 
 use common::{divergence, relative_error, shared, tokens};
 use tandem_engine::adapters::calibration::{self, Kind};
-use tandem_engine::adapters::{MergeMethod, MergeOptions, Workers, merge};
+use tandem_engine::adapters::{MergeMethod, MergeOptions, merge};
 use tandem_engine::{
-    Adapter, AdapterType, Composition, Config, DType, Level, Model, PackedAdapter, Session,
-    SessionOptions, ThreadPool, argmax,
+    Adapter, AdapterType, Composition, Compute, DType, Level, Linears, Model, PackedAdapter,
+    Session, SessionOptions, SharedPool, ThreadPool, argmax,
 };
-use tandem_formats::GgufFiles;
 
 const N_VOCAB: usize = 512;
 
-fn read_adapter(base: &Config, folder: &Path) -> Adapter {
+fn read_adapter(base: &Linears, folder: &Path) -> Adapter {
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
     Adapter::from_peft(
         base,
@@ -82,14 +81,14 @@ impl Recipe {
 
 /// The logits of every position under a recipe.
 fn run(
-    model: &Model<'_>,
+    model: &Model,
     folder: &Path,
     tokens: &[u32],
     recipe: &Recipe,
     adapter_type: AdapterType,
     change: impl FnOnce(&mut SessionOptions),
 ) -> Vec<f32> {
-    let base = &model.config;
+    let base = model.linears();
     let adapters: Vec<Adapter> = recipe
         .adapters
         .iter()
@@ -99,11 +98,8 @@ fn run(
         Some(options) => {
             let adapters: Vec<&Adapter> = adapters.iter().collect();
             let pool = ThreadPool::new(2);
-            let workers = Workers {
-                level: Level::detect(),
-                pool: &pool,
-            };
-            let merged = merge(base, &adapters, &recipe.weights, options, workers).unwrap();
+            let compute = Compute::new(Level::detect(), &pool);
+            let merged = merge(base, &adapters, &recipe.weights, options, compute).unwrap();
             vec![(
                 PackedAdapter::pack(base, &merged, adapter_type).unwrap(),
                 1.0,
@@ -123,10 +119,9 @@ fn run(
     }
     let parts: Vec<(&PackedAdapter, f32)> = parts.iter().map(|(p, w)| (p, *w)).collect();
     let composition = Composition::new(base, &parts).unwrap();
-    let pool = ThreadPool::new(2);
-    let mut options = SessionOptions::for_model(base);
+    let mut options = SessionOptions::for_model(model.config());
     change(&mut options);
-    let mut session = Session::new(model, &pool, options).unwrap();
+    let mut session = Session::new(model, ThreadPool::new(2), options).unwrap();
     session.set_composition(Some(&composition)).unwrap();
     let mut all = Vec::new();
     session
@@ -141,10 +136,7 @@ fn every_recipe_agrees_with_peft() {
         return;
     }
     for name in ["llama", "qwen2", "stablelm"] {
-        let files =
-            GgufFiles::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
-        let gguf = files.parse().unwrap();
-        let model = Model::load(&gguf).unwrap();
+        let model = Model::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
         let folder = shared(&format!("peer/logits/{name}-lora")).unwrap();
         let goldens = File::open(folder.join("peft-logits.npz")).unwrap();
         let mut goldens = npyz::npz::NpzArchive::new(goldens).unwrap();
@@ -182,9 +174,7 @@ fn int8_adapters_on_quantized_weights_stay_near_float_ones() {
     let keys: Vec<String> = goldens.array_names().map(String::from).collect();
     for base in ["q8_0", "q4_0", "q4_k", "q6_k"] {
         let path = shared(&format!("peer/logits/llama-{base}.gguf")).unwrap();
-        let files = GgufFiles::open(path).unwrap();
-        let gguf = files.parse().unwrap();
-        let model = Model::load(&gguf).unwrap();
+        let model = Model::open(path).unwrap();
         assert_eq!(AdapterType::for_model(&model, false), AdapterType::Q8);
         for key in &keys {
             let (recipe, tokens) = (Recipe::parse(key), tokens("llama"));
@@ -203,7 +193,7 @@ fn int8_adapters_on_quantized_weights_stay_near_float_ones() {
 }
 
 /// The parts of a configuration of the pocket model, such as `sum-fr/lcpp`.
-fn pocket_parts(base: &Config, folder: &Path, name: &str) -> Vec<(PackedAdapter<'static>, f32)> {
+fn pocket_parts(base: &Linears, folder: &Path, name: &str) -> Vec<(PackedAdapter, f32)> {
     let adapter = |name: &str, weight: f32| {
         let adapter = read_adapter(base, &folder.join("adapters").join(name));
         let packed = PackedAdapter::pack(base, &adapter, AdapterType::F32).unwrap();
@@ -239,22 +229,17 @@ fn greedy_ids_are_those_of_peft_for_every_configuration() {
     };
     let golden = std::fs::read(folder.join("greedy-f32.json")).unwrap();
     let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
-    let files = GgufFiles::open(folder.join("base-f32.gguf")).unwrap();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
-    let base = &model.config;
-    let pool = ThreadPool::new(2);
+    let model = Model::open(folder.join("base-f32.gguf")).unwrap();
+    let base = model.linears();
+    let pool = SharedPool::from(ThreadPool::new(2));
     let golden = golden.as_object().unwrap();
     assert_eq!(golden.len(), 10);
     for (name, entries) in golden {
         let parts = pocket_parts(base, &folder, name);
         let parts: Vec<(&PackedAdapter, f32)> = parts.iter().map(|(p, w)| (p, *w)).collect();
         let composition = Composition::new(base, &parts).unwrap();
-        let options = SessionOptions {
-            exact: true,
-            kv_type: DType::F32,
-            ..SessionOptions::for_model(base)
-        };
+        let mut options = SessionOptions::for_model(model.config());
+        (options.exact, options.kv_type) = (true, DType::F32);
         let mut session = Session::new(&model, &pool, options).unwrap();
         session.set_composition(Some(&composition)).unwrap();
         let ids = |value: &serde_json::Value| -> Vec<u32> {
@@ -264,7 +249,7 @@ fn greedy_ids_are_those_of_peft_for_every_configuration() {
         let entries = entries.as_array().unwrap();
         assert_eq!(entries.len(), 20);
         for entry in entries {
-            session.truncate(0);
+            session.rewind(0);
             let mut found = Vec::new();
             let mut id = argmax(session.eval(&ids(&entry["prompt_ids"])).unwrap());
             loop {

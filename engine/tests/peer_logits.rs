@@ -1,12 +1,12 @@
 //! Logits against those of Hugging Face transformers, for every architecture and quantization.
 
+#[expect(dead_code, reason = "of the shared helpers this needs some")]
 mod common;
 
 use std::fs::File;
 
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
-use tandem_engine::{DType, Model, Session, SessionOptions, ThreadPool, argmax};
-use tandem_formats::GgufFiles;
+use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
 const MODELS: [&str; 7] = [
     "llama",
@@ -86,21 +86,15 @@ fn steps_agree_with_a_batch_for_every_architecture_and_cache() {
     if shared("peer/logits").is_none() {
         return;
     }
-    let pool = ThreadPool::new(2);
+    let pool = SharedPool::from(ThreadPool::new(2));
     for name in MODELS {
-        let files =
-            GgufFiles::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
-        let gguf = files.parse().unwrap();
-        let model = Model::load(&gguf).unwrap();
+        let model = Model::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
         let tokens = tokens(name);
         let mut float_cache = Vec::new();
         for kv_type in [DType::F32, DType::F16, DType::Q8_0] {
             let run = |n_batch: usize, at_once: usize| {
-                let options = SessionOptions {
-                    kv_type,
-                    n_batch,
-                    ..SessionOptions::for_model(&model.config)
-                };
+                let mut options = SessionOptions::for_model(model.config());
+                (options.kv_type, options.n_batch) = (kv_type, n_batch);
                 let mut session = Session::new(&model, &pool, options).unwrap();
                 let mut all = Vec::new();
                 for tokens in tokens.chunks(at_once) {

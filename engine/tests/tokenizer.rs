@@ -97,7 +97,7 @@ fn ids_are_those_of_llama_cpp_and_decode_to_the_text() {
 }
 
 /// Decodes at once and one by one.
-fn assert_decodes(vocab: &Vocab<'_>, ids: &[u32], text: &[u8]) {
+fn assert_decodes(vocab: &Vocab, ids: &[u32], text: &[u8]) {
     let bytes = vocab.decode_bytes(ids, ControlTokens::Hide).unwrap();
     assert_eq!(
         String::from_utf8_lossy(&bytes),
@@ -108,7 +108,7 @@ fn assert_decodes(vocab: &Vocab<'_>, ids: &[u32], text: &[u8]) {
     assert_streams(vocab, ids);
 }
 
-fn assert_streams(vocab: &Vocab<'_>, ids: &[u32]) {
+fn assert_streams(vocab: &Vocab, ids: &[u32]) {
     let mut stream = vocab.stream(ControlTokens::Hide);
     let mut streamed = String::new();
     for &id in ids {

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+
 use crate::gguf::limits::MAX_PARTS;
 use crate::{Gguf, GgufError, Mapping};
 
@@ -147,6 +149,12 @@ impl GgufFiles {
     /// The files' paths, in the order of the parts.
     pub fn paths(&self) -> impl ExactSizeIterator<Item = &Path> {
         self.parts.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// The bytes of each part.
+    pub fn into_bytes(self) -> Vec<Bytes> {
+        let parts = self.parts.into_iter();
+        parts.map(|(_, mapping)| mapping.into_bytes()).collect()
     }
 
     /// Bytes of all files together.

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Deref;
 use std::path::Path;
 
+use bytes::Bytes;
 use memmap2::Mmap;
 
 /// A read-only memory map of a whole file: `&[u8]` by deref, aligned to a page.
@@ -51,6 +52,11 @@ impl Mapping {
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Mapping { map })
+    }
+
+    /// The mapped bytes, which keep the map as long as they, or any slices of them, are in use.
+    pub fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(self)
     }
 }
 

@@ -33,9 +33,12 @@ pub struct KvHead<'a> {
     pub dtype: DType,
     /// Elements of a key, of a value and of a query.
     pub head_dim: usize,
-    /// Keys as [`store_key`] lays them out, whole groups of 16 positions.
+    /// Places for positions, whole groups of 16: position `p` is at place `p % n_places`, so that what
+    /// no query sees any more makes room for what comes.
+    pub n_places: usize,
+    /// Keys as [`store_key`] lays them out, whole groups of 16 places.
     pub k: &'a [u8],
-    /// Values, `[n_positions, head_dim]`.
+    /// Values, `[n_places, head_dim]`.
     pub v: &'a [u8],
     /// Position of the first query token: token `t` sees positions up to `first + t`.
     pub first: usize,
@@ -92,10 +95,11 @@ pub fn store_key(dtype: DType, key: &[f32], position: usize, keys: &mut [u8]) {
 ///
 /// # Panics
 ///
-/// If the shapes do not fit: the cache shorter than the last token's position, `y`'s columns no
+/// If the shapes do not fit: places missing that a token sees, or none or no whole groups; `y`'s columns no
 /// whole number of heads or more than [`MAX_QUERY_GROUP`] of them, a head longer than [`MAX_HEAD_DIM`].
 pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &mut TileMut<'_>) {
     assert!(kv.head_dim <= MAX_HEAD_DIM && y.n_cols().is_multiple_of(kv.head_dim));
+    assert!(kv.n_places > 0 && kv.n_places.is_multiple_of(KEY_GROUP));
     let group = y.n_cols() / kv.head_dim;
     assert!(group <= MAX_QUERIES);
     for t in (0..y.n_rows()).step_by(MAX_QUERIES / group) {
@@ -115,6 +119,50 @@ pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &
         }
         // SAFETY: plain Rust needs no features; the pointers as above.
         on_level!(level, run, unsafe { attend::<Plain>(kv, &mut queries) });
+    }
+}
+
+/// Positions whose places follow each other.
+struct Run {
+    /// The first of them, counted from where the walk begins.
+    first: usize,
+    /// Its place.
+    place: usize,
+    len: usize,
+}
+
+/// The walk over `len` positions from `start` on, around the places' end where they reach it.
+struct Runs {
+    n_places: usize,
+    start: usize,
+    done: usize,
+    len: usize,
+}
+
+impl Runs {
+    fn new(n_places: usize, start: usize, len: usize) -> Runs {
+        Runs {
+            n_places,
+            start,
+            done: 0,
+            len,
+        }
+    }
+}
+
+impl Iterator for Runs {
+    type Item = Run;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Run> {
+        let first = self.done;
+        let place = match self.start + first {
+            position if position < self.n_places => position,
+            position => position % self.n_places,
+        };
+        let len = (self.len - first).min(self.n_places - place);
+        self.done += len;
+        (len > 0).then_some(Run { first, place, len })
     }
 }
 
@@ -184,14 +232,18 @@ unsafe fn attend<S: Lanes>(kv: &KvHead<'_>, queries: &mut Queries) {
     let all = queries.seen(0, kv.window).start..queries.seen(queries.n - 1, kv.window).end;
     for start in (all.start / KEY_GROUP * KEY_GROUP..all.end).step_by(tile_len) {
         let len = tile_len.min(all.end - start);
-        let n_groups = len.div_ceil(KEY_GROUP);
-        let k_bytes = &kv.k[start * row_bytes..][..n_groups * KEY_GROUP * row_bytes];
-        let v_bytes = &kv.v[start * row_bytes..][..len * row_bytes];
-        let (k, v) = (&mut k[..n_groups * KEY_GROUP * n], &mut v[..len * n]);
+        let n_keys = len.next_multiple_of(KEY_GROUP);
+        let (k, v) = (&mut k[..n_keys * n], &mut v[..len * n]);
         // SAFETY: the caller's.
         unsafe {
-            decode_keys::<S>(kv.dtype, k_bytes, k);
-            float::decode::<S>(kv.dtype, v_bytes, v);
+            for run in Runs::new(kv.n_places, start, n_keys) {
+                let bytes = &kv.k[run.place * row_bytes..][..run.len * row_bytes];
+                decode_keys::<S>(kv.dtype, bytes, &mut k[run.first * n..][..run.len * n]);
+            }
+            for run in Runs::new(kv.n_places, start, len) {
+                let bytes = &kv.v[run.place * row_bytes..][..run.len * row_bytes];
+                float::decode::<S>(kv.dtype, bytes, &mut v[run.first * n..][..run.len * n]);
+            }
             let mut i = 0;
             while i < queries.n {
                 i += match queries.n - i {
@@ -487,6 +539,7 @@ mod tests {
             let kv = KvHead {
                 dtype: DType::F32,
                 head_dim: n,
+                n_places: n_positions.next_multiple_of(KEY_GROUP),
                 k: &keys,
                 v: bytemuck::cast_slice(&v),
                 first,
@@ -539,6 +592,7 @@ mod tests {
             let kv = KvHead {
                 dtype,
                 head_dim: n,
+                n_places: n_positions.next_multiple_of(KEY_GROUP),
                 k: &keys,
                 v: &values,
                 first: n_positions - 1,
@@ -552,6 +606,47 @@ mod tests {
                     for (y, truth) in y.iter().zip(naive(&kv, &k_held, &v_held, q, 0)) {
                         assert!((f64::from(*y) - truth).abs() < 1e-5, "{y} {truth}");
                     }
+                }
+            }
+        }
+    }
+
+    /// A window's keys and values in few places give the bits that they give in one for each position.
+    #[test]
+    fn a_ring_of_places_is_the_same_to_the_bit() {
+        let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<_>>();
+        let (n, window, n_positions) = (32, 21, 203);
+        let (k, v) = (wave(n_positions * n, 0.37), wave(n_positions * n, 0.73));
+        for (n_tokens, n_ring) in [(1, 32), (9, 32), (12, 48), (60, 80), (60, 96)] {
+            for dtype in [DType::F32, DType::F16, DType::Q8_0] {
+                let first = n_positions - n_tokens;
+                let q = wave(n_tokens * n, 1.1);
+                let run = |n_places: usize, level| {
+                    let row_bytes = n / dtype.block_len() * dtype.block_bytes();
+                    let mut keys = vec![0; n_places * row_bytes];
+                    let mut values = keys.clone();
+                    for (p, (k, v)) in k.chunks_exact(n).zip(v.chunks_exact(n)).enumerate() {
+                        store_key(dtype, k, p % n_places, &mut keys);
+                        let at = p % n_places * row_bytes;
+                        quant::quantize(dtype, v, &mut values[at..at + row_bytes]);
+                    }
+                    let kv = KvHead {
+                        dtype,
+                        head_dim: n,
+                        n_places,
+                        k: &keys,
+                        v: &values,
+                        first,
+                        window: Some(window),
+                        scale: 0.3,
+                    };
+                    let mut y = vec![f32::NAN; n_tokens * n];
+                    attention(level, &kv, &q, n, &mut TileMut::new(&mut y, n));
+                    y
+                };
+                for level in Level::available() {
+                    let whole = run(n_positions.next_multiple_of(KEY_GROUP), level);
+                    assert_eq!(run(n_ring, level), whole, "{n_tokens} {n_ring} {dtype}");
                 }
             }
         }

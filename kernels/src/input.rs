@@ -29,7 +29,7 @@ pub enum Input<'a> {
 /// small formats and divides that of the large ones, and sums, with which a format's minimum (or the
 /// start of its unsigned integers) is multiplied: of the 32 elements, and of their second half
 /// for the formats whose minimum changes there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub struct Q8Super {
     /// Integers in -127..=127 (of what is not finite, any).
@@ -90,15 +90,20 @@ impl<'a> Q8Rows<'a> {
         }
     }
 
-    /// Where the elements of token `t` begin, of which there must be `n_supers` times 256, and how
-    /// far it is from each 256 to the next.
+    /// Where the elements of token `t` begin, those of the `n` tokens from it on beside each other, of
+    /// which there must be `n_supers` times 256, and how far it is from each 256 to the next.
     ///
     /// # Panics
     ///
     /// If there are fewer.
-    pub(crate) fn token(&self, t: usize, n_supers: usize) -> (*const Q8Super, usize) {
-        assert!(t < self.n_tokens && n_supers > 0);
-        let all = &self.supers[t..(n_supers - 1) * self.stride + t + 1];
+    pub(crate) fn tokens_from(
+        &self,
+        t: usize,
+        n: usize,
+        n_supers: usize,
+    ) -> (*const Q8Super, usize) {
+        assert!(n > 0 && t + n <= self.n_tokens && n_supers > 0);
+        let all = &self.supers[t..(n_supers - 1) * self.stride + t + n];
         (all.as_ptr(), self.stride)
     }
 

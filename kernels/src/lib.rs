@@ -1,11 +1,40 @@
 //! Block formats and kernels: the arithmetic of the Tandem inference engine.
 //!
-//! `no_std`, no allocation: every function works on slices that the caller owns.
+//! ```
+//! use tandem_kernels::{DType, Input, Level, Matrix, TileMut, matmul, quant};
+//!
+//! // Weights of 32 outputs and 32 inputs, stored in 8 bits, times one token.
+//! let weights = [0.5; 32 * 32];
+//! let mut bytes = vec![0; 32 * DType::Q8_0.row_bytes(32).unwrap()];
+//! quant::quantize(DType::Q8_0, &weights, &mut bytes);
+//! let w = Matrix::new(DType::Q8_0, 32, 32, &bytes).unwrap();
+//! let (x, mut y) = ([1.0; 32], [0.0; 32]);
+//! matmul(Level::detect(), &w, 0..32, &Input::F32(&x), &mut TileMut::new(&mut y, 32));
+//! assert!((y[0] - 16.0).abs() < 0.1);
+//! ```
+//!
 //! Start reading at [`DType`] (what a weight matrix may be stored as), then [`quant`] (how each
 //! format unpacks), then the operations, which are named by what they compute.
 //!
 //! Conventions: `w` weights, `x` input, `y` output; shapes in comments are `[rows, columns]`,
 //! row-major, the last index contiguous; counts carry their unit (`n_rows`, `n_bytes`).
+//!
+//! # What it promises
+//!
+//! No allocation: every function works on slices that the caller owns. With int8 inputs all levels
+//! give the same bits, but for the order in which floats are added up; a token's result does not depend
+//! on the others beside it in [`matmul_each`] and [`matmul_tiles`]. Weights of any content are safe.
+//!
+//! # What it refuses
+//!
+//! Slices that do not have the length that their shape says are the caller's mistake: functions that
+//! take several panic, as each says; what a file may have wrong is a `None` of [`Matrix::new`] and
+//! [`DType::row_bytes`]. A [`Level`] that the CPU does not have cannot be made.
+//!
+//! # Cargo features
+//!
+//! - `std` (default): the CPU's instructions are asked for at run time, and [`ThreadPool`]. Without it
+//!   the crate needs neither `std` nor `alloc`, and a level is picked by the target's features.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 
@@ -41,17 +70,18 @@ pub use input::{
 };
 pub use level::Level;
 pub use low_rank::{
-    LOW_RANK_TILE, LowRank, LowRankInput, LowRankTerm, LowRankType, MAX_RANK, RankScale,
-    add_low_rank, quantize_h,
+    LOW_RANK_TILE, LowRank, LowRankInput, LowRankLayout, LowRankTerm, LowRankType, MAX_RANK,
+    RankScale, add_low_rank, quantize_h,
 };
-pub use matmul::matmul;
-pub use matrix::Matrix;
+pub use matmul::{matmul, matmul_each, matmul_tiles};
+pub use matrix::{Matrix, MatrixLayout};
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
 pub use product::{WIDE_COLS, add_gram, add_transposed_product, multiply, transpose, widen};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
 pub use select::keep_largest_as_pytorch;
 pub use simd::TILE_ROWS;
+pub use simd::int8::MIN_TILE_TOKENS;
 pub use softmax::softmax;
 #[cfg(feature = "std")]
 pub use thread_pool::ThreadPool;

@@ -98,6 +98,64 @@ impl LowRankType {
     }
 }
 
+/// Layout and shape of a factor `B` `[n_out, rank]`, for whoever owns its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LowRankLayout {
+    kind: LowRankType,
+    n_out: usize,
+    rank: usize,
+    n_bytes: usize,
+}
+
+impl LowRankLayout {
+    /// `None` where the rank is 0 or above [`MAX_RANK`], or the size overflows.
+    pub fn new(kind: LowRankType, n_out: usize, rank: usize) -> Option<LowRankLayout> {
+        let n_bytes = kind.n_bytes(n_out, rank)?;
+        Some(LowRankLayout {
+            kind,
+            n_out,
+            rank,
+            n_bytes,
+        })
+    }
+
+    /// Bytes of the factor.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// How it is stored.
+    pub fn kind(&self) -> LowRankType {
+        self.kind
+    }
+
+    /// Outputs.
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    /// Columns: the rank of the term.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The factor that `data` holds.
+    ///
+    /// # Panics
+    ///
+    /// If that is not as many bytes.
+    #[inline]
+    pub fn view<'a>(&self, data: &'a [u8]) -> LowRank<'a> {
+        assert_eq!(data.len(), self.n_bytes);
+        LowRank {
+            kind: self.kind,
+            n_out: self.n_out,
+            rank: self.rank,
+            data,
+        }
+    }
+}
+
 /// The factor `B` `[n_out, rank]`, checked once so that kernels cannot fail.
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank<'a> {
@@ -110,12 +168,8 @@ pub struct LowRank<'a> {
 impl<'a> LowRank<'a> {
     /// A view of `data`, or `None` where that is not of the size of `[n_out, rank]`.
     pub fn new(kind: LowRankType, n_out: usize, rank: usize, data: &'a [u8]) -> Option<Self> {
-        (kind.n_bytes(n_out, rank)? == data.len()).then_some(LowRank {
-            kind,
-            n_out,
-            rank,
-            data,
-        })
+        let layout = LowRankLayout::new(kind, n_out, rank)?;
+        (layout.n_bytes == data.len()).then(|| layout.view(data))
     }
 
     /// How it is stored.

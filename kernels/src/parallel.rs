@@ -263,6 +263,21 @@ impl<'a, T> TileMut<'a, T> {
         }
     }
 
+    /// The rows `rows` alone.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows.
+    pub fn rows(&mut self, rows: Range<usize>) -> TileMut<'_, T> {
+        assert!(rows.start <= rows.end && rows.end <= self.n_rows);
+        TileMut {
+            data: self.data.wrapping_add(rows.start * self.stride), // no rows may be past the end
+            n_rows: rows.len(),
+            lifetime: PhantomData,
+            ..*self
+        }
+    }
+
     /// Sets every element.
     pub fn fill(&mut self, value: T)
     where

@@ -1,7 +1,8 @@
 //! Every level's matmul against the scalar one, for every format and awkward shapes.
 
 use tandem_kernels::{
-    DType, Input, Level, Matrix, Q8_SUPER, Q8Rows, Q8Super, TileMut, matmul, quant, quantize_q8,
+    DType, Input, Level, Matrix, Q8_SUPER, Q8Rows, Q8Super, TileMut, matmul, matmul_each,
+    matmul_tiles, quant, quantize_q8,
 };
 
 /// Numbers between -1 and 1, the same in every run.
@@ -193,6 +194,48 @@ fn extreme_weights_do_not_overflow() {
         for level in Level::available() {
             for y in run(level, &w, &Input::Q8(Q8Rows::new(&x, 11)), 11) {
                 assert_eq!(y, weight * -127.0 * 256.0, "{dtype}, {}", level.name());
+            }
+        }
+    }
+}
+
+type Multiply = fn(Level, &Matrix<'_>, std::ops::Range<usize>, &Input<'_>, &mut TileMut<'_>);
+
+/// Tokens side by side are what each is alone, as dot products and as tiles of any number of tokens.
+#[test]
+fn a_token_does_not_depend_on_the_others() {
+    let mut random = Random(7);
+    let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+    for dtype in weight_types() {
+        for (n_rows, n_cols) in [(70, 512), (37, 768)] {
+            let bytes = random.weights(dtype, n_rows * n_cols);
+            let w = Matrix::new(dtype, n_rows, n_cols, &bytes).unwrap();
+            let x = random.floats(29 * n_cols);
+            for (level, is_q8) in Level::available().flat_map(|l| [(l, false), (l, true)]) {
+                if is_q8 && !dtype.is_quantized() {
+                    continue;
+                }
+                let multiply = |x: &[f32], how: Option<Multiply>| {
+                    let n = x.len() / n_cols;
+                    let mut y = vec![f32::NAN; n * n_rows];
+                    let rounded = rounded(x, n_cols);
+                    let x = match is_q8 {
+                        true => Input::Q8(Q8Rows::new(&rounded, n)),
+                        false => Input::F32(x),
+                    };
+                    let y_tile = &mut TileMut::new(&mut y, n_rows);
+                    how.unwrap_or(matmul)(level, &w, 0..n_rows, &x, y_tile);
+                    bits(&y)
+                };
+                let alone: Vec<_> = x.chunks(n_cols).flat_map(|x| multiply(x, None)).collect();
+                let tiled = multiply(&x, None);
+                let name = format!("{dtype} {} int8 {is_q8}", level.name());
+                for n in [1, 2, 3, 4, 7, 29] {
+                    let each = multiply(&x[..n * n_cols], Some(matmul_each));
+                    assert!(each == alone[..n * n_rows], "{name}: {n} tokens");
+                    let tiles = multiply(&x[..n * n_cols], Some(matmul_tiles));
+                    assert!(tiles == tiled[..n * n_rows], "{name}: tiles of {n} tokens");
+                }
             }
         }
     }

@@ -7,12 +7,13 @@ use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
-use tandem_engine::adapters::Workers;
 use tandem_engine::adapters::calibration::Kind;
 use tandem_engine::{
-    AdapterType, Composition, DType, Level, MAX_PENALTY_WINDOW, Model, Pool, SamplerOptions,
-    Session, SessionError, SessionOptions, ThreadPool, threads,
+    AdapterType, Composition, Compute, DType, Level, MAX_PENALTY_WINDOW, Model, Sampling, Session,
+    SessionError, SessionOptions, SharedPool, ThreadPool, threads,
 };
+
+use crate::adapters::Parts;
 
 /// Which model, and how it runs.
 #[derive(clap::Args)]
@@ -28,6 +29,23 @@ pub(crate) struct ModelArgs {
     pub session: SessionArgs,
 }
 
+impl ModelArgs {
+    /// A session of the model as the flags want it, with what they add to the model.
+    pub(crate) fn session(&self, model: &Model) -> Result<Session> {
+        self.session_of(model, None)
+    }
+
+    /// The same; `n_ctx` is the context where the flags name none.
+    pub(crate) fn session_of(&self, model: &Model, n_ctx: Option<usize>) -> Result<Session> {
+        let pool = self.session.pool();
+        let compute = self.session.compute(&pool);
+        let parts = Parts::load(&self.adapters, &self.bundle, &self.session, compute, model)?;
+        let composition = parts.composition(model.linears())?;
+        self.session
+            .session(model, &pool, composition.as_ref(), n_ctx)
+    }
+}
+
 /// Which composition of a bundle is added to the model.
 #[derive(clap::Args)]
 pub(crate) struct BundleArgs {
@@ -40,7 +58,7 @@ pub(crate) struct BundleArgs {
 }
 
 /// What is added to the model.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct AdapterArgs {
     /// Add a LoRA adapter: a PEFT directory or a llama.cpp LoRA file, times SCALE (1 by default).
     /// Several are added up
@@ -141,40 +159,34 @@ pub(crate) fn level(name: &str) -> std::result::Result<Level, String> {
 
 impl SessionArgs {
     /// Threads for whatever the flags ask for.
-    pub(crate) fn pool(&self) -> ThreadPool {
+    pub(crate) fn pool(&self) -> SharedPool {
         let n_cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let n_threads = self.threads.unwrap_or_else(n_cores);
-        ThreadPool::new(
-            n_threads
-                .max(self.threads_decode.unwrap_or(n_threads))
-                .get(),
-        )
+        let n_threads = n_threads.max(self.threads_decode.unwrap_or(n_threads));
+        ThreadPool::new(n_threads.get()).into()
     }
 
     /// How adapters are stored.
-    pub(crate) fn adapter_type(&self, model: &Model<'_>) -> AdapterType {
+    pub(crate) fn adapter_type(&self, model: &Model) -> AdapterType {
         let default = || AdapterType::for_model(model, self.exact);
         self.lora_type.unwrap_or_else(default)
     }
 
     /// What merges run on.
-    pub(crate) fn workers<'p>(&self, pool: &'p dyn Pool) -> Workers<'p> {
-        Workers {
-            level: self.cpu.unwrap_or_else(Level::detect),
-            pool,
-        }
+    pub(crate) fn compute<'p>(&self, pool: &'p SharedPool) -> Compute<'p> {
+        Compute::new(self.cpu.unwrap_or_else(Level::detect), pool.get())
     }
 
     /// A session as the flags want it; `n_ctx` is the context where they name none.
-    pub(crate) fn session<'m, 'a>(
+    pub(crate) fn session(
         &self,
-        model: &'m Model<'a>,
-        pool: &'m dyn Pool,
-        composition: Option<&'m Composition<'m>>,
+        model: &Model,
+        pool: &SharedPool,
+        composition: Option<&Composition>,
         n_ctx: Option<usize>,
-    ) -> Result<Session<'m, 'a>> {
+    ) -> Result<Session> {
         let options = self.options(model, pool, n_ctx);
-        let check = Session::check_memory(&model.config, &options, composition);
+        let check = Session::check_memory(model.config(), &options, composition);
         check.map_err(|error| match error {
             SessionError::TooLarge { .. } => {
                 anyhow!("{error}: use a smaller --ctx or --kv-type q8_0")
@@ -189,30 +201,25 @@ impl SessionArgs {
     /// What a session is made with; `n_ctx` is the context where the flags name none.
     pub(crate) fn options(
         &self,
-        model: &Model<'_>,
-        pool: &dyn Pool,
+        model: &Model,
+        pool: &SharedPool,
         n_ctx: Option<usize>,
     ) -> SessionOptions {
-        let defaults = SessionOptions::for_model(&model.config);
-        let default_kv = if self.exact {
-            DType::F32
-        } else {
-            defaults.kv_type
-        };
-        let level = self.cpu.unwrap_or(defaults.level);
-        let given = self.threads_decode.or(self.threads).map(NonZeroUsize::get);
-        SessionOptions {
-            n_ctx: self
-                .ctx
-                .map_or(n_ctx.unwrap_or(defaults.n_ctx), NonZeroUsize::get),
-            n_batch: self.batch.get(),
-            kv_type: self.kv_type.unwrap_or(default_kv),
-            exact: self.exact,
-            level,
-            n_threads: self.threads.map_or(usize::MAX, NonZeroUsize::get),
-            n_threads_decode: given
-                .unwrap_or_else(|| threads::for_decode(model, pool, level, self.exact)),
+        let mut options = SessionOptions::for_model(model.config());
+        let default_ctx = n_ctx.unwrap_or(options.n_ctx);
+        options.n_ctx = self.ctx.map_or(default_ctx, NonZeroUsize::get);
+        options.n_batch = self.batch.get();
+        if self.exact {
+            options.kv_type = DType::F32;
         }
+        options.kv_type = self.kv_type.unwrap_or(options.kv_type);
+        options.exact = self.exact;
+        options.level = self.cpu.unwrap_or(options.level);
+        options.n_threads = self.threads.map_or(usize::MAX, NonZeroUsize::get);
+        let given = self.threads_decode.or(self.threads).map(NonZeroUsize::get);
+        let measured = || threads::for_decode(model, pool.get(), options.level, self.exact);
+        options.n_threads_decode = given.unwrap_or_else(measured);
+        options
     }
 }
 
@@ -252,20 +259,21 @@ pub(crate) struct SamplerArgs {
 }
 
 impl SamplerArgs {
-    /// What a sampler is made with.
-    pub(crate) fn options(&self) -> SamplerOptions {
-        SamplerOptions {
-            temperature: self.temp,
-            penalty_window: self.penalty_window,
-            repeat_penalty: self.repeat_penalty,
-            frequency_penalty: self.frequency_penalty,
-            presence_penalty: self.presence_penalty,
-            top_k: self.top_k,
-            typical_p: self.typical_p,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            seed: self.seed.unwrap_or_else(clock_seed),
-        }
+    /// How a text of at most `max_tokens` is continued.
+    pub(crate) fn sampling(&self, max_tokens: usize) -> Sampling {
+        let mut sampling = Sampling::default();
+        sampling.max_tokens = max_tokens;
+        sampling.temperature = self.temp;
+        sampling.penalty_window = self.penalty_window;
+        sampling.repeat_penalty = self.repeat_penalty;
+        sampling.frequency_penalty = self.frequency_penalty;
+        sampling.presence_penalty = self.presence_penalty;
+        sampling.top_k = self.top_k;
+        sampling.typical_p = self.typical_p;
+        sampling.top_p = self.top_p;
+        sampling.min_p = self.min_p;
+        sampling.seed = self.seed.unwrap_or_else(clock_seed);
+        sampling
     }
 }
 

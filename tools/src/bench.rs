@@ -1,5 +1,6 @@
 //! `tandem bench`: how fast a model runs.
 
+mod parallel;
 mod switch;
 
 use std::io::Write as _;
@@ -9,14 +10,13 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use tandem_engine::{Composition, Model, Pool, Session, free_memory};
+use tandem_engine::{Composition, Model, Session, SharedPool, free_memory};
 use tandem_kernels::Limited;
 
 use crate::adapters::Parts;
 use crate::args::{AdapterArgs, BundleArgs, Output, SessionArgs};
 use crate::bandwidth::ReadBandwidth;
 use crate::open;
-use crate::progress::prefill;
 
 /// Measure how fast a model runs
 ///
@@ -42,11 +42,20 @@ pub(crate) struct Args {
     repeat: NonZeroUsize,
     /// With a composition or adapters: the model alone in turn with them, prompt by prompt and token
     /// by token, and which part of its speed they keep
-    #[arg(long, conflicts_with = "switch")]
+    #[arg(long, conflicts_with_all = ["switch", "parallel"])]
     beside_base: bool,
     /// Time changes of the composition instead: ready-made, and made on the spot by each method
     #[arg(long)]
     switch: bool,
+    /// Time passes over several sequences instead, so many in turn with one: each has another of the
+    /// bundle's compositions, or the adapters with their scales changed around
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        conflicts_with = "switch"
+    )]
+    parallel: Vec<NonZeroUsize>,
     /// How to print
     #[arg(long, short, value_enum, default_value_t = Output::Md)]
     output: Output,
@@ -86,12 +95,9 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
         "there is nothing to measure"
     );
     let pool = args.session.pool();
-    let chosen = args.bundle.open()?;
-    let (mut rows, mut switches) = (Vec::new(), Vec::new());
+    let (mut rows, mut switches, mut passes) = (Vec::new(), Vec::new(), Vec::new());
     for path in &args.model {
-        let files = open::files(path)?;
-        let gguf = files.parse()?;
-        let model = open::model(path, &gguf)?;
+        let model = open::model(path)?;
         let mut name = path
             .file_stem()
             .unwrap_or_default()
@@ -103,44 +109,51 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
         if let Some(composition) = &args.bundle.compose {
             name += &format!(" + {composition}");
         }
-        let parts = Parts::load(
-            &args.adapters,
-            chosen.as_ref(),
-            &args.session,
-            &pool,
-            &gguf,
-            &model,
-        )?;
+        let compute = args.session.compute(&pool);
+        let parts = Parts::load(&args.adapters, &args.bundle, &args.session, compute, &model)?;
         if args.switch {
-            switch::measure(
+            let switching = switch::Switching {
                 args,
-                (&name, &model, &gguf),
-                (&parts, chosen.as_ref()),
-                &pool,
-                |row| switches.push(row),
-            )?;
+                name: &name,
+                model: &model,
+                parts: &parts,
+                pool: &pool,
+            };
+            switching.measure(|row| switches.push(row))?;
             continue;
         }
-        let composition = parts.composition(&model.config)?;
+        if !args.parallel.is_empty() {
+            let parallel = parallel::Parallel {
+                args,
+                name: &name,
+                model: &model,
+                parts: &parts,
+                pool: &pool,
+            };
+            parallel.measure(|row| passes.push(row))?;
+            continue;
+        }
+        let composition = parts.composition(model.linears())?;
         measure(args, &model, composition.as_ref(), &pool, |row| {
             rows.push(Row {
                 model: name.clone(),
-                size_bytes: files.n_bytes(),
+                size_bytes: model.n_bytes() as u64,
                 ..row
             });
         })?;
     }
     match args.switch {
         true => print(args.output, &switches),
+        false if !args.parallel.is_empty() => print(args.output, &passes),
         false => print(args.output, &rows),
     }
 }
 
 fn measure(
     args: &Args,
-    model: &Model<'_>,
-    composition: Option<&Composition<'_>>,
-    pool: &dyn Pool,
+    model: &Model,
+    composition: Option<&Composition>,
+    pool: &SharedPool,
     mut add: impl FnMut(Row),
 ) -> Result<()> {
     let n_ctx = args
@@ -152,12 +165,10 @@ fn measure(
     let bytes_per_token =
         model.bytes_per_token() + composition.map_or(0, Composition::bytes_per_token);
     // Any ids do; they are spread over the vocabulary so that different embeddings are read.
-    let n_vocab = model.config.n_vocab;
+    let n_vocab = model.config().n_vocab;
     let ids: Vec<u32> = (0..n_ctx).map(|i| (i * 7919 % n_vocab) as u32).collect();
-    if args.depth > 0 {
-        let rest = prefill(&mut session, &ids[..args.depth], args.session.batch.get())?;
-        session.eval(rest)?;
-    }
+    let depth = &ids[..args.depth];
+    go_to(&mut session, depth)?;
     let mut base = None;
     if args.beside_base {
         ensure!(
@@ -165,9 +176,7 @@ fn measure(
             "--beside-base compares a composition or adapters with the model: name some"
         );
         let mut session = args.session.session(model, pool, None, Some(n_ctx))?;
-        for batch in ids[..args.depth].chunks(args.session.batch.get()) {
-            session.eval(batch)?;
-        }
+        go_to(&mut session, depth)?;
         base = Some(session);
     }
     let memory = ReadBandwidth::new(free_memory());
@@ -176,11 +185,11 @@ fn measure(
             continue;
         }
         let n_threads = session.n_threads(if kind == "pp" { n } else { 1 });
-        let pool = Limited::new(pool, n_threads);
+        let pool = Limited::new(pool.get(), n_threads);
         let (mut speeds, mut bandwidths, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..=args.repeat.get() {
-            session.truncate(args.depth);
-            base.iter_mut().for_each(|base| base.truncate(args.depth));
+            go_to(&mut session, depth)?;
+            base.iter_mut().try_for_each(|base| go_to(base, depth))?;
             let mut seconds = 0.0;
             for ids in ids[..n].chunks(if kind == "pp" { n } else { 1 }) {
                 let here = timed(&mut session, ids)?;
@@ -224,8 +233,18 @@ fn measure(
     Ok(())
 }
 
+/// Brings a session to where it has evaluated `depth` and no more.
+fn go_to(session: &mut Session, depth: &[u32]) -> Result<()> {
+    // Layers with a window cannot always go back so far.
+    let kept = session.rewind(depth.len());
+    if kept < depth.len() {
+        session.feed(&depth[kept..])?;
+    }
+    Ok(())
+}
+
 /// Seconds that `session` takes for `ids` at once.
-fn timed(session: &mut Session<'_, '_>, ids: &[u32]) -> Result<f64> {
+fn timed(session: &mut Session, ids: &[u32]) -> Result<f64> {
     let start = Instant::now();
     session.eval(ids)?;
     Ok(start.elapsed().as_secs_f64())

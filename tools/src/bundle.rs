@@ -52,18 +52,14 @@ pub(crate) fn bundle(args: &Args) -> Result<()> {
     }
 }
 
-/// Maps a bundle's file.
-pub(crate) fn map(path: &Path) -> Result<Mapping> {
-    Mapping::open(path).with_context(|| format!("cannot open {}", path.display()))
-}
-
-/// Reads a mapped bundle.
-pub(crate) fn parse<'a>(path: &Path, mapping: &'a Mapping) -> Result<Bundle<'a>> {
-    Bundle::parse(mapping).with_context(|| format!("cannot use {}", path.display()))
+/// Maps and reads a bundle.
+pub(crate) fn open_file(path: &Path) -> Result<Bundle> {
+    let mapping = Mapping::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Bundle::parse(mapping.into_bytes()).with_context(|| format!("cannot use {}", path.display()))
 }
 
 /// Replaces a bundle by another.
-pub(crate) fn write(path: &Path, contents: &Contents<'_>) -> Result<()> {
+pub(crate) fn write(path: &Path, contents: &Contents) -> Result<()> {
     write_atomically(path, |out| contents.write_to(out))
         .with_context(|| format!("cannot write {}", path.display()))
 }
@@ -79,8 +75,7 @@ struct VerifyArgs {
 }
 
 fn verify(args: &VerifyArgs) -> Result<()> {
-    let mapping = map(&args.file)?;
-    let bundle = parse(&args.file, &mapping)?;
+    let bundle = open_file(&args.file)?;
     let refused = || format!("cannot use {}", args.file.display());
     bundle.verify().with_context(refused)?;
     let n_sections = bundle.sections().len();

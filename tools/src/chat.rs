@@ -1,22 +1,17 @@
 //! `tandem chat`: a conversation.
 
 use std::io::Write as _;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use tandem_engine::chat_template::Message;
-use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
-use tandem_engine::{Sampler, Session, SessionError, StopReason, generate};
+use tandem_engine::{Error, Message, Sampling, Session, StopReason};
 
-use crate::adapters::Parts;
 use crate::args::{ModelArgs, SamplerArgs};
 use crate::open;
 use crate::progress::prefill;
-use crate::prompt::Chat;
 
 /// Talk with a model
 ///
@@ -37,29 +32,12 @@ pub(crate) struct Args {
 
 pub(crate) fn chat(args: &Args) -> Result<()> {
     let path = &args.model.model;
-    let files = open::files(path)?;
-    let gguf = files.parse()?;
-    let model = open::model(path, &gguf)?;
-    let tokenizer = open::tokenizer(path, &gguf)?;
-    let chat = Chat::from_gguf(&gguf, tokenizer.vocab())?;
-    let chat = chat.context("the file has no chat template: use `tandem run` instead")?;
-    let pool = args.model.session.pool();
-    let chosen = args.model.bundle.open()?;
-    let parts = Parts::load(
-        &args.model.adapters,
-        chosen.as_ref(),
-        &args.model.session,
-        &pool,
-        &gguf,
-        &model,
-    )?;
-    let composition = parts.composition(&model.config)?;
-    let composition = composition.as_ref();
-    let mut session = args
-        .model
-        .session
-        .session(&model, &pool, composition, None)?;
-    let mut sampler = Sampler::new(args.sampler.options(), model.config.n_vocab);
+    let model = open::model(path)?;
+    open::tokenizer(path, &model)?;
+    let chat = model.chat()?;
+    chat.context("the file has no chat template: use `tandem run` instead")?;
+    let mut session = args.model.session(&model)?;
+    let mut sampling = args.sampler.sampling(args.n_predict);
     let stop = Arc::new(AtomicBool::new(false));
     // While a line is edited the terminal is in raw mode and Ctrl-C comes as a key.
     let on_ctrl_c = Arc::clone(&stop);
@@ -86,11 +64,14 @@ pub(crate) fn chat(args: &Args) -> Result<()> {
         // Where there is no terminal there may be no history to keep.
         let _ = editor.add_history_entry(&line);
         conversation.messages.push(("user", line));
-        let ids = conversation.encode(&chat, &tokenizer)?;
         stop.store(false, Ordering::Relaxed);
-        match reply(args, &tokenizer, &mut session, &mut sampler, &ids, &stop) {
+        let messages = conversation.messages();
+        let reply = reply(&mut session, &messages, &sampling, &stop);
+        // Another answer to the same words draws other numbers.
+        sampling.seed = sampling.seed.wrapping_add(1);
+        match reply {
             Ok(text) => conversation.messages.push(("assistant", text)),
-            Err(error) if error.is::<SessionError>() => {
+            Err(error) if matches!(error.downcast_ref(), Some(Error::Session(_))) => {
                 tell!("error: {error:#}; /clear begins a new conversation");
                 conversation.messages.pop();
             }
@@ -101,45 +82,32 @@ pub(crate) fn chat(args: &Args) -> Result<()> {
 
 /// Evaluates what of the conversation is new, and streams the reply.
 fn reply(
-    args: &Args,
-    tokenizer: &Tokenizer<'_>,
-    session: &mut Session<'_, '_>,
-    sampler: &mut Sampler,
-    ids: &[u32],
+    session: &mut Session,
+    messages: &[Message<'_>],
+    sampling: &Sampling,
     stop: &AtomicBool,
 ) -> Result<String> {
-    let vocab = tokenizer.vocab();
-    let new = session.keep_prefix(ids);
-    let mut decoder = vocab.stream_continuation(ControlTokens::Hide);
+    let is_stopped = || stop.load(Ordering::Relaxed);
     let mut text = String::new();
     let mut out = std::io::stdout().lock();
-    let mut failure = None;
-    let is_end = |id| vocab.is_end_of_generation(id);
-    let new = prefill(session, new, args.model.session.batch.get())?;
-    let reason = generate(session, sampler, new, args.n_predict, is_end, |id| {
-        let result = decoder
-            .push(id)
-            .map_err(anyhow::Error::from)
-            .and_then(|piece| {
-                text.push_str(piece);
-                out.write_all(piece.as_bytes())?;
-                Ok(out.flush()?)
-            });
-        failure = result.err();
-        match failure.is_some() || stop.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    })?;
-    if let Some(error) = failure {
-        return Err(error);
+    let mut generation = session.generate(messages, sampling)?;
+    prefill(&mut generation, is_stopped)?;
+    if is_stopped() {
+        generation.cancel();
     }
-    let rest = decoder.finish();
-    text.push_str(rest);
-    writeln!(out, "{rest}")?;
-    match reason {
-        StopReason::EndOfText => {}
-        reason => tell!("[stopped: {}]", reason.name()),
+    while let Some(piece) = generation.next() {
+        let piece = piece?;
+        text.push_str(&piece);
+        out.write_all(piece.as_bytes())?;
+        out.flush()?;
+        if is_stopped() {
+            generation.cancel();
+        }
+    }
+    writeln!(out)?;
+    match generation.stop_reason() {
+        None | Some(StopReason::EndOfText) => {}
+        Some(reason) => tell!("[stopped: {}]", reason.name()),
     }
     Ok(text)
 }
@@ -159,12 +127,10 @@ impl Conversation {
         }
     }
 
-    fn encode(&self, chat: &Chat, tokenizer: &Tokenizer<'_>) -> Result<Vec<u32>> {
-        let messages: Vec<_> = self
-            .messages
-            .iter()
+    fn messages(&self) -> Vec<Message<'_>> {
+        let messages = self.messages.iter();
+        messages
             .map(|(role, content)| Message { role, content })
-            .collect();
-        Ok(chat.encode(tokenizer, &messages)?)
+            .collect()
     }
 }

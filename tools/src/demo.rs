@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::adapters::Workers;
-use tandem_engine::{AdapterType, Level, Session, SessionOptions, threads};
+use tandem_engine::chat::fill;
+use tandem_engine::{AdapterType, Compute, Level, Session, SessionOptions, SharedPool, threads};
 
-use crate::adapters::{Parts, bundle_for};
+use crate::adapters::bundle_for;
 use crate::args::level;
-use crate::{bundle, greedy, open, prompt};
+use crate::{greedy, open};
 
 /// Show two tasks at once on the small model that the repository carries
 ///
@@ -63,30 +63,20 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
         folder.join("pocket.tandem"),
     );
     let start = Instant::now();
-    let files = open::files(&path)?;
-    let gguf = files.parse()?;
-    let model = open::model(&path, &gguf)?;
-    let tokenizer = open::tokenizer(&path, &gguf)?;
-    let mapping = bundle::map(&bundle_path)?;
-    let adapters = bundle_for(&bundle_path, &mapping, &gguf)?;
+    let model = open::model(&path)?;
+    let tokenizer = open::tokenizer(&path, &model)?;
+    let bundle = bundle_for(&bundle_path, &model)?;
     let adapter_type = AdapterType::for_model(&model, false);
-    let pool = threads::all();
+    let pool = SharedPool::from(threads::all());
     let level = args.cpu.unwrap_or_else(Level::detect);
-    let workers = Workers { level, pool: &pool };
-    let mut lines = Vec::new();
-    for (label, name) in LINES {
-        let parts = match name {
-            Some(name) => Parts::of_bundle(&adapters, name, &model.config, adapter_type, workers)?,
-            None => Parts::default(),
-        };
-        lines.push((label, parts));
-    }
     let mut compositions = Vec::new();
-    for (label, parts) in &lines {
-        compositions.push((*label, parts.composition(&model.config)?));
+    for (label, name) in LINES {
+        let compute = Compute::new(level, pool.get());
+        let compose = |name| bundle.composition_as(name, adapter_type, compute);
+        compositions.push((label, name.map(compose).transpose()?));
     }
-    let defaults = SessionOptions::for_model(&model.config);
-    let options = SessionOptions { level, ..defaults };
+    let mut options = SessionOptions::for_model(model.config());
+    options.level = level;
     let mut session = Session::new(&model, &pool, options)?;
     let opened = start.elapsed();
 
@@ -102,12 +92,12 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
     };
     for input in inputs {
         writeln!(out, "\n{input}")?;
-        let ids = prompt::fill(&tokenizer, PROMPT, input.as_bytes())?;
+        let ids = fill(tokenizer, PROMPT, input.as_bytes())?;
         for (label, composition) in &compositions {
             write!(out, "  {label:<22} ")?;
             out.flush()?;
             session.set_composition(composition.as_ref())?;
-            let (text, n) = greedy::answer(&mut session, &tokenizer, &ids, MAX_TOKENS)?;
+            let (text, n) = greedy::answer(&mut session, &ids, MAX_TOKENS)?;
             writeln!(out, "{}", crate::visible(&text))?;
             n_tokens += n;
         }

@@ -73,7 +73,7 @@ pub(crate) fn doctor(args: &Args) -> Result<()> {
     let pool = args.session.pool();
     let memory = Memory::read(&root);
     let bandwidth = match is_here {
-        true => measure(&pool, memory.usable()),
+        true => measure(pool.get(), memory.usable()),
         false => Vec::new(),
     };
     let fit = match &args.model {
@@ -94,7 +94,7 @@ pub(crate) fn doctor(args: &Args) -> Result<()> {
         power: Power::read(&root, is_here),
         temperatures: machine::temperatures(&root),
         bandwidth,
-        threads: is_here.then(|| pool.n_threads()),
+        threads: is_here.then(|| pool.get().n_threads()),
         decode_threads,
         model: fit,
         notes: Vec::new(),

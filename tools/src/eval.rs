@@ -12,16 +12,15 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ArgGroup;
-use tandem_engine::adapters::Workers;
-use tandem_engine::tokenizer::Tokenizer as TextTokenizer;
-use tandem_engine::{AdapterType, Config, Pool as _, Serial};
-use tandem_formats::bundle::{Bundle, is_prompt};
-use tandem_formats::{Gguf, GgufFiles, write_atomically};
+use tandem_engine::chat::fill;
+use tandem_engine::{Bundle, Compute, Config, Model, Serial, SharedPool};
+use tandem_formats::bundle::is_prompt;
+use tandem_formats::{GgufFiles, write_atomically};
 
 use crate::adapters::{Parts, bundle_for, read_all};
 use crate::args::{AdapterArgs, Output, SessionArgs};
 use crate::dataset::{self, Example};
-use crate::{bundle, open, prompt};
+use crate::open;
 use extra::Extra;
 use report::{Report, Row};
 use rouge::Tokenizer;
@@ -106,8 +105,8 @@ fn template(text: &str) -> std::result::Result<String, String> {
 }
 
 /// Something to answer with: a composition, an adapter, or nothing.
-struct Answerer<'a> {
-    parts: Parts<'a>,
+struct Answerer {
+    parts: Parts,
     extra: Extra,
 }
 
@@ -121,54 +120,48 @@ struct Plan {
 pub(crate) fn eval(args: &Args) -> Result<()> {
     let limit = args.limit.map_or(usize::MAX, NonZeroUsize::get);
     let examples = dataset::read(&args.data, limit)?;
-    let files = open::files(&args.model)?;
-    refuse_inputs(args, &files)?;
-    let gguf = files.parse()?;
-    let model = open::model(&args.model, &gguf)?;
-    let tokenizer = open::tokenizer(&args.model, &gguf)?;
-    let mapping = args.bundle.as_deref().map(bundle::map).transpose()?;
-    let opened = match (&args.bundle, &mapping) {
-        (Some(path), Some(mapping)) => Some(bundle_for(path, mapping, &gguf)?),
-        _ => None,
-    };
-    let adapter_type = args.session.adapter_type(&model);
+    refuse_inputs(args, &open::files(&args.model)?)?;
+    let model = open::model(&args.model)?;
+    open::tokenizer(&args.model, &model)?;
+    let bundle = args.bundle.as_deref().map(|path| bundle_for(path, &model));
+    let bundle = bundle.transpose()?;
     let plans = plans(args);
     let pool = args.session.pool();
-    let workers = args.session.workers(&pool);
-    let kind = (&model.config, adapter_type);
-    let answerers = answerers(args, opened.as_ref(), &plans, kind, workers)?;
+    let loading = Loading {
+        args,
+        model: &model,
+        bundle: bundle.as_ref(),
+        compute: args.session.compute(&pool),
+    };
+    let answerers = loading.answerers(&plans)?;
     let mut compositions = BTreeMap::new();
     for (name, answerer) in &answerers {
-        compositions.insert(*name, answerer.parts.composition(&model.config)?);
+        compositions.insert(*name, answerer.parts.composition(model.linears())?);
     }
 
     let templates = templates(args, &plans, &answerers);
-    let asking = Asking {
-        gguf: &gguf,
-        tokenizer: &tokenizer,
-    };
     let ask = |name: &str, input: &str| {
         let template = templates.get(name).and_then(Option::as_deref);
-        asking.ids(template, input)
+        ids(&model, template, input)
     };
-    let n_longest = check_lengths(args, &plans, &examples, &model.config, ask)?;
+    let n_longest = check_lengths(args, &plans, &examples, model.config(), ask)?;
     // What the steps but the first are asked is known when they are.
     let n_ctx = match plans.iter().all(|plan| plan.steps.len() == 1) {
         true => Some(n_longest + args.max_tokens.get()),
-        false => Some(n_ctx_max(args, &model.config)),
+        false => Some(n_ctx_max(args, model.config())),
     };
     // The pool has no more threads than there are cores.
     let n_threads = args.session.threads.map_or(usize::MAX, NonZeroUsize::get);
-    let n_threads = n_threads.min(pool.n_threads());
+    let n_threads = n_threads.min(pool.get().n_threads());
     let n_threads = n_threads.min(plans.len() * examples.len());
+    let serial = SharedPool::from(Serial);
     let mut sessions = Vec::new();
     for _ in 0..n_threads {
         let session = &args.session;
-        sessions.push(session.session(&model, &Serial, None, n_ctx)?);
+        sessions.push(session.session(&model, &serial, None, n_ctx)?);
     }
     let start = Instant::now();
     let evaluation = Evaluation {
-        tokenizer: &tokenizer,
         examples: &examples,
         plans: &plans,
         compositions: &compositions,
@@ -248,56 +241,61 @@ fn plans(args: &Args) -> Vec<Plan> {
     single.chain(multi).collect()
 }
 
-/// Loads what the plans name, each once.
-fn answerers<'p, 'a>(
-    args: &Args,
-    bundle: Option<&Bundle<'a>>,
-    plans: &'p [Plan],
-    (base, adapter_type): (&Config, AdapterType),
-    workers: Workers<'_>,
-) -> Result<BTreeMap<&'p str, Answerer<'a>>> {
-    let mut answerers = BTreeMap::new();
-    for name in plans.iter().flat_map(|plan| &plan.steps) {
-        if answerers.contains_key(&**name) {
-            continue;
-        }
-        let answerer = match bundle {
-            None => {
-                let adapters = read_all(&args.adapters, base)?;
-                Answerer {
-                    parts: Parts::new(&args.adapters, base, adapters, adapter_type)?,
-                    extra: Extra::of_files(&args.adapters)?,
-                }
+/// What answerers are loaded from.
+struct Loading<'a> {
+    args: &'a Args,
+    model: &'a Model,
+    bundle: Option<&'a Bundle>,
+    compute: Compute<'a>,
+}
+
+impl Loading<'_> {
+    /// Loads what the plans name, each once.
+    fn answerers<'p>(&self, plans: &'p [Plan]) -> Result<BTreeMap<&'p str, Answerer>> {
+        let mut answerers = BTreeMap::new();
+        for name in plans.iter().flat_map(|plan| &plan.steps) {
+            if !answerers.contains_key(&**name) {
+                answerers.insert(&**name, self.answerer(name)?);
             }
-            Some(_) if name == NONE => Answerer {
+        }
+        Ok(answerers)
+    }
+
+    fn answerer(&self, name: &str) -> Result<Answerer> {
+        let (args, base) = (self.args, self.model.linears());
+        let adapter_type = args.session.adapter_type(self.model);
+        let Some(bundle) = self.bundle else {
+            let adapters = read_all(&args.adapters, base)?;
+            return Ok(Answerer {
+                parts: Parts::new(&args.adapters, base, adapters, adapter_type)?,
+                extra: Extra::of_files(&args.adapters)?,
+            });
+        };
+        if name == NONE {
+            return Ok(Answerer {
                 parts: Parts::default(),
                 extra: Extra::default(),
-            },
-            Some(bundle) => {
-                let contents = bundle.contents();
-                let is_adapter =
-                    contents.composition(name).is_err() && contents.adapter(name).is_ok();
-                let parts = match is_adapter {
-                    true => Parts::of_bundled_adapter(bundle, name, base),
-                    false => Parts::of_bundle(bundle, name, base, adapter_type, workers),
-                };
-                let path = args.bundle.as_deref().unwrap_or(Path::new(""));
-                Answerer {
-                    parts: parts.with_context(|| format!("cannot use {}", path.display()))?,
-                    extra: Extra::of_bundle(bundle, name),
-                }
-            }
+            });
+        }
+        let contents = bundle.file().contents();
+        let is_adapter = contents.composition(name).is_err() && contents.adapter(name).is_ok();
+        let parts = match is_adapter {
+            true => Parts::of_bundled_adapter(bundle, name),
+            false => Parts::of_bundle(bundle, name, adapter_type, self.compute),
         };
-        answerers.insert(&**name, answerer);
+        let path = args.bundle.as_deref().unwrap_or(Path::new(""));
+        Ok(Answerer {
+            parts: parts.with_context(|| format!("cannot use {}", path.display()))?,
+            extra: Extra::of_bundle(bundle.file(), name),
+        })
     }
-    Ok(answerers)
 }
 
 /// The prompt of each answerer; `None` where nothing says any.
 fn templates<'p>(
     args: &Args,
     plans: &'p [Plan],
-    answerers: &BTreeMap<&'p str, Answerer<'_>>,
+    answerers: &BTreeMap<&'p str, Answerer>,
 ) -> BTreeMap<&'p str, Option<String>> {
     let own = |name: &str| answerers.get(name).and_then(|a| a.parts.prompt.clone());
     let mut names = plans.iter().flat_map(|plan| &plan.steps);
@@ -312,21 +310,14 @@ fn templates<'p>(
         .collect()
 }
 
-/// How inputs become tokens.
-struct Asking<'a> {
-    gguf: &'a Gguf<'a>,
-    tokenizer: &'a TextTokenizer<'a>,
-}
-
-impl Asking<'_> {
-    fn ids(&self, template: Option<&str>, input: &str) -> Result<Vec<u32>> {
-        let ids = match template {
-            Some(template) => prompt::fill(self.tokenizer, template, input.as_bytes())?,
-            None => prompt::encode(self.gguf, self.tokenizer, input.as_bytes(), false)?,
-        };
-        ensure!(!ids.is_empty(), "the prompt is empty");
-        Ok(ids)
-    }
+/// How an input becomes tokens.
+fn ids(model: &Model, template: Option<&str>, input: &str) -> Result<Vec<u32>> {
+    let ids = match template {
+        Some(template) => fill(model.tokenizer()?, template, input.as_bytes())?,
+        None => model.prompt_ids(input)?,
+    };
+    ensure!(!ids.is_empty(), "the prompt is empty");
+    Ok(ids)
 }
 
 /// The most tokens that prompt and answer may have.

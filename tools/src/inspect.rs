@@ -57,13 +57,10 @@ fn needs(args: &Args, gguf: &Gguf<'_>) -> Result<Needs, String> {
     if gguf.tensors().is_empty() {
         return Err("the file has no weights".to_string());
     }
-    let model = Model::load(gguf).map_err(|error| error.to_string())?;
-    let defaults = SessionOptions::for_model(&model.config);
-    let options = SessionOptions {
-        n_ctx: args.ctx.map_or(defaults.n_ctx, NonZeroUsize::get),
-        ..defaults
-    };
-    let memory = Session::memory(&model.config, &options, None)
+    let model = Model::open(&args.file).map_err(|error| error.to_string())?;
+    let mut options = SessionOptions::for_model(model.config());
+    options.n_ctx = args.ctx.map_or(options.n_ctx, NonZeroUsize::get);
+    let memory = Session::memory(model.config(), &options, None)
         .ok_or("a context of that size is too large")?;
     Ok(Needs {
         n_ctx: options.n_ctx,

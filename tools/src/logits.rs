@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result, ensure};
 use npyz::WriterBuilder as _;
 use tandem_formats::write_atomically;
 
-use crate::adapters::Parts;
 use crate::args::ModelArgs;
 use crate::open;
 use crate::progress::Progress;
@@ -27,30 +26,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn logits(args: &Args) -> Result<()> {
-    let path = &args.model.model;
-    let files = open::files(path)?;
-    let gguf = files.parse()?;
-    let model = open::model(path, &gguf)?;
+    let model = open::model(&args.model.model)?;
     let tokens = open::token_ids(&args.tokens)?;
     ensure!(!tokens.is_empty(), "there are no tokens to evaluate");
-    let pool = args.model.session.pool();
-    let chosen = args.model.bundle.open()?;
-    let parts = Parts::load(
-        &args.model.adapters,
-        chosen.as_ref(),
-        &args.model.session,
-        &pool,
-        &gguf,
-        &model,
-    )?;
-    let composition = parts.composition(&model.config)?;
     // As long as the sequence, where no context is asked for.
-    let mut session =
-        args.model
-            .session
-            .session(&model, &pool, composition.as_ref(), Some(tokens.len()))?;
+    let mut session = args.model.session_of(&model, Some(tokens.len()))?;
     let progress = Progress::new(tokens.len() as u64, "evaluating");
-    let shape = [tokens.len() as u64, model.config.n_vocab as u64];
+    let shape = [tokens.len() as u64, model.config().n_vocab as u64];
     write_atomically(&args.out, |file| -> Result<()> {
         let mut npy = npyz::WriteOptions::new()
             .default_dtype()

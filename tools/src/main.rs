@@ -39,7 +39,6 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tandem_engine::prompt;
 
 /// Run language models on small machines.
 #[derive(Parser)]

@@ -8,10 +8,8 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use rayon::prelude::*;
-use tandem_engine::adapters::{
-    LinearId, MergeMethod, MergeOptions, Workers, merge as merge_adapters,
-};
-use tandem_engine::{Adapter, AdapterType, Composition, Config, DType, Level};
+use tandem_engine::adapters::{MergeMethod, MergeOptions, merge as merge_adapters};
+use tandem_engine::{Adapter, AdapterType, Composition, Compute, DType, Level, LinearId, Linears};
 use tandem_formats::{Gguf, Tensor};
 use tandem_kernels::quant;
 
@@ -86,11 +84,12 @@ pub(crate) fn merge(args: &Args) -> Result<()> {
     );
     let files = open::files(&args.model)?;
     let gguf = files.parse()?;
-    let base = open::model(&args.model, &gguf)?.config;
+    let model = open::model(&args.model)?;
+    let base = model.linears();
     refuse_input(&files, &args.out)?;
-    let parts = load(args, &base)?;
+    let parts = load(args, base)?;
     let composition = parts
-        .composition(&base)?
+        .composition(base)?
         .ok_or_else(|| anyhow!("there is nothing to merge"))?;
 
     let plan = args
@@ -102,7 +101,7 @@ pub(crate) fn merge(args: &Args) -> Result<()> {
         let dtype = plan.as_ref().map_or(Ok(t.dtype), |plan| plan.dtype(t))?;
         tensors.push((t.name.to_string(), t.shape().to_vec(), dtype));
     }
-    let biases = biases(&gguf, &base, &composition)?;
+    let biases = biases(&gguf, base, &composition)?;
     for (name, bias) in &biases {
         match tensors.iter_mut().find(|(n, ..)| n == name) {
             Some(tensor) => tensor.2 = DType::F32,
@@ -118,7 +117,7 @@ pub(crate) fn merge(args: &Args) -> Result<()> {
         }
         // New tensors are biases, and stand at the end.
         let t = &gguf.tensors()[i];
-        let linears = linears(&base, t);
+        let linears = linears(base, t);
         if !linears
             .iter()
             .any(|(id, _)| composition.changes_weights(*id))
@@ -147,7 +146,7 @@ fn report(losses: &BTreeMap<String, Loss>) -> Result<()> {
 }
 
 /// The adapters, merged into one where the method is no sum, and the calibration.
-fn load(args: &Args, base: &Config) -> Result<Parts<'static>> {
+fn load(args: &Args, base: &Linears) -> Result<Parts> {
     let adapters = read_all(&args.adapters, base)?;
     if args.method == MergeMethod::Cat || adapters.is_empty() {
         return Parts::new(&args.adapters, base, adapters, AdapterType::F32);
@@ -165,20 +164,16 @@ fn load(args: &Args, base: &Config) -> Result<Parts<'static>> {
     };
     let adapters: Vec<&Adapter> = adapters.iter().collect();
     let pool = threads::all();
-    let workers = Workers {
-        level: Level::detect(),
-        pool: &pool,
-    };
-    let merged = merge_adapters(base, &adapters, &weights, &options, workers)?;
+    let compute = Compute::new(Level::detect(), &pool);
+    let merged = merge_adapters(base, &adapters, &weights, &options, compute)?;
     Parts::of(base, &merged)
 }
 
 /// The linears in a tensor, each with its rows; none where adapters cannot change it.
-fn linears(base: &Config, t: &Tensor<'_>) -> Vec<(LinearId, Range<usize>)> {
-    t.name
-        .strip_suffix(".weight")
-        .and_then(|name| LinearId::of_tensor(base, name, t.n_rows()))
-        .unwrap_or_default()
+fn linears(base: &Linears, t: &Tensor<'_>) -> Vec<(LinearId, Range<usize>)> {
+    let name = t.name.strip_suffix(".weight");
+    let parts = name.and_then(|name| base.of_tensor(name, t.n_rows()).ok());
+    parts.map_or(Vec::new(), |parts| parts.linears.clone())
 }
 
 /// A tensor's name without its layer: `attn_q`.
@@ -190,11 +185,11 @@ fn module(name: &str) -> String {
 /// The bias tensors that the composition adds to or makes, by name.
 fn biases(
     gguf: &Gguf<'_>,
-    base: &Config,
-    composition: &Composition<'_>,
+    base: &Linears,
+    composition: &Composition,
 ) -> Result<BTreeMap<String, Vec<f32>>> {
     let tied = gguf.tensor("output.weight").is_none();
-    if tied && composition.changes_weights(LinearId::Output) {
+    if tied && composition.changes_weights(base.output()) {
         bail!("an adapter changes the output, which is tied to the embeddings in this model");
     }
     let mut biases = BTreeMap::new();
@@ -230,7 +225,7 @@ fn bake(
     t: &Tensor<'_>,
     dtype: DType,
     linears: &[(LinearId, Range<usize>)],
-    composition: &Composition<'_>,
+    composition: &Composition,
     write: &mut Write<'_>,
 ) -> Result<Loss> {
     let n_cols = t.n_cols();

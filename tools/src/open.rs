@@ -3,24 +3,36 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::Model;
 use tandem_engine::tokenizer::Tokenizer;
+use tandem_engine::{Error, Model};
 use tandem_formats::{Gguf, GgufFiles};
 
-/// Maps a model's file or files.
+/// Maps a GGUF file, or all parts of a split one.
 pub(crate) fn files(path: &Path) -> Result<GgufFiles> {
     Ok(GgufFiles::open(path)?)
 }
 
-/// The model of opened files.
-pub(crate) fn model<'a>(path: &Path, gguf: &Gguf<'a>) -> Result<Model<'a>> {
-    Model::load(gguf).with_context(|| format!("cannot run {}", path.display()))
+/// Opens a model.
+pub(crate) fn model(path: &Path) -> Result<Model> {
+    Model::open(path).map_err(|error| match error {
+        // Those name the file.
+        Error::File(error) => error.into(),
+        error => anyhow::Error::from(error).context(format!("cannot run {}", path.display())),
+    })
 }
 
-/// The tokenizer of opened files.
-pub(crate) fn tokenizer<'a>(path: &Path, gguf: &Gguf<'a>) -> Result<Tokenizer<'a>> {
-    Tokenizer::from_gguf(gguf)
-        .with_context(|| format!("cannot use the vocabulary of {}", path.display()))
+/// The tokenizer of a model.
+pub(crate) fn tokenizer<'m>(path: &Path, model: &'m Model) -> Result<&'m Tokenizer> {
+    model.tokenizer().with_context(|| unusable(path))
+}
+
+/// The tokenizer of a file, which may have no weights.
+pub(crate) fn vocabulary(path: &Path, gguf: &Gguf<'_>) -> Result<Tokenizer> {
+    Tokenizer::from_gguf(gguf).with_context(|| unusable(path))
+}
+
+fn unusable(path: &Path) -> String {
+    format!("cannot use the vocabulary of {}", path.display())
 }
 
 /// A file's bytes; `-` is standard input.

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use tandem_engine::tokenizer::EncodeOptions;
 
-use crate::adapters::Parts;
 use crate::args::ModelArgs;
 use crate::open;
 use crate::progress::Progress;
@@ -31,15 +30,13 @@ pub(crate) struct Args {
 
 pub(crate) fn perplexity(args: &Args) -> Result<()> {
     let path = &args.model.model;
-    let files = open::files(path)?;
-    let gguf = files.parse()?;
-    let model = open::model(path, &gguf)?;
-    let tokenizer = open::tokenizer(path, &gguf)?;
+    let model = open::model(path)?;
+    let tokenizer = open::tokenizer(path, &model)?;
     let n_ctx = args
         .model
         .session
         .ctx
-        .map_or(model.config.n_ctx_train.min(512), |n| n.get());
+        .map_or(model.config().n_ctx_train.min(512), |n| n.get());
     let options = EncodeOptions {
         add_special: true,
         parse_special: false,
@@ -54,22 +51,7 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
         "the text has {} tokens, fewer than one chunk of {n_ctx}: give a longer one or a smaller --ctx",
         ids.len()
     );
-    let pool = args.model.session.pool();
-    let chosen = args.model.bundle.open()?;
-    let parts = Parts::load(
-        &args.model.adapters,
-        chosen.as_ref(),
-        &args.model.session,
-        &pool,
-        &gguf,
-        &model,
-    )?;
-    let composition = parts.composition(&model.config)?;
-    let composition = composition.as_ref();
-    let mut session = args
-        .model
-        .session
-        .session(&model, &pool, composition, Some(n_ctx))?;
+    let mut session = args.model.session_of(&model, Some(n_ctx))?;
     let n_chunks = (ids.len() / n_ctx).min(args.chunks.map_or(usize::MAX, |n| n.get()));
     let progress = Progress::new((n_chunks * n_ctx) as u64, "evaluating");
     let mut losses = Vec::new();
@@ -78,7 +60,7 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
         if let (true, Some(bos)) = (tokenizer.vocab().add_bos(), tokenizer.vocab().bos()) {
             chunk[0] = bos;
         }
-        session.truncate(0);
+        session.rewind(0);
         session.eval_all(&chunk, |i, logits| {
             if i >= n_ctx / 2 && i + 1 < n_ctx {
                 losses.push(loss(logits, chunk[i + 1]));

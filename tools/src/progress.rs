@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tandem_engine::{Session, SessionError};
+use tandem_engine::{Error, Generation};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -40,24 +40,19 @@ impl Drop for Progress {
     }
 }
 
-/// Evaluates all but the last tokens of a prompt, showing how far it is; returns those left over,
-/// at least one and at most `n_batch`.
-pub(crate) fn prefill<'p>(
-    session: &mut Session<'_, '_>,
-    prompt: &'p [u32],
-    n_batch: usize,
-) -> Result<&'p [u32], SessionError> {
-    if prompt.len() > session.n_ctx() - session.tokens().len() {
-        return Ok(prompt); // whoever evaluates it gets the error, before anything is done
+/// Evaluates the prompt but for its last piece, showing how far it is. Stops early where `stop` says so.
+pub(crate) fn prefill(
+    generation: &mut Generation<'_>,
+    stop: impl Fn() -> bool,
+) -> Result<(), Error> {
+    let mut left = generation.n_left();
+    let progress = Progress::new(left as u64, "reading the prompt");
+    loop {
+        let now = generation.prefill()?;
+        progress.add((left - now) as u64);
+        if now == left || stop() {
+            return Ok(());
+        }
+        left = now;
     }
-    let progress = Progress::new(prompt.len() as u64, "reading the prompt");
-    let mut rest = prompt;
-    while let Some((batch, others)) = rest.split_at_checked(n_batch)
-        && !others.is_empty()
-    {
-        session.eval(batch)?;
-        progress.add(batch.len() as u64);
-        rest = others;
-    }
-    Ok(rest)
 }

@@ -1,19 +1,16 @@
 //! `tandem run`: text in, text out.
 
 use std::io::Write as _;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
-use tandem_engine::tokenizer::ControlTokens;
-use tandem_engine::{Sampler, generate};
+use tandem_engine::{Prompt, StopReason};
 
-use crate::adapters::Parts;
 use crate::args::{ModelArgs, SamplerArgs};
+use crate::open;
 use crate::progress::prefill;
-use crate::{open, prompt};
 
 /// Continue or answer a prompt
 ///
@@ -76,92 +73,46 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (None, None) => Vec::new(),
     };
     let path = &args.model.model;
-    let files = open::files(path)?;
-    let gguf = files.parse()?;
-    let model = open::model(path, &gguf)?;
-    let tokenizer = open::tokenizer(path, &gguf)?;
-    let vocab = tokenizer.vocab();
-    let pool = args.model.session.pool();
-    let chosen = args.model.bundle.open()?;
-    let parts = Parts::load(
-        &args.model.adapters,
-        chosen.as_ref(),
-        &args.model.session,
-        &pool,
-        &gguf,
-        &model,
-    )?;
-    let prompt = match &parts.prompt {
-        Some(form) if !args.raw => prompt::fill(&tokenizer, form, &text)?,
-        _ => prompt::encode(&gguf, &tokenizer, &text, args.raw)?,
-    };
+    let model = open::model(path)?;
+    open::tokenizer(path, &model)?;
+    let mut session = args.model.session(&model)?;
+    let prompt = session.prompt_ids(match args.raw {
+        true => Prompt::Raw(&text),
+        false => Prompt::Input(&text),
+    })?;
     ensure!(!prompt.is_empty(), "the prompt is empty");
-    let composition = parts.composition(&model.config)?;
-    let composition = composition.as_ref();
-    let mut session = args
-        .model
-        .session
-        .session(&model, &pool, composition, None)?;
-    let options = args.sampler.options();
-    let mut sampler = Sampler::new(options, model.config.n_vocab);
+    let sampling = args.sampler.sampling(args.n_predict);
 
     let opened = start.elapsed();
-    let (mut first, mut last) = (opened, opened);
-    let mut decoder = vocab.stream_continuation(ControlTokens::Hide);
     let mut out = std::io::stdout().lock();
-    let (mut text, mut ids) = (String::new(), Vec::new());
-    let mut failure = None;
-    let mut emit = |piece: &str| -> Result<()> {
-        text.push_str(piece);
-        if !args.json && !piece.is_empty() {
+    let mut text = String::new();
+    let mut generation = session
+        .generate(&prompt[..], &sampling)
+        .context("cannot evaluate the prompt")?;
+    prefill(&mut generation, || false)?;
+    for piece in &mut generation {
+        let piece = piece?;
+        text.push_str(&piece);
+        if !args.json {
             out.write_all(piece.as_bytes())?;
             out.flush()?;
         }
-        Ok(())
-    };
-    let is_end = |id| vocab.is_end_of_generation(id);
-    let rest = prefill(&mut session, &prompt, args.model.session.batch.get())?;
-    let stop = generate(
-        &mut session,
-        &mut sampler,
-        rest,
-        args.n_predict,
-        is_end,
-        |id| {
-            last = start.elapsed();
-            if ids.is_empty() {
-                first = last;
-            }
-            ids.push(id);
-            let piece = decoder.push(id).map_err(anyhow::Error::from);
-            match piece.and_then(&mut emit) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    failure = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
-        },
-    )
-    .context("cannot evaluate the prompt")?;
-    if let Some(error) = failure {
-        return Err(error);
     }
-    emit(decoder.finish())?;
-    if ids.is_empty() {
-        first = start.elapsed();
-    }
+    let ids = generation.tokens().to_vec();
+    let stop = generation.stop_reason().unwrap_or(StopReason::Cancelled);
+    let timings = generation.timings();
+    let first = opened + timings.prompt;
 
     let report = Report {
         n_prompt: prompt.len(),
         n_generated: ids.len(),
         first_token_ms: millis(first),
         open_ms: millis(opened),
-        prompt_tokens_per_second: prompt.len() as f64 / (first - opened).as_secs_f64(),
+        prompt_tokens_per_second: prompt.len() as f64 / timings.prompt.as_secs_f64(),
         generated_tokens_per_second: (ids.len() > 1)
-            .then(|| (ids.len() - 1) as f64 / (last - first).as_secs_f64()),
+            .then(|| (ids.len() - 1) as f64 / timings.decode.as_secs_f64()),
         stop: stop.name(),
-        seed: options.seed,
+        seed: sampling.seed,
         prompt_ids: prompt,
         text,
         ids,

@@ -37,7 +37,7 @@ pub(crate) struct DetokenizeArgs {
 pub(crate) fn tokenize(args: &TokenizeArgs) -> Result<()> {
     let files = open::files(&args.model)?;
     let gguf = files.parse()?;
-    let tokenizer = open::tokenizer(&args.model, &gguf)?;
+    let tokenizer = open::vocabulary(&args.model, &gguf)?;
     let options = EncodeOptions {
         add_special: !args.no_special,
         parse_special: !args.no_special,
@@ -51,7 +51,7 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> Result<()> {
 pub(crate) fn detokenize(args: &DetokenizeArgs) -> Result<()> {
     let files = open::files(&args.model)?;
     let gguf = files.parse()?;
-    let tokenizer = open::tokenizer(&args.model, &gguf)?;
+    let tokenizer = open::vocabulary(&args.model, &gguf)?;
     let ids: Vec<u32> = serde_json::from_slice(&open::stdin()?)
         .context("standard input is no JSON array of token ids")?;
     let control = match args.no_special {

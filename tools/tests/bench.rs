@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use common::{fixture, shared, tandem};
 use serde_json::Value as Json;
 use tandem_engine::{Model, Session, SessionOptions};
-use tandem_formats::GgufFiles;
 
 fn rows(flags: &[&str]) -> Vec<Json> {
     let model = fixture("pocket-q8_0.gguf");
@@ -126,10 +125,9 @@ fn a_run_takes_little_memory_besides_the_model_and_the_kv_cache() {
     let shape = ["--shape", "smollm2-135m", "--type", "Q4_0"];
     tandem!("synth", shape[0], shape[1], shape[2], shape[3], path).ok();
     let kv_cache = {
-        let files = GgufFiles::open(&path).unwrap();
-        let model = Model::load(&files.parse().unwrap()).unwrap();
-        let options = SessionOptions::for_model(&model.config);
-        Session::memory(&model.config, &options, None)
+        let model = Model::open(&path).unwrap();
+        let options = SessionOptions::for_model(model.config());
+        Session::memory(model.config(), &options, None)
             .unwrap()
             .kv_cache
     };

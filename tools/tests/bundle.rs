@@ -187,7 +187,7 @@ fn an_extracted_adapter_is_the_one_that_went_in() {
     );
     let extracted = loras(&out);
     let bytes = fs::read(&path).unwrap();
-    let bundle = Bundle::parse(&bytes).unwrap();
+    let bundle = Bundle::parse(bytes.clone()).unwrap();
     let (stored, _) = bundle.adapter("translate-fr").unwrap();
     assert_eq!(extracted.len(), stored.factors.len());
     for lora in &extracted {

@@ -17,19 +17,8 @@ mod cpu;
 mod heap;
 mod serial;
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
-use core::error::Error;
-use core::ops::ControlFlow;
-
-use tandem_engine::adapters::{Workers, from_bundle};
-use tandem_engine::tokenizer::{ControlTokens, Tokenizer};
-use tandem_engine::{
-    AdapterType, Composition, Model, Sampler, SamplerOptions, Serial, Session, SessionOptions,
-    generate, prompt,
-};
-use tandem_formats::Gguf;
-use tandem_formats::bundle::{Bundle, INPUT_MARK};
+use tandem_engine::formats::bundle::INPUT_MARK;
+use tandem_engine::{AdapterType, Compute, Error, Model, Sampling, Serial, chat};
 
 use crate::serial::{print, println};
 
@@ -74,74 +63,29 @@ extern "C" fn main() -> ! {
     cpu::exit(status)
 }
 
-fn answer() -> Result<(), Box<dyn Error>> {
-    let gguf = Gguf::parse(&MODEL.0)?;
-    let model = Model::load(&gguf)?;
-    let tokenizer = Tokenizer::from_gguf(&gguf)?;
-    let vocab = tokenizer.vocab();
-
-    let bundle = Bundle::parse(&BUNDLE.0)?;
-    bundle.contents().check_base(&gguf)?;
-    let parts = bundle.parts(COMPOSITION)?;
-    let adapter_type = AdapterType::for_model(&model, false);
+fn answer() -> Result<(), Error> {
+    let model = Model::from_static(&MODEL.0)?;
+    let bundle = model.bundle_from_bytes(&BUNDLE.0)?;
     let level = cpu::level();
-    let workers = Workers {
-        level,
-        pool: &Serial,
-    };
-    let packed = from_bundle(&model.config, &parts, adapter_type, workers)?;
-    let packed: Vec<_> = packed
-        .iter()
-        .map(|(part, weight)| (part, *weight))
-        .collect();
-    let composition = Composition::new(&model.config, &packed)?;
-    let form = parts.composition.prompt.as_deref().unwrap_or(INPUT_MARK);
-    let ids = prompt::fill(&tokenizer, form, INPUT.as_bytes())?;
+    let adapter_type = AdapterType::for_model(&model, false);
+    let compute = Compute::new(level, &Serial);
+    let composition = bundle.composition_as(COMPOSITION, adapter_type, compute)?;
 
-    let options = SessionOptions {
-        n_ctx: ids.len() + MAX_TOKENS,
-        n_batch: 16,
-        level,
-        ..SessionOptions::for_model(&model.config)
-    };
+    let form = composition.prompt().unwrap_or(INPUT_MARK);
+    let ids = chat::fill(model.tokenizer()?, form, INPUT.as_bytes())?;
     println!("{}, {COMPOSITION}, level {}", board::NAME, level.name());
-    let mut session = Session::new(&model, &Serial, options)?;
-    session.set_composition(Some(&composition))?;
-    let greedy = SamplerOptions {
-        temperature: 0.0,
-        ..SamplerOptions::default()
-    };
-    let mut sampler = Sampler::new(greedy, model.config.n_vocab);
-    let mut decoder = vocab.stream_continuation(ControlTokens::Hide);
-    let (mut answer, mut failure) = (Vec::new(), None);
+    let session = model.session().level(level).composition(&composition);
+    let mut session = session.n_ctx(ids.len() + MAX_TOKENS).n_batch(16).build()?;
+    let sampling = Sampling::greedy().max_tokens(MAX_TOKENS);
+    let mut generation = session.generate(&ids[..], &sampling)?;
     print!("text:");
-    generate(
-        &mut session,
-        &mut sampler,
-        &ids,
-        MAX_TOKENS,
-        |id| vocab.is_end_of_generation(id),
-        |id| {
-            answer.push(id);
-            match decoder.push(id) {
-                Ok(text) => {
-                    print!("{text}");
-                    ControlFlow::Continue(())
-                }
-                Err(error) => {
-                    failure = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
-        },
-    )?;
-    println!("{}", decoder.finish());
-    println!("prompt ids: {ids:?}");
-    println!("ids: {answer:?}");
-    match failure {
-        Some(error) => Err(error.into()),
-        None => Ok(()),
+    for piece in &mut generation {
+        print!("{}", piece?);
     }
+    println!();
+    println!("prompt ids: {ids:?}");
+    println!("ids: {:?}", generation.tokens());
+    Ok(())
 }
 
 #[panic_handler]

@@ -10,8 +10,7 @@ use tandem_formats::{AdapterError, Gguf};
 use tandem_kernels::MAX_RANK;
 
 use super::CompositionError;
-use super::linear_id::{from_file_order, hf_name, linears, tensor_name, to_file_order};
-use crate::Config;
+use crate::model::Linears;
 
 /// Low-rank factors of some of a base model's linears, in float32.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +21,41 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// Reads a PEFT directory or a llama.cpp LoRA file.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be read, is not supported, or does not fit the base, by name.
+    #[cfg(feature = "std")]
+    pub fn open(base: &Linears, path: &std::path::Path) -> Result<Adapter, crate::Error> {
+        use tandem_formats::{FileError, Mapping};
+
+        let io = |path: &std::path::Path, source| FileError::Io {
+            path: path.to_path_buf(),
+            source,
+        };
+        if !path.is_dir() {
+            let mapping = Mapping::open(path).map_err(|source| io(path, source))?;
+            if !mapping.starts_with(b"GGUF") {
+                return Err(CompositionError::NoAdapter.into());
+            }
+            let gguf = Gguf::parse(&mapping).map_err(AdapterError::from);
+            let gguf = gguf.map_err(CompositionError::from)?;
+            return Ok(Adapter::from_gguf(base, &gguf)?);
+        }
+        let read = |name: &str| {
+            let path = path.join(name);
+            std::fs::read(&path).map_err(|source| io(&path, source))
+        };
+        let config = read("adapter_config.json")?;
+        let weights = path.join("adapter_model.safetensors");
+        if !weights.exists() && path.join("adapter_model.bin").exists() {
+            return Err(CompositionError::Pickle.into());
+        }
+        let weights = read("adapter_model.safetensors")?;
+        Ok(Adapter::from_peft(base, &config, &weights)?)
+    }
+
     /// Reads a PEFT directory's `adapter_config.json` and `adapter_model.safetensors`; see
     /// [`peft::read`].
     ///
@@ -29,19 +63,20 @@ impl Adapter {
     ///
     /// What is malformed or not supported, or does not fit the base, by name.
     pub fn from_peft(
-        base: &Config,
+        base: &Linears,
         config: &[u8],
         weights: &[u8],
     ) -> Result<Adapter, CompositionError> {
         let mut modules = Vec::new();
         for mut lora in peft::read(config, weights)? {
             let name =
-                tensor_name(base, &lora.module).ok_or_else(|| CompositionError::UnknownModule {
-                    name: lora.module.clone(),
-                })?;
+                base.tensor_name(&lora.module)
+                    .ok_or_else(|| CompositionError::UnknownModule {
+                        name: lora.module.clone(),
+                    })?;
             // Checked before rows are moved by it.
             check(base, &name, &lora)?;
-            to_file_order(base, &name, &mut lora.b.values, lora.b.n_cols);
+            base.to_file_order(&name, &mut lora.b.values, lora.b.n_cols);
             lora.module = name;
             modules.push(lora);
         }
@@ -53,12 +88,12 @@ impl Adapter {
     /// # Errors
     ///
     /// What is malformed or not supported, or does not fit the base, by name.
-    pub fn from_gguf(base: &Config, gguf: &Gguf<'_>) -> Result<Adapter, CompositionError> {
+    pub fn from_gguf(base: &Linears, gguf: &Gguf<'_>) -> Result<Adapter, CompositionError> {
         let (architecture, modules) = lora_gguf::read(gguf)?;
-        if architecture != base.arch.name() {
+        if architecture != base.arch().name() {
             return Err(CompositionError::Architecture {
                 adapter: architecture.to_string(),
-                base: base.arch.name(),
+                base: base.arch().name(),
             });
         }
         Adapter::new(base, modules)
@@ -70,7 +105,7 @@ impl Adapter {
     ///
     /// A tensor that the base lacks or has in another shape, or that is there twice; factors that
     /// do not fit each other, or of a rank of 0 or above 65536.
-    pub fn new(base: &Config, loras: Vec<Lora>) -> Result<Adapter, CompositionError> {
+    pub fn new(base: &Linears, loras: Vec<Lora>) -> Result<Adapter, CompositionError> {
         let mut modules = BTreeMap::new();
         for lora in loras {
             check(base, &lora.module, &lora)?;
@@ -84,11 +119,11 @@ impl Adapter {
 
     /// The factors under the names of Hugging Face's modules and in its order of rows, as PEFT has
     /// them: the inverse of what [`Adapter::from_peft`] does.
-    pub fn to_peft(&self, base: &Config) -> Vec<Lora> {
+    pub fn to_peft(&self, base: &Linears) -> Vec<Lora> {
         let turn = |(name, lora): (&String, &Lora)| {
             let mut lora = lora.clone();
-            from_file_order(base, name, &mut lora.b.values, lora.b.n_cols);
-            lora.module = hf_name(base, name).unwrap_or_else(|| name.clone());
+            base.to_hf_order(name, &mut lora.b.values, lora.b.n_cols);
+            lora.module = base.hf_name(name).unwrap_or_else(|| name.clone());
             lora
         };
         self.modules.iter().map(turn).collect()
@@ -101,7 +136,7 @@ impl Adapter {
 }
 
 /// Checks that the factors fit each other, and a tensor `name` of the base.
-fn check(base: &Config, name: &str, lora: &Lora) -> Result<(), CompositionError> {
+fn check(base: &Linears, name: &str, lora: &Lora) -> Result<(), CompositionError> {
     let (Lora { a, b, .. }, rank) = (lora, lora.a.n_rows);
     let is_whole = |x: &Floats| x.n_rows.checked_mul(x.n_cols) == Some(x.values.len());
     if rank == 0 || rank > MAX_RANK || b.n_cols != rank || !is_whole(a) || !is_whole(b) {
@@ -112,22 +147,13 @@ fn check(base: &Config, name: &str, lora: &Lora) -> Result<(), CompositionError>
         }
         .into());
     }
-    check_shape(base, name, (b.n_rows, a.n_cols))
-}
-
-/// Checks that a tensor `name` of the base has as many outputs and inputs.
-pub(super) fn check_shape(
-    base: &Config,
-    name: &str,
-    (n_out, n_in): (usize, usize),
-) -> Result<(), CompositionError> {
-    let wanted = linears(base, name, n_out)?.n_in;
-    match wanted == n_in {
+    let wanted = base.of_tensor(name, b.n_rows)?.n_in;
+    match wanted == a.n_cols {
         true => Ok(()),
         false => Err(CompositionError::Shape {
             name: name.to_string(),
-            wanted: (n_out, wanted),
-            found: (n_out, n_in),
+            wanted: (b.n_rows, wanted),
+            found: (b.n_rows, a.n_cols),
         }),
     }
 }

@@ -22,12 +22,10 @@ use core::ops::Range;
 use tandem_formats::adapter::calibration::{Module, Parts};
 use tandem_formats::adapter::{Floats, Lora};
 
-use super::linear_id::{
-    TensorParts, from_file_order, linears, module_names, short_name, to_file_order,
-};
-use super::packed::Panel;
-use super::{Adapter, AdapterType, CompositionError, LinearId, PackedAdapter};
-use crate::{Config, Level};
+use super::packed::{FactorValues, PackedFactors, Users};
+use super::{Adapter, AdapterType, CompositionError, PackedAdapter};
+use crate::Level;
+use crate::model::{LinearId, Linears};
 
 /// What a calibration's parts mean.
 pub use tandem_formats::bundle::CalibrationKind as Kind;
@@ -39,11 +37,11 @@ pub use tandem_formats::bundle::CalibrationKind as Kind;
 ///
 /// A module that the base lacks, parts of a wrong shape, or no part that the kind needs.
 pub fn pack(
-    base: &Config,
+    base: &Linears,
     file: &BTreeMap<Module, Parts>,
     kind: Kind,
     adapter_type: AdapterType,
-) -> Result<PackedAdapter<'static>, CompositionError> {
+) -> Result<PackedAdapter, CompositionError> {
     Calibration::from_file(base, file)?.pack(base, kind, adapter_type)
 }
 
@@ -56,7 +54,7 @@ pub fn pack(
 ///
 /// As [`pack`]; an `M` that is not square of the ranks' sum.
 pub fn project(
-    base: &Config,
+    base: &Linears,
     file: &BTreeMap<Module, Parts>,
     adapters: &[&Adapter],
     weights: &[f32],
@@ -78,21 +76,22 @@ impl Calibration {
     ///
     /// A module that the base lacks, or parts for another number of outputs.
     pub fn from_file(
-        base: &Config,
+        base: &Linears,
         file: &BTreeMap<Module, Parts>,
     ) -> Result<Calibration, CompositionError> {
         let mut modules = BTreeMap::new();
         for ((layer, module), parts) in file {
             let tensor =
-                short_name(base, module).ok_or_else(|| CompositionError::UnknownModule {
-                    name: module.clone(),
-                })?;
+                base.short_name(module)
+                    .ok_or_else(|| CompositionError::UnknownModule {
+                        name: module.clone(),
+                    })?;
             let name = tensor_in(base, layer.unwrap_or(0), tensor)?;
             let mut parts = parts.clone();
             for rows in [&mut parts.p, &mut parts.p2].into_iter().flatten() {
                 // Checked before rows are moved by it.
-                linears(base, &name, rows.n_rows)?;
-                to_file_order(base, &name, &mut rows.values, rows.n_cols);
+                base.of_tensor(&name, rows.n_rows)?;
+                base.to_file_order(&name, &mut rows.values, rows.n_cols);
             }
             modules.insert((*layer, tensor.to_string()), parts);
         }
@@ -105,7 +104,7 @@ impl Calibration {
     ///
     /// A layer that the base lacks.
     pub fn new(
-        base: &Config,
+        base: &Linears,
         modules: BTreeMap<Module, Parts>,
     ) -> Result<Calibration, CompositionError> {
         for (layer, tensor) in modules.keys() {
@@ -116,15 +115,15 @@ impl Calibration {
 
     /// The calibration under Hugging Face's names and in its order of rows: the inverse of
     /// [`Calibration::from_file`].
-    pub fn to_file(&self, base: &Config) -> BTreeMap<Module, Parts> {
+    pub fn to_file(&self, base: &Linears) -> BTreeMap<Module, Parts> {
         let mut file = BTreeMap::new();
         for ((layer, tensor), parts) in &self.modules {
-            let found = module_names(base).iter().find(|(_, t)| t == tensor);
-            let hf = found.map_or(tensor.as_str(), |(hf, _)| hf);
-            let module = hf.rsplit('.').next().unwrap_or(hf);
+            let mut modules = base.arch().modules().iter();
+            let found = modules.find(|module| module.tensor == *tensor);
+            let module = found.map_or(tensor.as_str(), |module| module.last());
             let mut parts = parts.clone();
             for rows in [&mut parts.p, &mut parts.p2].into_iter().flatten() {
-                from_file_order(base, tensor, &mut rows.values, rows.n_cols);
+                base.to_hf_order(tensor, &mut rows.values, rows.n_cols);
             }
             file.insert((*layer, module.to_string()), parts);
         }
@@ -143,18 +142,17 @@ impl Calibration {
     /// As [`pack`].
     pub fn pack(
         &self,
-        base: &Config,
+        base: &Linears,
         kind: Kind,
         adapter_type: AdapterType,
-    ) -> Result<PackedAdapter<'static>, CompositionError> {
-        let (mut panels, mut biases) = (Vec::new(), Vec::new());
-        let (mut panel_users, mut bias_users) = (Vec::new(), Vec::new());
+    ) -> Result<PackedAdapter, CompositionError> {
+        let (mut factors, mut biases) = (Users::new(), Users::new());
         for ((layer, module), parts) in &self.modules {
             let name = tensor_in(base, layer.unwrap_or(0), module)?;
             // Layers that have parts of their own go without the shared ones.
             let layers: Vec<usize> = match layer {
                 Some(layer) => vec![*layer],
-                None => (0..base.n_layer)
+                None => (0..base.n_layer())
                     .filter(|i| !self.modules.contains_key(&(Some(*i), module.clone())))
                     .collect(),
             };
@@ -182,37 +180,43 @@ impl Calibration {
                 }
             };
             // The shape is the same in all layers.
-            let TensorParts { linears, n_in } = linears(base, &name, b.n_rows)?;
+            let tensor = base.of_tensor(&name, b.n_rows)?;
+            let n_in = tensor.n_in;
             if a.as_ref().is_some_and(|a| a.n_cols != n_in) {
                 return Err(wrong("has a P1 for another number of inputs"));
             }
-            for (id, rows) in linears {
-                let LinearId::Layer(_, part) = id else {
-                    continue;
-                };
-                let users = layers.iter().map(|i| LinearId::Layer(*i, part));
+            let ones = || vec![1.0; n_in];
+            let a = a.map_or_else(ones, |a| a.values);
+            for (i, (_, rows)) in tensor.linears.iter().enumerate() {
+                let mut users: Vec<LinearId> = Vec::new();
+                for layer in &layers {
+                    let own = base.of_tensor(&tensor_in(base, *layer, module)?, b.n_rows)?;
+                    users.extend(own.linears.get(i).map(|(id, _)| *id));
+                }
                 let b_rows = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
                 if kind == Kind::OutputBias {
-                    bias_users.extend(users.map(|id| (id, biases.len())));
-                    biases.push(b_rows.to_vec());
+                    biases.add(b_rows.into(), users);
                     continue;
                 }
-                let ones = || vec![1.0; n_in];
-                let a = a.as_ref().map_or_else(ones, |a| a.values.clone());
-                let level = Level::detect();
-                let panel = Panel::pack(level, (&a, b_rows), b.n_cols, 1.0, adapter_type);
-                panel_users.extend(users.map(|id| (id, panels.len())));
-                panels.push(panel.ok_or_else(|| {
+                let values = FactorValues {
+                    a: &a,
+                    b: b_rows,
+                    rank: b.n_cols,
+                    scale: 1.0,
+                };
+                let packed = PackedFactors::pack(Level::detect(), values, adapter_type);
+                let packed = packed.ok_or_else(|| {
                     wrong("has a rank above 65536 or leaves the range of float32")
-                })?);
+                })?;
+                factors.add(packed, users);
             }
         }
-        if panel_users.is_empty() && bias_users.is_empty() {
+        if factors.is_empty() && biases.is_empty() {
             return Err(CompositionError::Option {
                 reason: "the calibration is empty",
             });
         }
-        PackedAdapter::new(base, panels, biases, &panel_users, &bias_users, None)
+        PackedAdapter::new(base, factors, biases, None)
     }
 
     /// See [`project`].
@@ -222,7 +226,7 @@ impl Calibration {
     /// As [`project`].
     pub fn project(
         &self,
-        base: &Config,
+        base: &Linears,
         adapters: &[&Adapter],
         weights: &[f32],
     ) -> Result<Adapter, CompositionError> {
@@ -257,7 +261,7 @@ impl Calibration {
     /// The M for a tensor of the base, the layer's own or that of all layers.
     fn projection_of(
         &self,
-        base: &Config,
+        base: &Linears,
         name: &str,
     ) -> Result<Option<&Floats>, CompositionError> {
         let mut shared = None;
@@ -268,7 +272,7 @@ impl Calibration {
                 Some(_) => {}
                 None => {
                     let of_layer = |i| tensor_in(base, i, module).is_ok_and(|t| t == name);
-                    if (0..base.n_layer).any(of_layer) {
+                    if (0..base.n_layer()).any(of_layer) {
                         shared = Some(m);
                     }
                 }
@@ -350,9 +354,9 @@ fn multiply(mut lora: Lora, m: &Floats) -> Result<Lora, CompositionError> {
 }
 
 /// A tensor of a layer, without `.weight`.
-fn tensor_in(base: &Config, layer: usize, tensor: &str) -> Result<String, CompositionError> {
+fn tensor_in(base: &Linears, layer: usize, tensor: &str) -> Result<String, CompositionError> {
     let name = format!("blk.{layer}.{tensor}");
-    match layer < base.n_layer {
+    match layer < base.n_layer() {
         true => Ok(name),
         false => Err(CompositionError::UnknownModule { name }),
     }

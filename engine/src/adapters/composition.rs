@@ -1,79 +1,76 @@
 //! A weighted list of adapters and calibrations, ready to run.
 
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use tandem_kernels::{LowRank, Matrix, quant};
+use tandem_kernels::quant;
 
-use super::{CompositionError, ContentId, LinearId, Module, PackedAdapter};
-use crate::Config;
-use crate::rank_pass::record_floats;
+use super::packed::LinearTerm;
+use super::{CompositionError, ContentId, PackedAdapter, PackedFactors};
+use crate::exec::record_floats;
+use crate::model::{LinearId, Linears};
 
 /// The most adapters and calibrations in one composition.
 const MAX_PARTS: usize = 64;
 
-/// A low-rank term of a linear: `scale b (a x)`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Segment<'a> {
-    /// `[rank, n_in]`.
-    pub a: Matrix<'a>,
-    /// `[n_out, rank]`.
-    pub b: LowRank<'a>,
-    pub scale: f32,
-}
-
 /// All that a composition adds to one linear.
 #[derive(Debug, Default)]
-pub(crate) struct LinearTerms<'a> {
-    pub segments: Vec<Segment<'a>>,
-    /// Output vectors `[n_out]`, each with its weight.
-    pub biases: Vec<(&'a [f32], f32)>,
+pub(crate) struct LinearTerms {
+    /// Low-rank terms, weights in their scales.
+    pub factors: Vec<PackedFactors>,
+    pub biases: Vec<WeightedBias>,
 }
 
-impl LinearTerms<'_> {
-    pub(crate) const NONE: LinearTerms<'static> = LinearTerms {
-        segments: Vec::new(),
-        biases: Vec::new(),
-    };
-}
-
-/// Linears that share their input and so their pass over the ranks.
-const GROUPS: [&[Module]; 4] = [
-    &[Module::Q, Module::K, Module::V],
-    &[Module::O],
-    &[Module::Gate, Module::Up],
-    &[Module::Down],
-];
-
-/// A composition of adapters and calibrations for one base model. It borrows their bytes; a
-/// [`Session`](crate::Session) runs it, and changes from one to another by a pointer.
+/// A vector `[n_out]` that is added to outputs, times a weight.
 #[derive(Debug)]
-pub struct Composition<'a> {
-    config: Config,
-    /// By [`LinearId::index`].
-    terms: Vec<LinearTerms<'a>>,
-    id: ContentId,
+pub(crate) struct WeightedBias {
+    pub values: Arc<[f32]>,
+    pub weight: f32,
 }
 
-impl<'a> Composition<'a> {
+impl LinearTerms {
+    /// Whether nothing is added.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.factors.is_empty() && self.biases.is_empty()
+    }
+}
+
+/// Adapters and calibrations that are added to a model together. It owns what it adds, or shares it
+/// with the bundle that it is from. A copy is cheap: it is another handle to the same composition.
+#[derive(Clone, Debug)]
+pub struct Composition(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    linears: Linears,
+    /// By [`LinearId::index`].
+    terms: Vec<LinearTerms>,
+    id: ContentId,
+    prompt: Option<String>,
+    /// See [`Composition::max_record_floats`].
+    max_record_floats: usize,
+}
+
+impl Composition {
     /// The sum of `parts`, each with its weight; a calibration's weight is 1.
     ///
     /// # Errors
     ///
     /// A part for another model, a weight that is not finite, or more than 64 parts.
     pub fn new(
-        base: &Config,
-        parts: &[(&'a PackedAdapter<'a>, f32)],
-    ) -> Result<Composition<'a>, CompositionError> {
+        base: &Linears,
+        parts: &[(&PackedAdapter, f32)],
+    ) -> Result<Composition, CompositionError> {
         if parts.len() > MAX_PARTS {
             return Err(CompositionError::Option {
                 reason: "more than 64 adapters and calibrations at once are not supported",
             });
         }
-        let mut terms: Vec<LinearTerms<'a>> = Vec::new();
-        terms.resize_with(LinearId::all(base).count(), LinearTerms::default);
+        let mut terms: Vec<LinearTerms> = Vec::new();
+        terms.resize_with(base.len(), LinearTerms::default);
         let mut hasher = blake3::Hasher::new();
         for (part, weight) in parts {
             if !weight.is_finite() {
@@ -83,49 +80,56 @@ impl<'a> Composition<'a> {
             }
             hasher.update(&part.id().0);
             hasher.update(&weight.to_le_bytes());
-            for (id, panel, bias) in part.linears() {
-                let misfit = || CompositionError::Option {
-                    reason: "an adapter was packed for another model",
-                };
-                if !id.is_in(base) {
-                    return Err(misfit());
-                }
-                let terms = &mut terms[id.index(base)];
-                if let Some(panel) = panel.and_then(|i| part.panels().get(i)) {
-                    let segment = panel.segment(*weight);
-                    let segment = segment.ok_or_else(|| CompositionError::NotFinite {
-                        name: id.to_string(),
-                    })?;
-                    if (segment.b.n_out(), segment.a.n_cols()) != id.shape(base) {
-                        return Err(misfit());
-                    }
-                    terms.segments.push(segment);
-                }
-                if let Some(bias) = bias.and_then(|i| part.biases().get(i)) {
-                    if bias.len() != id.shape(base).0 {
-                        return Err(misfit());
-                    }
-                    terms.biases.push((bias, *weight));
-                }
+            for term in part.linears() {
+                add(base, &term, *weight, &mut terms)?;
             }
         }
-        Ok(Composition {
-            config: base.clone(),
+        let mut max_record_floats = 0;
+        for group in base.iter().as_slice().chunk_by(|a, b| a.group == b.group) {
+            let of_group = group.iter().map(|linear| &terms[linear.id.index()]);
+            max_record_floats = max_record_floats.max(record_floats(of_group));
+        }
+        Ok(Composition(Arc::new(Inner {
+            linears: base.clone(),
             terms,
             id: ContentId(*hasher.finalize().as_bytes()),
-        })
+            prompt: None,
+            max_record_floats,
+        })))
+    }
+
+    /// The same, to be asked with this text, in which `{{ input }}` stands for the input.
+    pub fn with_prompt(self, prompt: Option<&str>) -> Composition {
+        match Arc::try_unwrap(self.0) {
+            Ok(inner) => Composition(Arc::new(Inner {
+                prompt: prompt.map(ToString::to_string),
+                ..inner
+            })),
+            // Of several handles none changes.
+            Err(shared) => Composition(shared),
+        }
     }
 
     /// The hash of the content: of every part's bytes, and the weights. Two compositions with the
     /// same hash give the same results, on one model and in one kind of session.
     pub fn id(&self) -> ContentId {
-        self.id
+        self.0.id
+    }
+
+    /// The text that it wants to be asked with, in which `{{ input }}` stands for the input.
+    pub fn prompt(&self) -> Option<&str> {
+        self.0.prompt.as_deref()
+    }
+
+    /// The linears of the model that it is for.
+    pub fn linears(&self) -> &Linears {
+        &self.0.linears
     }
 
     /// Whether the weights of a linear would have to change for the same result without low-rank
     /// terms; its bias may have to besides, see [`Composition::bias`].
     pub fn changes_weights(&self, id: LinearId) -> bool {
-        !self.terms(id).segments.is_empty()
+        !self.terms(id).factors.is_empty()
     }
 
     /// Adds the low-rank terms to rows of a linear's weights, `w` `[rows.len(), n_in]`: what makes
@@ -135,9 +139,10 @@ impl<'a> Composition<'a> {
     ///
     /// If the shapes do not fit.
     pub fn add_to_weights(&self, id: LinearId, rows: Range<usize>, w: &mut [f32]) {
-        let n_in = id.shape(&self.config).1;
-        assert_eq!(w.len(), rows.len() * n_in);
-        for Segment { a, b, scale } in &self.terms(id).segments {
+        for factors in &self.terms(id).factors {
+            let (n_in, scale) = (factors.n_in(), factors.scale());
+            assert_eq!(w.len(), rows.len() * n_in);
+            let (a, b) = (factors.a(), factors.b());
             let mut decoded = vec![0.0; a.n_rows() * n_in];
             for (r, row) in decoded.chunks_exact_mut(n_in).enumerate() {
                 quant::dequantize(a.dtype(), a.row(r), row);
@@ -156,41 +161,67 @@ impl<'a> Composition<'a> {
     /// What is added to a linear's output, `[n_out]`.
     pub fn bias(&self, id: LinearId) -> Option<Vec<f32>> {
         let biases = &self.terms(id).biases;
-        let mut sum = vec![0.0; biases.first()?.0.len()];
-        for (bias, weight) in biases {
-            let sum = sum.iter_mut().zip(*bias);
-            sum.for_each(|(sum, b)| *sum += weight * b);
+        let mut sum = vec![0.0; biases.first()?.values.len()];
+        for bias in biases {
+            let sum = sum.iter_mut().zip(&*bias.values);
+            sum.for_each(|(sum, b)| *sum += bias.weight * b);
         }
         Some(sum)
     }
 
     /// Bytes of factors and vectors that are read for one token in decode.
     pub fn bytes_per_token(&self) -> usize {
-        let segments = self.terms.iter().flat_map(|t| &t.segments);
-        let biases = self.terms.iter().flat_map(|t| &t.biases);
-        let n_segments: usize = segments.map(|s| s.a.n_bytes() + s.b.data().len()).sum();
-        n_segments + biases.map(|(bias, _)| 4 * bias.len()).sum::<usize>()
+        let of_linear = |terms: &LinearTerms| {
+            let factors = terms.factors.iter().map(PackedFactors::n_bytes);
+            let biases = terms.biases.iter().map(|bias| 4 * bias.values.len());
+            factors.chain(biases).sum::<usize>()
+        };
+        self.0.terms.iter().map(of_linear).sum()
     }
 
-    /// The hyperparameters of the model it is for.
-    pub(crate) fn config(&self) -> &Config {
-        &self.config
+    /// What is added to a linear.
+    pub(crate) fn terms(&self, id: LinearId) -> &LinearTerms {
+        &self.0.terms[id.index()]
     }
 
-    pub(crate) fn terms(&self, id: LinearId) -> &LinearTerms<'a> {
-        &self.terms[id.index(&self.config)]
-    }
-
-    /// The most floats of one token's ranks that linears with one input have together; see
-    /// [`RankPass`](crate::rank_pass::RankPass).
+    /// The most floats of one row's ranks that linears with one input have together; see
+    /// [`Ranks`](crate::exec::Ranks).
     pub(crate) fn max_record_floats(&self) -> usize {
-        let groups = (0..self.config.n_layer).flat_map(|i| {
-            GROUPS.map(|group| {
-                let ids = group.iter().map(|module| LinearId::Layer(i, *module));
-                record_floats(ids.map(|id| self.terms(id)))
-            })
-        });
-        let output = record_floats([self.terms(LinearId::Output)].into_iter());
-        groups.fold(output, usize::max)
+        self.0.max_record_floats
     }
+}
+
+/// Adds a part's term to those of its linear.
+fn add(
+    base: &Linears,
+    term: &LinearTerm<'_>,
+    weight: f32,
+    terms: &mut [LinearTerms],
+) -> Result<(), CompositionError> {
+    let misfit = || CompositionError::Option {
+        reason: "an adapter was packed for another model",
+    };
+    let linear = base.get(term.id).ok_or_else(misfit)?;
+    let terms = &mut terms[term.id.index()];
+    if let Some(factors) = term.factors {
+        if (factors.n_out(), factors.n_in()) != (linear.n_out, linear.n_in) {
+            return Err(misfit());
+        }
+        let factors = factors.times(weight);
+        terms
+            .factors
+            .push(factors.ok_or_else(|| CompositionError::NotFinite {
+                name: linear.name.clone(),
+            })?);
+    }
+    if let Some(values) = term.bias {
+        if values.len() != linear.n_out {
+            return Err(misfit());
+        }
+        terms.biases.push(WeightedBias {
+            values: Arc::clone(values),
+            weight,
+        });
+    }
+    Ok(())
 }

@@ -11,6 +11,10 @@ use tandem_formats::AdapterError;
 pub enum CompositionError {
     /// The adapter's or calibration's file cannot be read.
     File(AdapterError),
+    /// The path leads to no adapter.
+    NoAdapter,
+    /// The adapter's weights are a Python pickle.
+    Pickle,
     /// The adapter is for another architecture.
     Architecture {
         /// The adapter's.
@@ -69,6 +73,10 @@ impl fmt::Display for CompositionError {
         use CompositionError::*;
         match self {
             File(error) => error.fmt(f),
+            NoAdapter => f.write_str("it is neither a PEFT directory nor a GGUF file"),
+            Pickle => {
+                f.write_str("its weights are a Python pickle; save the adapter as safetensors")
+            }
             Architecture { adapter, base } => write!(
                 f,
                 "the adapter is for the architecture {adapter:?}, the model is of {base:?}"

@@ -15,16 +15,16 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use tandem_formats::adapter::{Floats, Lora};
 use tandem_kernels::{
-    DType, Level, LowRank, Magnitudes, SharedMatrix, decode_low_rank, decode_rows, elected_mean,
-    keep_largest, keep_largest_as_pytorch, keep_random, largest_magnitude, multiply, weighted_sum,
+    DType, Level, LowRank, Magnitudes, Pool, SharedMatrix, decode_low_rank, decode_rows,
+    elected_mean, keep_largest, keep_largest_as_pytorch, keep_random, largest_magnitude, multiply,
+    weighted_sum,
 };
 
 use super::calibration::{put_columns, same_shape};
-use super::linear_id::linears;
-use super::{
-    Adapter, AdapterType, CompositionError, ContentId, PackedAdapter, Panel, Workers, svd,
-};
-use crate::Config;
+use super::packed::{FactorValues, Users};
+use super::{Adapter, AdapterType, CompositionError, ContentId, PackedAdapter, PackedFactors, svd};
+use crate::exec::Compute;
+use crate::model::Linears;
 
 /// How adapters are merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,16 +107,16 @@ pub struct MergeOptions {
 /// Options that make no sense, factors of different ranks for a method that combines them, and
 /// results that are not finite.
 pub fn merge(
-    base: &Config,
+    base: &Linears,
     adapters: &[&Adapter],
     weights: &[f32],
     options: &MergeOptions,
-    workers: Workers<'_>,
+    compute: Compute<'_>,
 ) -> Result<Adapter, CompositionError> {
     let loras = merge_modules(
         &modules(adapters, weights)?,
         options,
-        workers,
+        compute,
         &|name, a, b| {
             Ok(Lora {
                 module: name.to_string(),
@@ -136,15 +136,15 @@ pub fn merge(
 ///
 /// Those of [`merge`].
 pub fn merge_packed(
-    base: &Config,
+    base: &Linears,
     adapters: &[&Adapter],
     weights: &[f32],
     options: &MergeOptions,
     adapter_type: AdapterType,
-    workers: Workers<'_>,
-) -> Result<PackedAdapter<'static>, CompositionError> {
+    compute: Compute<'_>,
+) -> Result<PackedAdapter, CompositionError> {
     let modules = modules(adapters, weights)?;
-    merge_and_pack(base, &modules, options, adapter_type, workers, None)
+    merge_and_pack(base, &modules, options, adapter_type, compute, None)
 }
 
 fn modules<'a>(adapters: &[&'a Adapter], weights: &[f32]) -> Result<Modules<'a>, CompositionError> {
@@ -163,42 +163,45 @@ fn modules<'a>(adapters: &[&'a Adapter], weights: &[f32]) -> Result<Modules<'a>,
     Ok(modules)
 }
 
-/// Merges and packs module by module. Without `factors`, which tells the result's factors apart
+/// Merges and packs module by module. Without `content`, which tells the result's factors apart
 /// from any others, they are hashed.
 pub(super) fn merge_and_pack(
-    base: &Config,
+    base: &Linears,
     modules: &Modules<'_>,
     options: &MergeOptions,
     adapter_type: AdapterType,
-    workers: Workers<'_>,
-    factors: Option<ContentId>,
-) -> Result<PackedAdapter<'static>, CompositionError> {
-    let packed = merge_modules(modules, options, workers, &|name, a, b| {
-        let parts = linears(base, name, b.n_rows)?.linears.into_iter();
+    compute: Compute<'_>,
+    content: Option<ContentId>,
+) -> Result<PackedAdapter, CompositionError> {
+    let packed = merge_modules(modules, options, compute, &|name, a, b| {
+        let parts = base.of_tensor(name, b.n_rows)?.linears.iter();
         parts
             .map(|(id, rows)| {
-                let b = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
-                let (values, rank) = ((&a.values[..], b), a.n_rows);
-                let panel = Panel::pack(workers.level, values, rank, 1.0, adapter_type);
-                let panel = panel.ok_or_else(|| CompositionError::NotFinite {
+                let values = FactorValues {
+                    a: &a.values,
+                    b: &b.values[rows.start * b.n_cols..rows.end * b.n_cols],
+                    rank: a.n_rows,
+                    scale: 1.0,
+                };
+                let packed = PackedFactors::pack(compute.level, values, adapter_type);
+                let packed = packed.ok_or_else(|| CompositionError::NotFinite {
                     name: name.to_string(),
                 })?;
-                let hash = factors.is_none().then(|| panel.hash_of_factors());
-                Ok((id, panel, hash))
+                let hash = content.is_none().then(|| packed.hash_of_factors());
+                Ok((*id, packed, hash))
             })
             .collect::<Result<Vec<_>, _>>()
     })?;
-    let (mut panels, mut users) = (Vec::new(), Vec::new());
+    let mut factors = Users::new();
     let mut hasher = blake3::Hasher::new();
-    for (id, panel, hash) in packed.into_iter().flatten() {
-        users.push((id, panels.len()));
-        panels.push(panel);
+    for (id, packed, hash) in packed.into_iter().flatten() {
+        factors.add(packed, [id]);
         hash.iter().for_each(|hash| {
             hasher.update(hash.as_bytes());
         });
     }
-    let factors = factors.unwrap_or_else(|| ContentId(*hasher.finalize().as_bytes()));
-    PackedAdapter::new(base, panels, Vec::new(), &users, &[], Some(factors))
+    let content = content.unwrap_or_else(|| ContentId(*hasher.finalize().as_bytes()));
+    PackedAdapter::new(base, factors, Users::new(), Some(content))
 }
 
 /// What there is to merge, by the base's tensor.
@@ -301,7 +304,7 @@ fn room<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
 pub(super) fn merge_modules<T: Send>(
     modules: &Modules<'_>,
     options: &MergeOptions,
-    workers: Workers<'_>,
+    compute: Compute<'_>,
     keep: &(dyn Fn(&str, &Floats, &Floats) -> Result<T, CompositionError> + Sync),
 ) -> Result<Vec<T>, CompositionError> {
     let refuse = |reason| Err(CompositionError::Option { reason });
@@ -348,7 +351,7 @@ pub(super) fn merge_modules<T: Send>(
             let mut tile = shared.tile(task, 0);
             for row in 0..tile.n_rows() {
                 let i = task * n_at_once + row;
-                let merged = merge_module(i, modules[i], options, workers, &mut scratch);
+                let merged = merge_module(i, modules[i], options, compute, &mut scratch);
                 let kept = merged.and_then(|(a, b)| keep(modules[i].0, a, b));
                 tile.row(row)[0] = Some(kept);
             }
@@ -357,7 +360,7 @@ pub(super) fn merge_modules<T: Send>(
     match options.dense {
         // Whole products of factors: one at a time is large enough, and uses the threads itself.
         true => work(0),
-        false => workers.pool.run(workers.pool.n_threads(), &work),
+        false => compute.pool.run(compute.pool.n_threads(), &work),
     }
     results.into_iter().flatten().collect()
 }
@@ -386,10 +389,10 @@ fn merge_module<'s>(
     i: usize,
     (name, members): (&&str, &Vec<Member<'_>>),
     options: &MergeOptions,
-    workers: Workers<'_>,
+    compute: Compute<'_>,
     scratch: &'s mut Scratch,
 ) -> Result<(&'s Floats, &'s Floats), CompositionError> {
-    let level = workers.level;
+    let level = compute.level;
     let not_finite = || CompositionError::NotFinite {
         name: name.to_string(),
     };
@@ -436,7 +439,7 @@ fn merge_module<'s>(
             is_original: stored.all(Stored::is_original),
         };
         combine.run(products, &weights, &streams, pruning, &mut dense.values);
-        svd::cut_dense(workers, &mut dense, rank, (a, b)).ok_or_else(not_finite)?;
+        svd::cut_dense(compute, &mut dense, rank, (a, b)).ok_or_else(not_finite)?;
     } else {
         let first = ranks().next().unwrap_or(1);
         if let Some(other) = ranks().find(|rank| *rank != first) {

@@ -13,11 +13,10 @@
 //! of compositions share them. The low-rank and the weight-bias calibration are terms of the sum.
 
 mod adapter;
-mod bundled;
+mod bundle;
 pub mod calibration;
 mod composition;
 mod error;
-mod linear_id;
 #[cfg(feature = "merge")]
 mod merge;
 mod packed;
@@ -25,24 +24,12 @@ mod packed;
 mod svd;
 
 pub use adapter::Adapter;
-pub use bundled::{from_bundle, from_bundled_adapter};
+pub use bundle::{Bundle, from_bundle, from_bundled_adapter};
 pub use calibration::Calibration;
 pub use composition::Composition;
-pub(crate) use composition::{LinearTerms, Segment};
+pub(crate) use composition::LinearTerms;
 pub use error::CompositionError;
-pub use linear_id::{LinearId, Module, module_names};
 #[cfg(feature = "merge")]
 pub use merge::{MergeMethod, MergeOptions, merge, merge_packed};
-pub use packed::{AdapterType, ContentId, PackedAdapter, Panel};
+pub use packed::{AdapterType, ContentId, PackedAdapter, PackedFactors, Users};
 pub use tandem_kernels::LowRankType;
-
-use tandem_kernels::{Level, Pool};
-
-/// What a merge runs on.
-#[derive(Clone, Copy)]
-pub struct Workers<'p> {
-    /// The instructions.
-    pub level: Level,
-    /// The threads.
-    pub pool: &'p dyn Pool,
-}

@@ -1,19 +1,21 @@
 //! An adapter or calibration stored as the kernels want it.
 
-use alloc::borrow::Cow;
 use alloc::collections::BTreeMap;
 use alloc::string::ToString;
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use tandem_formats::Bytes;
 use tandem_formats::adapter::Lora;
 use tandem_kernels::{
-    DType, Level, LowRank, LowRankType, Matrix, encode_low_rank, encode_rows, largest_magnitude,
+    DType, Level, LowRank, LowRankLayout, LowRankType, Matrix, encode_low_rank, encode_rows,
+    largest_magnitude,
 };
 
-use super::linear_id::linears;
-use super::{Adapter, CompositionError, LinearId, Segment};
-use crate::{Config, Model};
+use super::{Adapter, CompositionError};
+use crate::Model;
+use crate::model::{LinearId, Linears, Tensor};
 
 /// How factors are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +56,9 @@ impl AdapterType {
 
     /// The type that suits a model: int8 for quantized weights, whose input is int8 too, float32
     /// for others and where activations are to stay `exact`.
-    pub fn for_model(model: &Model<'_>, exact: bool) -> AdapterType {
-        let is_quantized = |l: &crate::weights::LayerWeights<'_>| l.q.w.dtype().is_quantized();
-        match model.layers.iter().any(is_quantized) && !exact {
+    pub fn for_model(model: &Model, exact: bool) -> AdapterType {
+        let mut linears = model.layers().iter().flat_map(|layer| layer.linears());
+        match linears.any(|linear| linear.w.dtype().is_quantized()) && !exact {
             true => AdapterType::Q8,
             false => AdapterType::F32,
         }
@@ -83,55 +85,66 @@ impl AdapterType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ContentId(pub [u8; 32]);
 
-/// The factors of one linear in the kernels' layouts, owned or borrowed from a file.
+/// Factors in float32: `scale b (a x)`.
+#[derive(Clone, Copy)]
+pub(super) struct FactorValues<'a> {
+    /// `[rank, n_in]`.
+    pub a: &'a [f32],
+    /// `[n_out, rank]`.
+    pub b: &'a [f32],
+    pub rank: usize,
+    pub scale: f32,
+}
+
+/// The factors of one linear in the kernels' layouts, owned or in a file's bytes: `scale b (a x)`.
 #[derive(Clone, Debug)]
-pub struct Panel<'a> {
-    a_type: DType,
-    n_in: usize,
-    a: Cow<'a, [u8]>,
-    b_type: LowRankType,
-    n_out: usize,
-    b: Cow<'a, [u8]>,
-    rank: usize,
+pub struct PackedFactors {
+    /// `[rank, n_in]`.
+    a: Tensor,
+    b_layout: LowRankLayout,
+    /// `[n_out, rank]`.
+    b: Bytes,
     scale: f32,
 }
 
-impl<'a> Panel<'a> {
-    /// A panel of `a` `[rank, n_in]` and `b` `[n_out, rank]`, or `None` where the bytes are not of
-    /// these sizes or the scale is not finite.
-    pub fn new(
-        (a_type, a): (DType, Cow<'a, [u8]>),
-        (b_type, b): (LowRankType, Cow<'a, [u8]>),
-        (n_out, rank, n_in): (usize, usize, usize),
-        scale: f32,
-    ) -> Option<Panel<'a>> {
-        Matrix::new(a_type, rank, n_in, &a)?;
-        LowRank::new(b_type, n_out, rank, &b)?;
-        scale.is_finite().then_some(Panel {
-            a_type,
-            n_in,
+impl PackedFactors {
+    /// `None` where the bytes of B are not of the size that its layout takes, the ranks differ, or the
+    /// scale is not finite.
+    pub fn new(a: Tensor, b_layout: LowRankLayout, b: Bytes, scale: f32) -> Option<PackedFactors> {
+        let fits = b_layout.n_bytes() == b.len() && b_layout.rank() == a.n_rows();
+        (fits && scale.is_finite()).then_some(PackedFactors {
             a,
-            b_type,
-            n_out,
+            b_layout,
             b,
-            rank,
             scale,
         })
     }
 
-    /// The type and bytes of A.
-    pub fn a(&self) -> (DType, &[u8]) {
-        (self.a_type, &self.a)
+    /// A, `[rank, n_in]`.
+    #[inline]
+    pub fn a(&self) -> Matrix<'_> {
+        self.a.view()
     }
 
-    /// The type and bytes of B.
-    pub fn b(&self) -> (LowRankType, &[u8]) {
-        (self.b_type, &self.b)
+    /// B, `[n_out, rank]`.
+    #[inline]
+    pub fn b(&self) -> LowRank<'_> {
+        self.b_layout.view(&self.b)
     }
 
-    /// Outputs, rank and inputs.
-    pub fn shape(&self) -> (usize, usize, usize) {
-        (self.n_out, self.rank, self.n_in)
+    /// Outputs.
+    pub fn n_out(&self) -> usize {
+        self.b_layout.n_out()
+    }
+
+    /// Inputs.
+    pub fn n_in(&self) -> usize {
+        self.a.n_cols()
+    }
+
+    /// The rank.
+    pub fn rank(&self) -> usize {
+        self.b_layout.rank()
     }
 
     /// What `b (a x)` is multiplied with.
@@ -139,39 +152,44 @@ impl<'a> Panel<'a> {
         self.scale
     }
 
-    /// Packs `a` `[rank, n_in]` and `b` `[n_out, rank]`; `None` where the scale leaves the range of
-    /// float32 or the rank is above [`MAX_RANK`](tandem_kernels::MAX_RANK).
+    /// Bytes of both.
+    pub fn n_bytes(&self) -> usize {
+        self.a.n_bytes() + self.b.len()
+    }
+
+    /// Whether both factors are integers.
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.a.dtype().is_quantized() && self.b_layout.kind().is_quantized()
+    }
+
+    /// Packs factors; `None` where the scale leaves the range of float32 or the rank is above
+    /// [`MAX_RANK`](tandem_kernels::MAX_RANK).
     pub(super) fn pack(
         level: Level,
-        (a, b): (&[f32], &[f32]),
-        rank: usize,
-        scale: f32,
+        values: FactorValues<'_>,
         adapter_type: AdapterType,
-    ) -> Option<Panel<'static>> {
+    ) -> Option<PackedFactors> {
+        let FactorValues { a, b, rank, scale } = values;
         let (n_in, n_out) = (a.len() / rank, b.len() / rank);
         let (a_type, b_type) = adapter_type.types(n_in);
         let a_exponent = exponent(level, a, a_type == DType::F32);
         let b_exponent = exponent(level, b, b_type == LowRankType::F32);
         let mut a_bytes = vec![0; a_type.row_bytes(n_in)?.checked_mul(rank)?];
         encode_rows(level, a_type, a, power(a_exponent), &mut a_bytes);
-        let mut b_bytes = vec![0; b_type.n_bytes(n_out, rank)?];
+        let b_layout = LowRankLayout::new(b_type, n_out, rank)?;
+        let mut b_bytes = vec![0; b_layout.n_bytes()];
         encode_low_rank(level, b_type, b, rank, power(b_exponent), &mut b_bytes);
         let scale = libm::ldexp(f64::from(scale), -(a_exponent + b_exponent));
-        let shape = (n_out, rank, n_in);
-        Panel::new(
-            (a_type, Cow::Owned(a_bytes)),
-            (b_type, Cow::Owned(b_bytes)),
-            shape,
-            scale as f32,
-        )
+        let a = Tensor::new(a_type, rank, n_in, a_bytes.into())?;
+        PackedFactors::new(a, b_layout, b_bytes.into(), scale as f32)
     }
 
-    /// The term of a composition in which the panel weighs `weight`.
-    pub(super) fn segment(&self, weight: f32) -> Option<Segment<'_>> {
-        Some(Segment {
-            a: Matrix::new(self.a_type, self.rank, self.n_in, &self.a)?,
-            b: LowRank::new(self.b_type, self.n_out, self.rank, &self.b)?,
-            scale: Some(self.scale * weight).filter(|s| s.is_finite())?,
+    /// The same times `weight`; `None` where that leaves the range of float32.
+    pub(super) fn times(&self, weight: f32) -> Option<PackedFactors> {
+        let scale = Some(self.scale * weight);
+        Some(PackedFactors {
+            scale: scale.filter(|scale| scale.is_finite())?,
+            ..self.clone()
         })
     }
 
@@ -179,11 +197,11 @@ impl<'a> Panel<'a> {
     /// otherwise.
     fn hash(&self, hasher: &mut blake3::Hasher, with_factors: bool) {
         let numbers = [
-            self.a_type as usize,
-            self.n_in,
-            self.b_type as usize,
-            self.n_out,
-            self.rank,
+            self.a.dtype() as usize,
+            self.n_in(),
+            self.b_layout.kind() as usize,
+            self.n_out(),
+            self.rank(),
         ];
         numbers.iter().for_each(|n| number(hasher, *n));
         hasher.update(&self.scale.to_le_bytes());
@@ -195,7 +213,7 @@ impl<'a> Panel<'a> {
     /// The hash of the factors' bytes.
     pub(super) fn hash_of_factors(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.a).update(&self.b);
+        hasher.update(self.a.bytes()).update(&self.b);
         hasher.finalize()
     }
 }
@@ -224,74 +242,92 @@ fn number(hasher: &mut blake3::Hasher, n: usize) {
 /// What one linear gets from an adapter: places in [`PackedAdapter`]'s lists.
 #[derive(Clone, Copy, Debug, Default)]
 struct Terms {
-    panel: Option<usize>,
+    factors: Option<usize>,
     bias: Option<usize>,
 }
 
-/// An adapter or a calibration as the engine runs it: panels and output vectors, each of which
+/// Terms, and which linears each of them serves.
+#[derive(Debug)]
+pub struct Users<T> {
+    terms: Vec<T>,
+    /// Linears, each with the place of its term.
+    users: Vec<(LinearId, usize)>,
+}
+
+impl<T> Users<T> {
+    /// None yet.
+    pub fn new() -> Users<T> {
+        Users {
+            terms: Vec::new(),
+            users: Vec::new(),
+        }
+    }
+
+    /// Adds a term that serves some linears.
+    pub fn add(&mut self, term: T, linears: impl IntoIterator<Item = LinearId>) {
+        let place = self.terms.len();
+        self.users.extend(linears.into_iter().map(|id| (id, place)));
+        self.terms.push(term);
+    }
+
+    /// Whether no linear is served.
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+}
+
+impl<T> Default for Users<T> {
+    fn default() -> Users<T> {
+        Users::new()
+    }
+}
+
+/// An adapter or a calibration as the engine runs it: factors and output vectors, each of which
 /// may serve several linears.
 #[derive(Clone, Debug)]
-pub struct PackedAdapter<'a> {
-    panels: Vec<Panel<'a>>,
-    biases: Vec<Vec<f32>>,
+pub struct PackedAdapter {
+    factors: Vec<PackedFactors>,
+    biases: Vec<Arc<[f32]>>,
     linears: BTreeMap<LinearId, Terms>,
     id: ContentId,
 }
 
-impl<'a> PackedAdapter<'a> {
-    /// Joins panels and output vectors `[n_out]` with the linears that they serve, given by their
-    /// places in the lists. A linear has at most one of each.
+impl PackedAdapter {
+    /// Joins factors and output vectors `[n_out]` with the linears that they serve. A linear has at
+    /// most one of each.
     ///
-    /// `factors` tells the panels' factors apart from any others; without it all of them are read
-    /// to find the adapter's [`ContentId`].
+    /// `content` tells the factors apart from any others; without it all of them are read to find the
+    /// adapter's [`ContentId`].
     ///
     /// # Errors
     ///
-    /// A panel or vector that is not there or does not fit its linear, a linear that the base
-    /// lacks or that has two.
+    /// A term that does not fit its linear, a linear that the base lacks or that has two.
     pub fn new(
-        base: &Config,
-        panels: Vec<Panel<'a>>,
-        biases: Vec<Vec<f32>>,
-        panel_users: &[(LinearId, usize)],
-        bias_users: &[(LinearId, usize)],
-        factors: Option<ContentId>,
-    ) -> Result<PackedAdapter<'a>, CompositionError> {
+        base: &Linears,
+        factors: Users<PackedFactors>,
+        biases: Users<Arc<[f32]>>,
+        content: Option<ContentId>,
+    ) -> Result<PackedAdapter, CompositionError> {
         let mut linears: BTreeMap<LinearId, Terms> = BTreeMap::new();
-        let unknown = |id: &LinearId| CompositionError::UnknownModule {
-            name: id.to_string(),
-        };
-        let check = |id: &LinearId, found: (usize, usize), before: Option<usize>| {
-            let wanted = id.shape(base);
-            if !id.is_in(base) || before.is_some() {
-                return Err(unknown(id));
-            }
-            if wanted != found {
-                return Err(CompositionError::Shape {
-                    name: id.to_string(),
-                    wanted,
-                    found,
-                });
-            }
-            Ok(())
-        };
-        for (id, i) in panel_users {
-            let panel = panels.get(*i).ok_or_else(|| unknown(id))?;
-            let before = linears.entry(*id).or_default().panel.replace(*i);
-            check(id, (panel.n_out, panel.n_in), before)?;
+        for (id, place) in &factors.users {
+            let found = factors.terms.get(*place).map(|f| (f.n_out(), f.n_in()));
+            let before = linears.entry(*id).or_default().factors.replace(*place);
+            check_user(base, *id, found, before)?;
         }
-        for (id, i) in bias_users {
-            let bias = biases.get(*i).ok_or_else(|| unknown(id))?;
-            let before = linears.entry(*id).or_default().bias.replace(*i);
-            check(id, (bias.len(), id.shape(base).1), before)?;
+        for (id, place) in &biases.users {
+            let n_in = base.get(*id).map_or(0, |linear| linear.n_in);
+            let found = biases.terms.get(*place).map(|bias| (bias.len(), n_in));
+            let before = linears.entry(*id).or_default().bias.replace(*place);
+            check_user(base, *id, found, before)?;
         }
+        let (factors, biases) = (factors.terms, biases.terms);
         let mut hasher = blake3::Hasher::new();
-        number(&mut hasher, panels.len());
-        for panel in &panels {
-            panel.hash(&mut hasher, factors.is_none());
+        number(&mut hasher, factors.len());
+        for factors in &factors {
+            factors.hash(&mut hasher, content.is_none());
         }
-        if let Some(ContentId(factors)) = factors {
-            hasher.update(&factors);
+        if let Some(ContentId(content)) = content {
+            hasher.update(&content);
         }
         number(&mut hasher, biases.len());
         for bias in &biases {
@@ -301,13 +337,13 @@ impl<'a> PackedAdapter<'a> {
             });
         }
         for (id, terms) in &linears {
-            number(&mut hasher, id.index(base));
-            for place in [terms.panel, terms.bias] {
+            number(&mut hasher, id.index());
+            for place in [terms.factors, terms.bias] {
                 number(&mut hasher, place.map_or(0, |i| i + 1));
             }
         }
         Ok(PackedAdapter {
-            panels,
+            factors,
             biases,
             linears,
             id: ContentId(*hasher.finalize().as_bytes()),
@@ -320,23 +356,27 @@ impl<'a> PackedAdapter<'a> {
     ///
     /// Factors whose scale leaves the range of float32, or a rank above 65536.
     pub fn pack(
-        base: &Config,
+        base: &Linears,
         adapter: &Adapter,
         adapter_type: AdapterType,
-    ) -> Result<PackedAdapter<'static>, CompositionError> {
-        let (mut panels, mut users) = (Vec::new(), Vec::new());
+    ) -> Result<PackedAdapter, CompositionError> {
+        let mut packed = Users::new();
         for (name, lora) in adapter.modules() {
             let Lora { a, b, scale, .. } = lora;
-            for (id, rows) in linears(base, name, b.n_rows)?.linears {
-                let b = &b.values[rows.start * b.n_cols..rows.end * b.n_cols];
-                let factors = (&a.values[..], b);
-                let panel = Panel::pack(Level::detect(), factors, a.n_rows, *scale, adapter_type);
-                users.push((id, panels.len()));
-                panels
-                    .push(panel.ok_or_else(|| CompositionError::NotFinite { name: name.clone() })?);
+            for (id, rows) in &base.of_tensor(name, b.n_rows)?.linears {
+                let values = FactorValues {
+                    a: &a.values,
+                    b: &b.values[rows.start * b.n_cols..rows.end * b.n_cols],
+                    rank: a.n_rows,
+                    scale: *scale,
+                };
+                let factors = PackedFactors::pack(Level::detect(), values, adapter_type);
+                let factors =
+                    factors.ok_or_else(|| CompositionError::NotFinite { name: name.clone() })?;
+                packed.add(factors, [*id]);
             }
         }
-        PackedAdapter::new(base, panels, Vec::new(), &users, &[], None)
+        PackedAdapter::new(base, packed, Users::new(), None)
     }
 
     /// The hash of the content.
@@ -344,27 +384,54 @@ impl<'a> PackedAdapter<'a> {
         self.id
     }
 
-    /// Bytes of the panels and vectors.
+    /// Bytes of the factors and vectors.
     pub fn n_bytes(&self) -> usize {
-        let panels = self.panels.iter().map(|p| p.a.len() + p.b.len());
+        let factors = self.factors.iter().map(PackedFactors::n_bytes);
         let biases = self.biases.iter().map(|b| 4 * b.len());
-        panels.chain(biases).sum()
+        factors.chain(biases).sum()
     }
 
-    /// The panels.
-    pub fn panels(&self) -> &[Panel<'a>] {
-        &self.panels
+    /// The factors.
+    pub fn factors(&self) -> &[PackedFactors] {
+        &self.factors
     }
 
-    /// The output vectors, `[n_out]` each.
-    pub fn biases(&self) -> &[Vec<f32>] {
-        &self.biases
+    /// The linears, each with its factors and its output vector `[n_out]`.
+    pub(super) fn linears(&self) -> impl Iterator<Item = LinearTerm<'_>> {
+        self.linears.iter().map(|(id, terms)| LinearTerm {
+            id: *id,
+            factors: terms.factors.and_then(|i| self.factors.get(i)),
+            bias: terms.bias.and_then(|i| self.biases.get(i)),
+        })
     }
+}
 
-    /// Each linear with the places of its panel and its output vector in these lists.
-    pub fn linears(&self) -> impl Iterator<Item = (LinearId, Option<usize>, Option<usize>)> {
-        self.linears
-            .iter()
-            .map(|(id, terms)| (*id, terms.panel, terms.bias))
+/// What an adapter adds to one linear.
+pub(super) struct LinearTerm<'p> {
+    pub id: LinearId,
+    pub factors: Option<&'p PackedFactors>,
+    pub bias: Option<&'p Arc<[f32]>>,
+}
+
+/// Checks that a linear is of the base, gets its first term, and of its shape, outputs and inputs.
+fn check_user(
+    base: &Linears,
+    id: LinearId,
+    found: Option<(usize, usize)>,
+    before: Option<usize>,
+) -> Result<(), CompositionError> {
+    let unknown = || CompositionError::UnknownModule {
+        name: base.name(id).to_string(),
+    };
+    let linear = base.get(id).filter(|_| before.is_none());
+    let (linear, found) = linear.zip(found).ok_or_else(unknown)?;
+    let wanted = (linear.n_out, linear.n_in);
+    match wanted == found {
+        true => Ok(()),
+        false => Err(CompositionError::Shape {
+            name: linear.name.clone(),
+            wanted,
+            found,
+        }),
     }
 }

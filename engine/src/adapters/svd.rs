@@ -13,7 +13,7 @@ use tandem_kernels::{
     multiply, transpose, widen,
 };
 
-use super::Workers;
+use crate::exec::Compute;
 
 /// Turns of the power iteration for dense matrices; with each the directions that do not belong to
 /// the largest singular values lose the square of their share.
@@ -217,12 +217,12 @@ fn product(level: Level, (x, w): (&[f32], &[f32]), n_inner: usize, y: &mut Float
 /// random start (Halko, Martinsson, Tropp, arXiv 0909.4061), nearly the best where singular values
 /// are nearly equal, else the best. The pool must have no job; `x` is spoiled.
 pub(super) fn cut_dense(
-    workers: Workers<'_>,
+    compute: Compute<'_>,
     x: &mut Floats,
     rank: usize,
     (cut_a, cut_b): (&mut Floats, &mut Floats),
 ) -> Option<()> {
-    let Workers { level, pool } = workers;
+    let Compute { level, ref pool } = compute;
     let mut largest = 0.0;
     largest_magnitude(level, &x.values, &mut largest);
     if !largest.is_finite() {
@@ -365,16 +365,13 @@ mod tests {
         cut
     }
 
-    fn workers() -> Workers<'static> {
-        Workers {
-            level: Level::detect(),
-            pool: &Serial,
-        }
+    fn compute() -> Compute<'static> {
+        Compute::new(Level::detect(), &Serial)
     }
 
     fn dense_cut(mut x: Floats, rank: usize) -> (Floats, Floats) {
         let mut cut = <(Floats, Floats)>::default();
-        cut_dense(workers(), &mut x, rank, (&mut cut.0, &mut cut.1)).unwrap();
+        cut_dense(compute(), &mut x, rank, (&mut cut.0, &mut cut.1)).unwrap();
         cut
     }
 
@@ -439,7 +436,7 @@ mod tests {
             let mut dense = random(100, 90, 3);
             dense.values[7] = bad;
             let (mut cut_a, mut cut_b) = <(Floats, Floats)>::default();
-            let cut = cut_dense(workers(), &mut dense, 3, (&mut cut_a, &mut cut_b));
+            let cut = cut_dense(compute(), &mut dense, 3, (&mut cut_a, &mut cut_b));
             assert!(bad == f32::MAX || cut.is_none());
         }
     }

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::string::String;
 
 use super::failure::Failure;
-use super::tandem_generate_options;
+use super::generate::tandem_generate_options;
 use super::tandem_status::{TANDEM_ARGUMENT, TANDEM_TEXT};
-use crate::{MAX_PENALTY_WINDOW, SamplerOptions};
+use crate::{MAX_PENALTY_WINDOW, Sampling};
 
 pub(super) fn argument(message: impl Into<String>) -> Failure {
     Failure {
@@ -29,9 +29,7 @@ pub(super) fn flag(value: u32, name: &str) -> Result<bool, Failure> {
     }
 }
 
-pub(super) fn sampler_options(
-    options: &tandem_generate_options,
-) -> Result<SamplerOptions, Failure> {
+pub(super) fn sampling(options: &tandem_generate_options) -> Result<Sampling, Failure> {
     let wanted = |fits: bool, what: &str| match fits {
         true => Ok(()),
         false => Err(argument(what)),
@@ -58,7 +56,8 @@ pub(super) fn sampler_options(
         o.penalty_window as usize <= MAX_PENALTY_WINDOW,
         "penalty_window must be at most 4096",
     )?;
-    Ok(SamplerOptions {
+    Ok(Sampling {
+        max_tokens: o.max_tokens as usize,
         temperature: o.temperature,
         penalty_window: o.penalty_window as usize,
         repeat_penalty: o.repeat_penalty,
@@ -96,24 +95,97 @@ impl<P> Out<P> {
     }
 }
 
-/// Bytes that C names.
+/// Values that C names: bytes, token ids, messages.
 ///
 /// # Safety
 ///
-/// The pointer is null or to `n_bytes`, which stay unchanged for `'a`.
-pub(super) unsafe fn bytes_at<'a>(
-    bytes: *const u8,
-    n_bytes: usize,
+/// The pointer is null or to `n` valid values, which stay unchanged for `'a`.
+pub(super) unsafe fn slice_at<'a, T>(
+    values: *const T,
+    n: usize,
     name: &str,
-) -> Result<&'a [u8], Failure> {
-    if bytes.is_null() {
+) -> Result<&'a [T], Failure> {
+    check_room(values, n, name)?;
+    if values.is_null() {
         return Err(null(name));
     }
-    if n_bytes > isize::MAX as usize {
-        return Err(argument(format!("{name}: no {n_bytes} bytes can be there")));
+    // SAFETY: it is aligned and not null, the length is possible, and the caller promises the rest.
+    Ok(unsafe { core::slice::from_raw_parts(values, n) })
+}
+
+/// Room of the caller's for values, of which there may be more or fewer.
+pub(super) struct Room<T> {
+    values: *mut T,
+    capacity: usize,
+}
+
+impl<T: Copy> Room<T> {
+    /// No room may be null.
+    ///
+    /// # Safety
+    ///
+    /// The pointer is null or has room for `capacity` values, for as long as this lives.
+    pub(super) unsafe fn new(
+        values: *mut T,
+        capacity: usize,
+        name: &str,
+    ) -> Result<Room<T>, Failure> {
+        check_room(values, capacity, name)?;
+        match values.is_null() && capacity > 0 {
+            true => Err(null(name)),
+            false => Ok(Room { values, capacity }),
+        }
     }
-    // SAFETY: it is not null, the length is possible, and the caller promises the rest.
-    Ok(unsafe { core::slice::from_raw_parts(bytes, n_bytes) })
+
+    /// Whether nothing is wanted.
+    pub(super) fn is_null(&self) -> bool {
+        self.values.is_null()
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Writes as many of `found` as there is room for.
+    pub(super) fn write(self, found: &[T]) {
+        let n = found.len().min(self.capacity);
+        if n > 0 {
+            // SAFETY: who made this promised room for `capacity` values, which are no fewer; it is
+            // null only where that is 0. What was found lies in memory of the engine's own.
+            unsafe { core::ptr::copy_nonoverlapping(found.as_ptr(), self.values, n) };
+        }
+    }
+}
+
+/// Whether `n` values can lie there.
+fn check_room<T>(values: *const T, n: usize, name: &str) -> Result<(), Failure> {
+    if !values.is_aligned() {
+        return Err(argument(format!("{name} is not aligned")));
+    }
+    match n.checked_mul(size_of::<T>()) {
+        Some(n_bytes) if n_bytes <= isize::MAX as usize => Ok(()),
+        _ => Err(argument(format!("{name}: no {n} of them can be there"))),
+    }
+}
+
+/// Where one value goes that a call gives besides its status.
+pub(super) struct Place<T>(*mut T);
+
+impl<T> Place<T> {
+    /// # Safety
+    ///
+    /// The pointer is null or can be written to, for as long as this lives.
+    pub(super) unsafe fn new(place: *mut T, name: &str) -> Result<Place<T>, Failure> {
+        match place.is_null() {
+            true => Err(null(name)),
+            false => Ok(Place(place)),
+        }
+    }
+
+    pub(super) fn set(self, value: T) {
+        // SAFETY: who made this promised that it can be written to, and it is not null.
+        unsafe { self.0.write(value) };
+    }
 }
 
 /// A text that ends with a zero.

@@ -1,16 +1,16 @@
 //! Failures as C is told them: a code, and a message kept for the thread.
 
 use std::cell::RefCell;
-use std::error::Error;
+use std::error::Error as StdError;
 use std::ffi::{CStr, CString, c_char};
 use std::string::{String, ToString};
 
 use tandem_formats::{BundleError, FileError};
 
 use super::tandem_status;
-use crate::prompt::PromptError;
+use crate::chat::PromptError;
 use crate::tokenizer::TokenizerError;
-use crate::{CompositionError, ModelError, SessionError};
+use crate::{CompositionError, Error, ModelError, SessionError};
 
 /// Why a call failed.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Failure {
     }
 
     /// An error with all its causes.
-    pub(super) fn of(status: tandem_status, error: &dyn Error) -> Failure {
+    pub(super) fn of(status: tandem_status, error: &dyn StdError) -> Failure {
         let mut message = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {
@@ -82,7 +82,9 @@ impl From<SessionError> for Failure {
             SessionError::OutOfMemory { .. } | SessionError::TooLarge { .. } => {
                 tandem_status::TANDEM_MEMORY
             }
-            SessionError::ContextFull { .. } => tandem_status::TANDEM_CONTEXT,
+            SessionError::ContextFull { .. } | SessionError::PromptTooLong { .. } => {
+                tandem_status::TANDEM_CONTEXT
+            }
             _ => tandem_status::TANDEM_ARGUMENT,
         };
         Failure::of(status, &error)
@@ -104,4 +106,18 @@ failures! {
     CompositionError is TANDEM_BUNDLE;
     PromptError is TANDEM_TEXT;
     TokenizerError is TANDEM_TEXT;
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::File(error) => error.into(),
+            Error::Model(error) => error.into(),
+            Error::Bundle(error) => error.into(),
+            Error::Composition(error) => error.into(),
+            Error::Session(error) => error.into(),
+            Error::Prompt(error) => error.into(),
+            Error::Tokenizer(error) => error.into(),
+        }
+    }
 }

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::failure::Failure;
-use super::objects::{Model, OpenBundle, Runner};
+use super::objects::{OpenBundle, Runner};
 use super::tandem_status::TANDEM_HANDLE;
+use crate::{Model, SharedPool};
 
 /// Something that C may hold. A call keeps it alive even if another thread frees it meanwhile.
 #[derive(Clone)]
 pub(super) enum Object {
     Model(Arc<Model>),
     Bundle(Arc<OpenBundle>),
+    Pool(Arc<SharedPool>),
     Session(Arc<Runner>),
 }
 
@@ -43,6 +45,7 @@ macro_rules! kinds {
 kinds! {
     Model is Model, "model";
     OpenBundle is Bundle, "bundle";
+    SharedPool is Pool, "pool";
     Runner is Session, "session";
 }
 

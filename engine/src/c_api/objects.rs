@@ -1,133 +1,41 @@
-//! What the handles stand for: files with what borrows from them, kept together by `self_cell`.
+//! What the handles stand for. Models and pools are the engine's own; here is what C wants of bundles
+//! and sessions besides.
 
 use std::ffi::CString;
 use std::ops::ControlFlow;
-use std::string::{String, ToString};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::vec::Vec;
 
-use self_cell::self_cell;
-use tandem_formats::bundle::Bundle;
-use tandem_formats::{Gguf, GgufFiles, Mapping};
+use tandem_formats::Bytes;
+use tandem_kernels::Limited;
 
-use super::arguments::argument;
 use super::failure::Failure;
-use super::tandem_status::{TANDEM_BUSY, TANDEM_CONTEXT, TANDEM_INTERNAL, TANDEM_MODEL};
-use crate::adapters::{Workers, from_bundle};
-use crate::tokenizer::{ControlTokens, Tokenizer};
+use super::tandem_status::{TANDEM_BUSY, TANDEM_INTERNAL};
+use crate::tokenizer::ControlTokens;
 use crate::{
-    AdapterType, Composition, MAX_BATCH, Model as Weights, PackedAdapter, Sampler, SamplerOptions,
-    Session, SessionOptions, StopReason, ThreadPool, generate, prompt,
+    AdapterType, Bundle, Composition, Compute, Error, Generation, Level, Model, Prompt, Sampling,
+    Session, SharedPool, StopReason, ThreadPool,
 };
 
-/// A model's bytes.
-pub(super) enum ModelBytes {
-    Files(GgufFiles),
-    Memory(&'static [u8]),
-}
-
-impl ModelBytes {
-    fn parse(&self) -> Result<Gguf<'_>, Failure> {
-        match self {
-            ModelBytes::Files(files) => Ok(files.parse()?),
-            ModelBytes::Memory(bytes) => {
-                Gguf::parse(bytes).map_err(|error| Failure::of(TANDEM_MODEL, &error))
-            }
-        }
-    }
-}
-
-struct Parsed<'a> {
-    gguf: Gguf<'a>,
-    weights: Weights<'a>,
-}
-
-self_cell!(
-    struct ParsedCell {
-        owner: ModelBytes,
-        #[covariant]
-        dependent: Parsed,
-    }
-);
-
-self_cell!(
-    struct TokenizerCell {
-        owner: Arc<ParsedCell>,
-        #[not_covariant]
-        dependent: Tokenizer,
-    }
-);
-
-/// An open model.
-pub(super) struct Model {
-    parsed: Arc<ParsedCell>,
-    tokenizer: TokenizerCell,
-}
-
-impl Model {
-    pub(super) fn new(bytes: ModelBytes) -> Result<Model, Failure> {
-        let parsed = ParsedCell::try_new(bytes, |bytes| -> Result<_, Failure> {
-            let gguf = bytes.parse()?;
-            let weights = Weights::load(&gguf)?;
-            Ok(Parsed { gguf, weights })
-        })?;
-        let parsed = Arc::new(parsed);
-        let tokenizer = TokenizerCell::try_new(Arc::clone(&parsed), |parsed| {
-            Tokenizer::from_gguf(parsed.gguf()).map_err(|e| Failure::of(TANDEM_MODEL, &e))
-        })?;
-        Ok(Model { parsed, tokenizer })
-    }
-
-    pub(super) fn with_tokenizer<R>(&self, f: impl FnOnce(&Tokenizer<'_>) -> R) -> R {
-        self.tokenizer.with_dependent(|_, tokenizer| f(tokenizer))
-    }
-}
-
-impl ParsedCell {
-    fn gguf(&self) -> &Gguf<'_> {
-        &self.borrow_dependent().gguf
-    }
-
-    fn weights(&self) -> &Weights<'_> {
-        &self.borrow_dependent().weights
-    }
-}
-
-/// A bundle's bytes.
-pub(super) enum BundleBytes {
-    File(Mapping),
-    Memory(&'static [u8]),
-}
-
-self_cell!(
-    struct BundleCell {
-        owner: BundleBytes,
-        #[covariant]
-        dependent: Bundle,
-    }
-);
-
-/// An open bundle.
+/// An open bundle, for whichever model a session is of.
 pub(super) struct OpenBundle {
-    bundle: BundleCell,
+    bundle: Arc<tandem_formats::bundle::Bundle>,
     /// The names of its compositions, for C.
     names: Vec<CString>,
 }
 
 impl OpenBundle {
-    pub(super) fn new(bytes: BundleBytes) -> Result<OpenBundle, Failure> {
-        let bundle = BundleCell::try_new(bytes, |bytes| {
-            Bundle::parse(match bytes {
-                BundleBytes::File(mapping) => mapping,
-                BundleBytes::Memory(bytes) => bytes,
-            })
-        })?;
-        let compositions = &bundle.borrow_dependent().contents().compositions;
+    pub(super) fn new(bytes: impl Into<Bytes>) -> Result<OpenBundle, Failure> {
+        let bundle = tandem_formats::bundle::Bundle::parse(bytes)?;
+        let compositions = &bundle.contents().compositions;
         let names = compositions.iter().map(|c| CString::new(&*c.name));
         // The format allows no zeros in names.
         let names = names.map(Result::unwrap_or_default).collect();
-        Ok(OpenBundle { bundle, names })
+        Ok(OpenBundle {
+            bundle: Arc::new(bundle),
+            names,
+        })
     }
 
     pub(super) fn names(&self) -> &[CString] {
@@ -135,58 +43,8 @@ impl OpenBundle {
     }
 }
 
-/// What a composition borrows from.
-struct Sources {
-    model: Arc<Model>,
-    bundle: Option<Arc<OpenBundle>>,
-}
-
-type Packed<'a> = Vec<(PackedAdapter<'a>, f32)>;
-
-self_cell!(
-    struct PackedCell {
-        owner: Sources,
-        #[covariant]
-        dependent: Packed,
-    }
-);
-
-type Sum<'a> = Option<Composition<'a>>;
-
-self_cell!(
-    struct SumCell {
-        owner: PackedCell,
-        #[covariant]
-        dependent: Sum,
-    }
-);
-
-/// What a session borrows from.
-struct Machine {
-    sum: SumCell,
-    pool: ThreadPool,
-}
-
-impl Machine {
-    fn weights(&self) -> &Weights<'_> {
-        self.sum
-            .borrow_owner()
-            .borrow_owner()
-            .model
-            .parsed
-            .weights()
-    }
-}
-
-type Running<'a> = Session<'a, 'a>;
-
-self_cell!(
-    struct RunningCell {
-        owner: Machine,
-        #[covariant]
-        dependent: Running,
-    }
-);
+/// A bundle, and the name of one of its compositions.
+pub(super) type Choice<'a> = (Arc<OpenBundle>, &'a str);
 
 /// How a session is to run; 0 is the default of a number.
 pub(super) struct RunnerOptions {
@@ -195,131 +53,97 @@ pub(super) struct RunnerOptions {
     pub n_threads: usize,
     pub n_threads_decode: usize,
     pub exact: bool,
-    pub level: crate::Level,
+    pub level: Level,
+    /// Threads to share with other sessions.
+    pub pool: Option<SharedPool>,
 }
 
-/// How a text is to be continued.
-pub(super) struct Request<'a> {
-    pub text: &'a [u8],
-    /// Take the text as it is.
-    pub raw: bool,
-    pub max_tokens: usize,
-    pub sampler: SamplerOptions,
+impl RunnerOptions {
+    fn own_pool(&self) -> SharedPool {
+        match self.n_threads {
+            0 => crate::threads::all().into(),
+            n => ThreadPool::new(n.max(self.n_threads_decode)).into(),
+        }
+    }
 }
 
-/// What became of it.
+/// How a session's compositions are made.
+struct Compose {
+    pool: SharedPool,
+    /// The most threads of the pool that may take part.
+    n_threads: usize,
+    level: Level,
+    exact: bool,
+}
+
+impl Compose {
+    /// Nothing of a bundle runs that is damaged or for another model.
+    fn make(&self, model: &Model, (bundle, name): Choice<'_>) -> Result<Composition, Error> {
+        let bundle = Bundle::from_parsed(model, Arc::clone(&bundle.bundle))?;
+        let adapter_type = AdapterType::for_model(model, self.exact);
+        let compute = Compute {
+            level: self.level,
+            pool: Limited::new(self.pool.get(), self.n_threads),
+        };
+        bundle.composition_as(name, adapter_type, compute)
+    }
+}
+
+/// What became of a generation.
 pub(super) struct Outcome {
     pub n_prompt: usize,
     pub n_generated: usize,
     pub stop: StopReason,
 }
 
-/// A session, and what to do with texts.
+/// A session that one call at a time uses, and that other threads may stop.
 pub(super) struct Runner {
-    model: Arc<Model>,
-    /// What the composition wants to be asked with.
-    form: Option<String>,
-    n_batch: usize,
-    session: Mutex<RunningCell>,
+    session: Mutex<Session>,
+    compose: Compose,
     cancelled: AtomicBool,
 }
 
 impl Runner {
-    /// A session of `model` with a composition of `bundle`, if any. Nothing of a bundle runs that
-    /// is damaged or for another base.
+    /// A session of `model` with a composition of a bundle, if any.
     pub(super) fn new(
-        model: Arc<Model>,
-        chosen: Option<(Arc<OpenBundle>, &str)>,
-        options: &RunnerOptions,
+        model: &Model,
+        chosen: Option<Choice<'_>>,
+        options: RunnerOptions,
     ) -> Result<Runner, Failure> {
-        let weights = model.parsed.weights();
-        let defaults = SessionOptions::for_model(&weights.config);
-        let given = |n: usize, default: usize| if n == 0 { default } else { n };
-        if let Some((bundle, _)) = &chosen {
-            let contents = bundle.bundle.borrow_dependent().contents();
-            contents.check_base(model.parsed.gguf())?;
-        }
-        let pool = match options.n_threads {
-            0 => crate::threads::all(),
-            n => ThreadPool::new(n.max(options.n_threads_decode)),
-        };
-        let n_threads_decode = match (options.n_threads_decode, options.n_threads) {
-            (0, 0) => crate::threads::for_decode(weights, &pool, options.level, options.exact),
-            (0, n) | (n, _) => n,
-        };
-        let session_options = SessionOptions {
-            n_ctx: given(options.n_ctx, defaults.n_ctx),
-            n_batch: given(options.n_batch, defaults.n_batch),
-            kv_type: match options.exact {
-                true => crate::DType::F32,
-                false => defaults.kv_type,
-            },
-            exact: options.exact,
+        let given = |n: usize| (n > 0).then_some(n);
+        let compose = Compose {
+            pool: options.pool.clone().unwrap_or_else(|| options.own_pool()),
+            n_threads: given(options.n_threads).unwrap_or(usize::MAX),
             level: options.level,
-            n_threads: given(options.n_threads, defaults.n_threads),
-            n_threads_decode,
+            exact: options.exact,
         };
-
-        let (bundle, name) = chosen.unzip();
-        let sources = Sources {
-            model: Arc::clone(&model),
-            bundle,
-        };
-        let mut form = None;
-        let packed = PackedCell::try_new(sources, |sources| -> Result<_, Failure> {
-            let (Some(bundle), Some(name)) = (&sources.bundle, name) else {
-                return Ok(Vec::new());
-            };
-            let bundle = bundle.bundle.borrow_dependent();
-            let parsed = &sources.model.parsed;
-            let parts = bundle.parts(name)?;
-            form = parts.composition.prompt.as_deref().map(str::to_string);
-            let adapter_type = AdapterType::for_model(parsed.weights(), options.exact);
-            let config = &parsed.weights().config;
-            let workers = Workers {
-                level: options.level,
-                pool: &pool,
-            };
-            Ok(from_bundle(config, &parts, adapter_type, workers)?)
-        })?;
-        let sum = SumCell::try_new(packed, |packed| -> Result<_, Failure> {
-            let parts = packed.borrow_dependent().iter();
-            let parts: Vec<_> = parts.map(|(part, weight)| (part, *weight)).collect();
-            if parts.is_empty() {
-                return Ok(None);
-            }
-            let config = &packed.borrow_owner().model.parsed.weights().config;
-            Ok(Some(Composition::new(config, &parts)?))
-        })?;
-        let machine = Machine { sum, pool };
-        let session = RunningCell::try_new(machine, |machine| -> Result<_, Failure> {
-            let (weights, sum) = (machine.weights(), machine.sum.borrow_dependent());
-            Session::check_memory(&weights.config, &session_options, sum.as_ref())?;
-            let mut session = Session::new(weights, &machine.pool, session_options)?;
-            session.set_composition(sum.as_ref())?;
-            Ok(session)
-        })?;
+        let mut builder = model.session().pool(&compose.pool);
+        builder = builder.level(options.level).exact(options.exact);
+        if let Some(n) = given(options.n_ctx) {
+            builder = builder.n_ctx(n);
+        }
+        if let Some(n) = given(options.n_batch) {
+            builder = builder.n_batch(n);
+        }
+        if let Some(n) = given(options.n_threads) {
+            builder = builder.threads(n);
+        }
+        if let Some(n) = given(options.n_threads_decode) {
+            builder = builder.threads_decode(n);
+        }
+        if let Some(chosen) = chosen {
+            builder = builder.composition(&compose.make(model, chosen)?);
+        }
         Ok(Runner {
-            model,
-            form,
-            n_batch: session_options.n_batch.min(MAX_BATCH),
-            session: Mutex::new(session),
+            session: Mutex::new(builder.build()?),
+            compose,
             cancelled: AtomicBool::new(false),
         })
     }
 
-    /// Stops the generation that is at work.
-    pub(super) fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
-    }
-
-    /// Answers or continues a text. `on_text` gets whole characters.
-    pub(super) fn generate(
-        &self,
-        request: &Request<'_>,
-        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Outcome, Failure> {
-        let mut session = self.session.try_lock().map_err(|error| match error {
+    /// The session, where no other call is at work in it.
+    pub(super) fn session(&self) -> Result<MutexGuard<'_, Session>, Failure> {
+        self.session.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
                 Failure::new(TANDEM_BUSY, "the session is at work in another call")
             }
@@ -327,81 +151,73 @@ impl Runner {
                 TANDEM_INTERNAL,
                 "an earlier call broke the session: free it and make another",
             ),
-        })?;
-        self.cancelled.store(false, Ordering::Relaxed);
-        session.with_dependent_mut(|_, session| {
-            self.model
-                .with_tokenizer(|tokenizer| self.run(session, tokenizer, request, &mut on_text))
         })
     }
 
-    fn run(
+    /// Runs another composition, or the model alone, from now on.
+    pub(super) fn set_composition(&self, chosen: Option<Choice<'_>>) -> Result<(), Failure> {
+        // Locked while a merge is computed, so that nobody starts what the change would undo.
+        let mut session = self.session()?;
+        let make = |chosen| self.compose.make(session.model(), chosen);
+        let composition = chosen.map(make).transpose()?;
+        Ok(session.set_composition(composition.as_ref())?)
+    }
+
+    /// Stops the generation that is at work.
+    pub(super) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Answers or continues a prompt. `on_text` gets whole characters.
+    pub(super) fn generate(
         &self,
-        session: &mut Session<'_, '_>,
-        tokenizer: &Tokenizer<'_>,
-        request: &Request<'_>,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+        prompt: Prompt<'_>,
+        sampling: &Sampling,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Outcome, Failure> {
-        let ids = match &self.form {
-            Some(form) if !request.raw => prompt::fill(tokenizer, form, request.text)?,
-            _ => {
-                let gguf = self.model.parsed.gguf();
-                prompt::encode(gguf, tokenizer, request.text, request.raw)?
-            }
-        };
-        if ids.is_empty() {
-            return Err(argument("the prompt is empty"));
-        }
-        if ids.len() > session.n_ctx() {
-            let (n, n_ctx) = (ids.len(), session.n_ctx());
-            let message =
-                std::format!("the prompt has {n} tokens, the context has room for {n_ctx}");
-            return Err(Failure::new(TANDEM_CONTEXT, message));
-        }
-        let mut rest = session.keep_prefix(&ids);
-        let mut outcome = Outcome {
-            n_prompt: ids.len(),
-            n_generated: 0,
-            stop: StopReason::Cancelled,
-        };
-        while let Some((batch, others)) = rest.split_at_checked(self.n_batch)
-            && !others.is_empty()
-        {
-            session.eval(batch)?;
-            rest = others;
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Ok(outcome);
-            }
-        }
-        let vocab = tokenizer.vocab();
+        let mut session = self.session()?;
+        self.cancelled.store(false, Ordering::Relaxed);
+        let vocab = session.model().tokenizer()?.vocab();
         let mut decoder = vocab.stream_continuation(ControlTokens::Hide);
-        let mut sampler = Sampler::new(request.sampler, session.model().config.n_vocab);
-        let mut failure = None;
-        let is_end = |id| vocab.is_end_of_generation(id);
-        let n = request.max_tokens;
-        let stop = generate(session, &mut sampler, rest, n, is_end, |id| {
-            outcome.n_generated += 1;
-            let go_on = match decoder.push(id) {
-                Ok("") => ControlFlow::Continue(()),
-                Ok(text) => on_text(text),
-                Err(error) => {
-                    failure = Some(error);
-                    ControlFlow::Break(())
-                }
-            };
-            match self.cancelled.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => go_on,
+        let mut generation = session.generate(prompt, sampling)?;
+        let mut was_stopped = self.prefill(&mut generation)?.is_break();
+        while !was_stopped && let Some(token) = generation.next_token()? {
+            let text = decoder.push(token)?;
+            let stops = !text.is_empty() && on_text(text).is_break();
+            was_stopped = stops || self.is_cancelled();
+        }
+        let mut stop = match generation.stop_reason() {
+            Some(StopReason::EndOfText) => StopReason::EndOfText,
+            Some(reason) if !was_stopped => reason,
+            _ => StopReason::Cancelled,
+        };
+        let rest = decoder.finish();
+        if stop != StopReason::Cancelled && !rest.is_empty() && on_text(rest).is_break() {
+            stop = StopReason::Cancelled;
+        }
+        Ok(Outcome {
+            n_prompt: generation.n_prompt(),
+            n_generated: generation.tokens().len(),
+            stop,
+        })
+    }
+
+    /// Evaluates the prompt but for its last piece, and breaks off where that is cancelled.
+    fn prefill(&self, generation: &mut Generation<'_>) -> Result<ControlFlow<()>, Failure> {
+        let mut n_left = generation.n_left();
+        loop {
+            let n = generation.prefill()?;
+            if n == n_left {
+                return Ok(ControlFlow::Continue(()));
             }
-        })?;
-        if let Some(error) = failure {
-            return Err(error.into());
+            n_left = n;
+            if self.is_cancelled() {
+                return Ok(ControlFlow::Break(()));
+            }
         }
-        outcome.stop = stop;
-        let text = decoder.finish();
-        if stop != StopReason::Cancelled && !text.is_empty() && on_text(text).is_break() {
-            outcome.stop = StopReason::Cancelled;
-        }
-        Ok(outcome)
     }
 }

@@ -8,9 +8,9 @@ use std::vec::Vec;
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab as BpeVocab};
 
-use super::Map;
 use super::error::TokenizerError;
 use super::pre_tokenizer::PreTokenizer;
+use super::text_index::TextIndex;
 use super::vocab::{MERGES, TokenKind, Vocab, byte_to_char};
 
 pub(super) struct ByteLevel {
@@ -21,29 +21,28 @@ pub(super) struct ByteLevel {
 }
 
 impl ByteLevel {
-    pub(super) fn new(
-        vocab: &Vocab<'_>,
-        by_text: &Map<&[u8], u32>,
-    ) -> Result<Self, TokenizerError> {
-        let mut tokens = BpeVocab::with_capacity(by_text.len());
-        let mut longest = 0;
-        for (text, &id) in by_text {
-            longest = longest.max(text.len());
+    pub(super) fn new(index: &TextIndex) -> Result<Self, TokenizerError> {
+        let vocab = index.vocab();
+        let mut tokens = BpeVocab::with_capacity(vocab.n_tokens());
+        for id in 0..vocab.n_tokens() as u32 {
+            let Some(text) = vocab.token_text(id).filter(|text| !text.is_empty()) else {
+                continue;
+            };
             let text = core::str::from_utf8(text).map_err(|_| TokenizerError::TokenUtf8 { id })?;
             tokens.insert(text.to_string(), id);
         }
         let mut has_byte = [false; 256];
         for byte in 0..=255 {
             let written = byte_to_char(byte);
-            let id = by_text.get(written.encode_utf8(&mut [0; 4]).as_bytes());
+            let id = index.get(written.encode_utf8(&mut [0; 4]).as_bytes());
             // DeepSeek's vocabulary has user-defined tokens in the place of the bytes that no UTF-8
             // text contains; they decode to the character, not the byte.
-            let kind = id.and_then(|id| vocab.kind(*id));
+            let kind = id.and_then(|id| vocab.kind(id));
             has_byte[usize::from(byte)] = kind == Some(TokenKind::Normal);
         }
         let pre_tokenizer = PreTokenizer::by_name(vocab.pre_tokenizer())?;
         let bpe = BPE::builder()
-            .vocab_and_merges(tokens, read_merges(vocab, longest)?)
+            .vocab_and_merges(tokens, read_merges(vocab, index.longest())?)
             .ignore_merges(pre_tokenizer.ignores_merges())
             .build()
             .map_err(|e| TokenizerError::MergeToken {
@@ -81,9 +80,9 @@ impl ByteLevel {
     }
 }
 
-fn read_merges(vocab: &Vocab<'_>, longest: usize) -> Result<Vec<(String, String)>, TokenizerError> {
+fn read_merges(vocab: &Vocab, longest: usize) -> Result<Vec<(String, String)>, TokenizerError> {
     let merges = vocab.merges();
-    let merges = merges.and_then(|m| Some((m.len(), m.iter_str()?)));
+    let merges = merges.as_ref().and_then(|m| Some((m.len(), m.iter_str()?)));
     let (n_merges, merges) = merges.ok_or(TokenizerError::MissingKey { key: MERGES })?;
     let mut pairs = Vec::with_capacity(n_merges);
     let mut seen = HashSet::with_capacity(n_merges);

@@ -2,14 +2,11 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-#[cfg(not(feature = "std"))]
-use core::cell::OnceCell as Once;
-#[cfg(feature = "std")]
-use std::sync::OnceLock as Once;
 
+use once_cell::race::OnceBox;
+use tandem_formats::Bytes;
 use tandem_formats::gguf::Gguf;
 
-use super::Map;
 #[cfg(feature = "std")]
 use super::byte_level::ByteLevel;
 use super::error::TokenizerError;
@@ -17,6 +14,7 @@ use super::error::TokenizerError;
 use super::pre_tokenizer::PreTokenizer;
 use super::sentencepiece::SentencePiece;
 use super::special::{Fragment, Specials};
+use super::text_index::TextIndex;
 use super::vocab::{BOS_ID, EOS_ID, Vocab, VocabModel};
 
 /// How a text is to be read.
@@ -33,31 +31,39 @@ pub struct EncodeOptions {
 ///
 /// Opening one checks the vocabulary but builds nothing large: what encoding needs is built on its
 /// first use, decoding does without it. Without the feature `std` it encodes by SentencePiece
-/// vocabularies only, and cannot be shared between threads.
-pub struct Tokenizer<'a> {
-    vocab: Vocab<'a>,
-    encoder: Once<Result<Encoder<'a>, TokenizerError>>,
+/// vocabularies only.
+pub struct Tokenizer {
+    vocab: Vocab,
+    encoder: OnceBox<Result<Encoder, TokenizerError>>,
 }
 
-impl<'a> Tokenizer<'a> {
+impl Tokenizer {
     /// Reads the tokenizer of a file.
     ///
     /// # Errors
     /// As [`Vocab::from_gguf`], and [`TokenizerError::UnknownPreTokenizer`].
-    pub fn from_gguf(gguf: &Gguf<'a>) -> Result<Tokenizer<'a>, TokenizerError> {
-        let vocab = Vocab::from_gguf(gguf)?;
+    pub fn from_gguf(gguf: &Gguf<'_>) -> Result<Tokenizer, TokenizerError> {
+        Tokenizer::read(gguf, &Bytes::copy_from_slice)
+    }
+
+    /// The same, where `keep` gives owned bytes for those of the file.
+    pub(crate) fn read(
+        gguf: &Gguf<'_>,
+        keep: &dyn Fn(&[u8]) -> Bytes,
+    ) -> Result<Tokenizer, TokenizerError> {
+        let vocab = Vocab::read(gguf, keep)?;
         #[cfg(feature = "std")]
         if vocab.model() == VocabModel::ByteLevel {
             PreTokenizer::check_name(vocab.pre_tokenizer())?;
         }
         Ok(Tokenizer {
             vocab,
-            encoder: Once::new(),
+            encoder: OnceBox::new(),
         })
     }
 
     /// The vocabulary, which decodes.
-    pub fn vocab(&self) -> &Vocab<'a> {
+    pub fn vocab(&self) -> &Vocab {
         &self.vocab
     }
 
@@ -78,7 +84,9 @@ impl<'a> Tokenizer<'a> {
         text: impl AsRef<[u8]>,
         options: EncodeOptions,
     ) -> Result<Vec<u32>, TokenizerError> {
-        let encoder = self.encoder.get_or_init(|| Encoder::new(&self.vocab));
+        let encoder = self
+            .encoder
+            .get_or_init(|| Box::new(Encoder::new(&self.vocab)));
         let encoder = encoder.as_ref().map_err(Clone::clone)?;
 
         let mut ids = Vec::new();
@@ -115,7 +123,7 @@ impl<'a> Tokenizer<'a> {
     }
 }
 
-impl core::fmt::Debug for Tokenizer<'_> {
+impl core::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         // The vocabulary itself is too long to be of use.
         f.debug_struct("Tokenizer")
@@ -125,37 +133,26 @@ impl core::fmt::Debug for Tokenizer<'_> {
     }
 }
 
-struct Encoder<'a> {
-    specials: Specials<'a>,
-    model: EncoderModel<'a>,
+struct Encoder {
+    specials: Specials,
+    model: EncoderModel,
 }
 
-enum EncoderModel<'a> {
-    SentencePiece(Box<SentencePiece<'a>>),
+enum EncoderModel {
+    SentencePiece(Box<SentencePiece>),
     #[cfg(feature = "std")]
     ByteLevel(Box<ByteLevel>),
 }
 
-impl<'a> Encoder<'a> {
-    fn new(vocab: &Vocab<'a>) -> Result<Encoder<'a>, TokenizerError> {
-        let mut by_text = Map::new();
-        for id in 0..vocab.n_tokens() as u32 {
-            // Several empty texts do no harm: nothing is ever looked up by them.
-            let Some(text) = vocab.token_text(id).filter(|t| !t.is_empty()) else {
-                continue;
-            };
-            if let Some(first) = by_text.insert(text, id) {
-                return Err(TokenizerError::DuplicateToken { first, second: id });
-            }
-        }
+impl Encoder {
+    fn new(vocab: &Vocab) -> Result<Encoder, TokenizerError> {
+        let index = TextIndex::new(vocab)?;
         let model = match vocab.model() {
             VocabModel::SentencePiece => {
-                EncoderModel::SentencePiece(Box::new(SentencePiece::new(vocab, by_text)?))
+                EncoderModel::SentencePiece(Box::new(SentencePiece::new(index)?))
             }
             #[cfg(feature = "std")]
-            VocabModel::ByteLevel => {
-                EncoderModel::ByteLevel(Box::new(ByteLevel::new(vocab, &by_text)?))
-            }
+            VocabModel::ByteLevel => EncoderModel::ByteLevel(Box::new(ByteLevel::new(&index)?)),
             #[cfg(not(feature = "std"))]
             VocabModel::ByteLevel => return Err(TokenizerError::NeedsStd),
         };

@@ -50,6 +50,8 @@ pub enum TokenizerError {
     NeedsStd,
     /// The list of tokens is empty.
     NoTokens,
+    /// The texts of the tokens take more than 4 GB.
+    TooLong,
     /// A token's type is a number without a meaning.
     UnknownKind {
         /// The token.
@@ -157,6 +159,7 @@ impl fmt::Display for TokenizerError {
                 "this build encodes text by SentencePiece vocabularies only, not byte-level ones",
             ),
             NoTokens => f.write_str("tokenizer.ggml.tokens is empty"),
+            TooLong => f.write_str("tokenizer.ggml.tokens takes more than 4 GB"),
             UnknownKind { id, found } => {
                 write!(f, "token {id} has type {found}; 0 to 6 are known")
             }

@@ -11,45 +11,41 @@ use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
-use super::Map;
 use super::error::TokenizerError;
-use super::vocab::{SCORES, SPACE_MARK, Vocab, byte_of};
+use super::text_index::TextIndex;
+use super::vocab::{SCORES, SPACE_MARK, byte_of};
 
 const NONE: usize = usize::MAX;
 
-pub(super) struct SentencePiece<'a> {
-    by_text: Map<&'a [u8], u32>,
+pub(super) struct SentencePiece {
+    index: TextIndex,
     scores: Vec<f32>,
-    longest: usize,
     /// The token for each byte of a character that is no token.
     bytes: [Option<u32>; 256],
 }
 
-impl<'a> SentencePiece<'a> {
-    pub(super) fn new(
-        vocab: &Vocab<'a>,
-        by_text: Map<&'a [u8], u32>,
-    ) -> Result<Self, TokenizerError> {
-        let scores = vocab.scores().and_then(|s| s.iter_f32());
+impl SentencePiece {
+    pub(super) fn new(index: TextIndex) -> Result<Self, TokenizerError> {
+        let vocab = index.vocab();
+        let scores = vocab.scores();
+        let scores = scores.as_ref().and_then(|s| s.iter_f32());
         let scores = scores.ok_or(TokenizerError::MissingKey { key: SCORES })?;
+        // -0.0 and 0.0 are equal scores, but not to `total_cmp`.
+        let scores = scores.map(|score| score + 0.0).collect();
         let mut bytes = [None; 256];
-        for (text, &id) in &by_text {
+        for id in 0..vocab.n_tokens() as u32 {
             // By the text, not by the kind: llama.cpp looks for the text.
-            if let Some(byte) = byte_of(text) {
+            if let Some(byte) = vocab.token_text(id).and_then(byte_of) {
                 bytes[usize::from(byte)] = Some(id);
             }
         }
         for byte in 0..=255u8 {
             let slot = &mut bytes[usize::from(byte)];
-            *slot = slot
-                .or_else(|| by_text.get([byte].as_slice()).copied())
-                .or(vocab.unknown());
+            *slot = slot.or_else(|| index.get(&[byte])).or(vocab.unknown());
         }
         Ok(SentencePiece {
-            longest: by_text.keys().map(|text| text.len()).max().unwrap_or(0),
-            // -0.0 and 0.0 are equal scores, but not to `total_cmp`.
-            scores: scores.map(|score| score + 0.0).collect(),
-            by_text,
+            index,
+            scores,
             bytes,
         })
     }
@@ -76,7 +72,7 @@ impl<'a> SentencePiece<'a> {
 
         for symbol in symbols.iter().filter(|s| s.len > 0) {
             let text = &escaped[symbol.start..symbol.start + symbol.len];
-            if let Some(&id) = self.by_text.get(text) {
+            if let Some(id) = self.index.get(text) {
                 ids.push(id);
                 continue;
             }
@@ -143,10 +139,10 @@ impl<'a> SentencePiece<'a> {
     fn pair(&self, text: &[u8], symbols: &[Symbol], left: usize, right: usize) -> Option<Pair> {
         let start = symbols[left].start;
         let len = symbols[left].len + symbols[right].len;
-        if len > self.longest {
+        if len > self.index.longest() {
             return None;
         }
-        let id = *self.by_text.get(&text[start..start + len])?;
+        let id = self.index.get(&text[start..start + len])?;
         let score = *self.scores.get(id as usize)?;
         Some(Pair {
             score,
@@ -196,17 +192,23 @@ impl Eq for Pair {}
 
 #[cfg(test)]
 mod tests {
+    use tandem_formats::{Gguf, Value, Writer};
+
+    use super::super::vocab::Vocab;
     use super::*;
 
     fn encode(tokens: &[(&'static str, f32)], text: &str) -> Vec<&'static str> {
-        let by_text = tokens.iter().zip(0..);
-        let by_text: Map<_, _> = by_text.map(|((t, _), id)| (t.as_bytes(), id)).collect();
-        let model = SentencePiece {
-            longest: 8,
-            scores: tokens.iter().map(|(_, s)| *s).collect(),
-            by_text,
-            bytes: [Some(0); 256],
-        };
+        let mut writer = Writer::new();
+        writer
+            .add("tokenizer.ggml.model", Value::Str("llama"))
+            .unwrap();
+        let texts = tokens.iter().map(|(text, _)| *text);
+        writer.add_strings("tokenizer.ggml.tokens", texts).unwrap();
+        let scores: Vec<f32> = tokens.iter().map(|(_, score)| *score).collect();
+        writer.add_array("tokenizer.ggml.scores", &scores).unwrap();
+        let file = writer.to_vec(&[]).unwrap();
+        let vocab = Vocab::from_gguf(&Gguf::parse(&file).unwrap()).unwrap();
+        let model = SentencePiece::new(TextIndex::new(&vocab).unwrap()).unwrap();
         let mut ids = Vec::new();
         model.encode(text.as_bytes(), false, &mut ids).unwrap();
         ids.iter().map(|id| tokens[*id as usize].0).collect()

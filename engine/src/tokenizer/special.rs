@@ -18,8 +18,8 @@ pub(super) enum Fragment<'t> {
 }
 
 /// The special tokens by their texts.
-pub(super) struct Specials<'a> {
-    by_text: Map<&'a [u8], Special>,
+pub(super) struct Specials {
+    by_text: Map<Vec<u8>, Special>,
     /// By falling length.
     lengths: Vec<Length>,
     strip_after: bool,
@@ -39,8 +39,8 @@ struct Length {
     first: [bool; 256],
 }
 
-impl<'a> Specials<'a> {
-    pub(super) fn new(vocab: &Vocab<'a>) -> Result<Specials<'a>, TokenizerError> {
+impl Specials {
+    pub(super) fn new(vocab: &Vocab) -> Result<Specials, TokenizerError> {
         let mut by_text = Map::new();
         let mut lengths: Vec<Length> = Vec::new();
         for id in 0..vocab.n_tokens() as u32 {
@@ -58,7 +58,7 @@ impl<'a> Specials<'a> {
             }
             let strips = !matches!(text, b"<unk>" | b"<s>" | b"<|endoftext|>");
             by_text.insert(
-                text,
+                text.to_vec(),
                 Special {
                     id,
                     user_defined,

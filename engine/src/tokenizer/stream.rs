@@ -11,8 +11,8 @@ use super::vocab::{ControlTokens, Vocab};
 ///
 /// The pieces joined together are the text that [`Vocab::decode`] gives for all ids at once.
 #[derive(Clone, Debug)]
-pub struct StreamDecoder<'v, 'a> {
-    vocab: &'v Vocab<'a>,
+pub struct StreamDecoder {
+    vocab: Vocab,
     control: ControlTokens,
     /// A space at the beginning of the next bytes is to be dropped.
     drop_space: bool,
@@ -21,8 +21,8 @@ pub struct StreamDecoder<'v, 'a> {
     text: String,
 }
 
-impl<'v, 'a> StreamDecoder<'v, 'a> {
-    pub(super) fn new(vocab: &'v Vocab<'a>, control: ControlTokens, drop_space: bool) -> Self {
+impl StreamDecoder {
+    pub(super) fn new(vocab: Vocab, control: ControlTokens, drop_space: bool) -> Self {
         StreamDecoder {
             vocab,
             control,
@@ -30,6 +30,11 @@ impl<'v, 'a> StreamDecoder<'v, 'a> {
             pending: Vec::new(),
             text: String::new(),
         }
+    }
+
+    /// The vocabulary.
+    pub fn vocab(&self) -> &Vocab {
+        &self.vocab
     }
 
     /// Takes the next id and gives the text that has become whole by it, often none.

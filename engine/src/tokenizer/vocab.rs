@@ -1,9 +1,11 @@
 //! The tokens of a file: their bytes, their kinds, and which of them are special.
 
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use tandem_formats::gguf::{Array, Gguf};
+use tandem_formats::Bytes;
+use tandem_formats::gguf::{Array, Gguf, ValueType};
 
 use super::error::TokenizerError;
 use super::pre_tokenizer;
@@ -95,11 +97,17 @@ const END_OF_GENERATION: [&[u8]; 12] = [
     "<\u{FF5C}end\u{2581}of\u{2581}sentence\u{FF5C}>".as_bytes(),
 ];
 
-/// The tokens of a GGUF file. Their texts are borrowed from the file's bytes.
+/// The tokens of a GGUF file. A copy is cheap: it is another handle to the same tokens.
 #[derive(Clone, Debug)]
-pub struct Vocab<'a> {
+pub struct Vocab(Arc<Tokens>);
+
+#[derive(Debug)]
+struct Tokens {
     model: VocabModel,
-    texts: Vec<&'a [u8]>,
+    /// The texts as the file has them, each after its length in 8 bytes.
+    texts: Bytes,
+    /// Where each text begins, and 8 bytes past the end of the last.
+    starts: Vec<u32>,
     kinds: Vec<TokenKind>,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -113,30 +121,64 @@ pub struct Vocab<'a> {
     add_eos: bool,
     add_space_prefix: bool,
     strip_after_special: bool,
-    pre: &'a str,
+    pre: String,
     // Only `Tokenizer` reads these; checked here so that opening a file reports what is wrong.
-    scores: Option<Array<'a>>,
+    scores: Option<OwnedArray>,
     #[cfg_attr(not(feature = "std"), allow(dead_code))]
-    merges: Option<Array<'a>>,
+    merges: Option<OwnedArray>,
 }
 
-impl<'a> Vocab<'a> {
-    /// Reads the tokens of a file.
+/// An array of a file, with the bytes that it is in.
+#[derive(Debug)]
+struct OwnedArray {
+    element: ValueType,
+    len: usize,
+    bytes: Bytes,
+}
+
+impl OwnedArray {
+    fn new(array: &Array<'_>, keep: &dyn Fn(&[u8]) -> Bytes) -> OwnedArray {
+        OwnedArray {
+            element: array.element_type(),
+            len: array.len(),
+            bytes: keep(array.as_bytes()),
+        }
+    }
+
+    /// `None` never: it was an array before.
+    fn get(&self) -> Option<Array<'_>> {
+        Array::from_bytes(self.element, self.len, &self.bytes).ok()
+    }
+}
+
+impl Vocab {
+    /// Reads the tokens of a file, and copies what it needs of it.
     ///
     /// # Errors
     /// [`TokenizerError::NoTokenizer`] where the file has none; other variants for a kind that is
     /// not supported and for metadata that contradicts itself.
-    pub fn from_gguf(gguf: &Gguf<'a>) -> Result<Vocab<'a>, TokenizerError> {
+    pub fn from_gguf(gguf: &Gguf<'_>) -> Result<Vocab, TokenizerError> {
+        Vocab::read(gguf, &Bytes::copy_from_slice)
+    }
+
+    /// The same, where `keep` gives owned bytes for those of the file.
+    pub(crate) fn read(
+        gguf: &Gguf<'_>,
+        keep: &dyn Fn(&[u8]) -> Bytes,
+    ) -> Result<Vocab, TokenizerError> {
         let model = match gguf.get_str(MODEL)? {
             None | Some("none" | "no_vocab") => return Err(TokenizerError::NoTokenizer),
             Some("llama") => VocabModel::SentencePiece,
             Some("gpt2") => VocabModel::ByteLevel,
             Some(name) => return Err(TokenizerError::UnsupportedModel { name: name.into() }),
         };
-        let texts = read_texts(gguf)?;
-        let n_tokens = texts.len();
+        let array = read_array(gguf, TOKENS)?;
+        let texts = array.iter_str();
+        let texts = texts.ok_or_else(|| element_type(&array, TOKENS, "str"))?;
+        let starts = starts(texts.clone())?;
+        let n_tokens = starts.len() - 1;
         let mut kinds = read_kinds(gguf, n_tokens)?;
-        for (id, text) in texts.iter().enumerate() {
+        for (id, text) in texts.clone().enumerate() {
             if kinds[id] == TokenKind::Byte && byte_of(text).is_none() {
                 return Err(TokenizerError::ByteToken { id: id as u32 });
             }
@@ -155,8 +197,8 @@ impl<'a> Vocab<'a> {
         let (eot, eom) = (special(EOT_ID)?, special(EOM_ID)?);
 
         let mut end_of_generation: Vec<u32> = [eos, eot, eom].into_iter().flatten().collect();
-        for (id, text) in texts.iter().enumerate() {
-            if END_OF_GENERATION.contains(text) {
+        for (id, text) in texts.enumerate() {
+            if END_OF_GENERATION.contains(&text) {
                 end_of_generation.push(id as u32);
                 kinds[id] = TokenKind::Control;
             }
@@ -170,7 +212,7 @@ impl<'a> Vocab<'a> {
         // llama.cpp goes by the model's name.
         let name = gguf.get_str("general.name")?.unwrap_or("");
         let name = name.to_ascii_lowercase();
-        Ok(Vocab {
+        Ok(Vocab(Arc::new(Tokens {
             model,
             bos,
             eos,
@@ -183,93 +225,98 @@ impl<'a> Vocab<'a> {
             add_eos: gguf.get_bool(ADD_EOS)?.unwrap_or(false),
             add_space_prefix: sentencepiece && gguf.get_bool(ADD_SPACE_PREFIX)?.unwrap_or(true),
             strip_after_special: name.contains("phi-3") || name.contains("phi3"),
-            pre,
+            pre: pre.into(),
             scores: match model {
-                VocabModel::SentencePiece => Some(read_scores(gguf, n_tokens)?),
+                VocabModel::SentencePiece => {
+                    Some(OwnedArray::new(&read_scores(gguf, n_tokens)?, keep))
+                }
                 VocabModel::ByteLevel => None,
             },
             merges: match model {
                 VocabModel::SentencePiece => None,
-                VocabModel::ByteLevel => Some(read_merges(gguf)?),
+                VocabModel::ByteLevel => Some(OwnedArray::new(&read_merges(gguf)?, keep)),
             },
-            texts,
+            texts: keep(array.as_bytes()),
+            starts,
             kinds,
-        })
+        })))
     }
 
     /// Which kind of vocabulary this is.
     pub fn model(&self) -> VocabModel {
-        self.model
+        self.0.model
     }
 
     /// Number of tokens. Ids are below it.
     pub fn n_tokens(&self) -> usize {
-        self.texts.len()
+        self.0.starts.len() - 1
     }
 
     /// The name of the pre-tokenizer, `default` where the file has none.
-    pub fn pre_tokenizer(&self) -> &'a str {
-        self.pre
+    pub fn pre_tokenizer(&self) -> &str {
+        &self.0.pre
     }
 
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
-        self.bos
+        self.0.bos
     }
 
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
-        self.eos
+        self.0.eos
     }
 
     /// The token that ends a turn of a conversation, where the file names one.
     pub fn eot(&self) -> Option<u32> {
-        self.eot
+        self.0.eot
     }
 
     /// The token that ends a message but not the turn, where the file names one.
     pub fn eom(&self) -> Option<u32> {
-        self.eom
+        self.0.eom
     }
 
     /// The token for text that cannot be written in tokens.
     pub fn unknown(&self) -> Option<u32> {
-        self.unknown
+        self.0.unknown
     }
 
     /// The token that fills up batches.
     pub fn padding(&self) -> Option<u32> {
-        self.padding
+        self.0.padding
     }
 
     /// Whether [`Vocab::bos`] belongs before every text.
     pub fn add_bos(&self) -> bool {
-        self.add_bos
+        self.0.add_bos
     }
 
     /// Whether [`Vocab::eos`] belongs after every text.
     pub fn add_eos(&self) -> bool {
-        self.add_eos
+        self.0.add_eos
     }
 
     /// Whether encoding puts a space before a text, which decoding takes away again.
     pub fn add_space_prefix(&self) -> bool {
-        self.add_space_prefix
+        self.0.add_space_prefix
     }
 
     /// Whether a model that gives this id has finished its reply.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
-        self.end_of_generation.binary_search(&id).is_ok()
+        self.0.end_of_generation.binary_search(&id).is_ok()
     }
 
     /// The token's kind, `None` for an id out of range.
     pub fn kind(&self, id: u32) -> Option<TokenKind> {
-        self.kinds.get(id as usize).copied()
+        self.0.kinds.get(id as usize).copied()
     }
 
     /// The token's text as the file has it, `None` for an id out of range.
-    pub fn token_text(&self, id: u32) -> Option<&'a [u8]> {
-        self.texts.get(id as usize).copied()
+    pub fn token_text(&self, id: u32) -> Option<&[u8]> {
+        let start = *self.0.starts.get(id as usize)? as usize;
+        let next = *self.0.starts.get(id as usize + 1)? as usize;
+        self.0.texts.get(start..next - LENGTH_BYTES)
     }
 
     /// The bytes that a token stands for in a text. They may be a part of a character.
@@ -305,7 +352,7 @@ impl<'a> Vocab<'a> {
             }
             TokenKind::UserDefined => out.extend_from_slice(text),
             TokenKind::Byte => out.extend(byte_of(text)),
-            TokenKind::Normal => match self.model {
+            TokenKind::Normal => match self.0.model {
                 VocabModel::SentencePiece => push_unescaped(text, out),
                 VocabModel::ByteLevel => push_byte_level(text, out),
             },
@@ -336,33 +383,33 @@ impl<'a> Vocab<'a> {
         for &id in ids {
             self.push_bytes(id, control, &mut bytes)?;
         }
-        if self.add_space_prefix && bytes.first() == Some(&b' ') {
+        if self.0.add_space_prefix && bytes.first() == Some(&b' ') {
             bytes.remove(0);
         }
         Ok(bytes)
     }
 
     /// A decoder for ids that come one by one from the beginning of a text.
-    pub fn stream(&self, control: ControlTokens) -> StreamDecoder<'_, 'a> {
-        StreamDecoder::new(self, control, self.add_space_prefix)
+    pub fn stream(&self, control: ControlTokens) -> StreamDecoder {
+        StreamDecoder::new(self.clone(), control, self.0.add_space_prefix)
     }
 
     /// A decoder for ids that continue a text: a space at their beginning is kept.
-    pub fn stream_continuation(&self, control: ControlTokens) -> StreamDecoder<'_, 'a> {
-        StreamDecoder::new(self, control, false)
+    pub fn stream_continuation(&self, control: ControlTokens) -> StreamDecoder {
+        StreamDecoder::new(self.clone(), control, false)
     }
 
     pub(super) fn strip_after_special(&self) -> bool {
-        self.strip_after_special
+        self.0.strip_after_special
     }
 
-    pub(super) fn scores(&self) -> Option<Array<'a>> {
-        self.scores
+    pub(super) fn scores(&self) -> Option<Array<'_>> {
+        self.0.scores.as_ref()?.get()
     }
 
     #[cfg(feature = "std")]
-    pub(super) fn merges(&self) -> Option<Array<'a>> {
-        self.merges
+    pub(super) fn merges(&self) -> Option<Array<'_>> {
+        self.0.merges.as_ref()?.get()
     }
 }
 
@@ -377,17 +424,27 @@ fn element_type(array: &Array<'_>, key: &'static str, wanted: &'static str) -> T
     TokenizerError::ElementType { key, wanted, found }
 }
 
-fn read_texts<'a>(gguf: &Gguf<'a>) -> Result<Vec<&'a [u8]>, TokenizerError> {
-    let array = read_array(gguf, TOKENS)?;
-    let texts = array.iter_str();
-    let texts: Vec<&[u8]> = texts
-        .ok_or_else(|| element_type(&array, TOKENS, "str"))?
-        .collect();
-    if texts.is_empty() {
+/// Bytes of a string's length in a file.
+const LENGTH_BYTES: usize = 8;
+
+/// Where each text begins in the array's bytes, and where one after the last would.
+fn starts<'a>(texts: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u32>, TokenizerError> {
+    let mut starts = Vec::new();
+    let mut start = LENGTH_BYTES;
+    for text in texts {
+        starts.push(start);
+        start += text.len() + LENGTH_BYTES;
+    }
+    if starts.is_empty() {
         return Err(TokenizerError::NoTokens);
     }
+    starts.push(start);
     // Ids are u32, and the reader's limit on arrays is below 2^32.
-    Ok(texts)
+    let starts = starts
+        .into_iter()
+        .map(u32::try_from)
+        .collect::<Result<_, _>>();
+    starts.map_err(|_| TokenizerError::TooLong)
 }
 
 fn read_kinds(gguf: &Gguf<'_>, n_tokens: usize) -> Result<Vec<TokenKind>, TokenizerError> {

@@ -1,7 +1,6 @@
 //! Adapters made up for a model, and files of them.
 
-use tandem_engine::adapters::Module;
-use tandem_engine::{Adapter, Config};
+use tandem_engine::{Adapter, Linears};
 use tandem_formats::adapter::{Floats, Lora};
 
 /// Numbers from -1 to 1, the same in every run: splitmix64 (Steele, Lea, Flood 2014).
@@ -37,20 +36,19 @@ pub(crate) fn lora(name: &str, (n_out, n_in): (usize, usize), rank: usize, seed:
 }
 
 /// An adapter for all linears of all layers.
-pub(crate) fn adapter(base: &Config, rank: usize, seed: u64) -> Adapter {
-    let mut loras = Vec::new();
-    for i in 0..base.n_layer {
-        for module in Module::ALL {
-            let name = format!("blk.{i}.{}", module.name());
-            loras.push(lora(
-                &name,
-                module.shape(base),
-                rank,
-                seed + loras.len() as u64,
-            ));
-        }
-    }
-    Adapter::new(base, loras).unwrap()
+pub(crate) fn adapter(base: &Linears, rank: usize, seed: u64) -> Adapter {
+    let in_layers = base.iter().filter(|linear| linear.layer.is_some());
+    let loras = in_layers.zip(seed..).map(|(linear, seed)| {
+        let shape = (linear.n_out, linear.n_in);
+        lora(&linear.name, shape, rank, seed)
+    });
+    Adapter::new(base, loras.collect()).unwrap()
+}
+
+/// Outputs and inputs of the linear of this name.
+pub(crate) fn shape(base: &Linears, name: &str) -> (usize, usize) {
+    let linear = base.by_name(name).unwrap();
+    (linear.n_out, linear.n_in)
 }
 
 /// A safetensors file of float32 tensors.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use npyz::NpyFile;
 use tandem_engine::{Model, Session, SessionOptions, ThreadPool};
-use tandem_formats::GgufFiles;
 
 /// A path inside `../shared`, or `None`, said so, where that is not laid out beside the repository.
 pub(crate) fn shared(path: &str) -> Option<PathBuf> {
@@ -29,19 +28,22 @@ pub(crate) fn read_npy(path: &Path) -> Vec<f32> {
     NpyFile::new(&bytes[..]).unwrap().into_vec().unwrap()
 }
 
+/// The model in `fixtures/`.
+pub(crate) fn pocket() -> Model {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf");
+    Model::open(path).unwrap()
+}
+
 /// The logits after each of `tokens`.
 pub(crate) fn eval_all(
     path: &Path,
     tokens: &[u32],
     change: impl FnOnce(&mut SessionOptions),
 ) -> Vec<f32> {
-    let files = GgufFiles::open(path).unwrap();
-    let gguf = files.parse().unwrap();
-    let model = Model::load(&gguf).unwrap();
-    let pool = ThreadPool::new(2);
-    let mut options = SessionOptions::for_model(&model.config);
+    let model = Model::open(path).unwrap();
+    let mut options = SessionOptions::for_model(model.config());
     change(&mut options);
-    let mut session = Session::new(&model, &pool, options).unwrap();
+    let mut session = Session::new(&model, ThreadPool::new(2), options).unwrap();
     let mut all = Vec::new();
     session
         .eval_all(tokens, |_, row| all.extend_from_slice(row))

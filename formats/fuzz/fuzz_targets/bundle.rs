@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_128;
 fuzz_target!(|bytes: &[u8]| {
     let mut file = bytes.to_vec();
     seal(&mut file);
-    let bundle = match Bundle::parse(&file) {
+    let bundle = match Bundle::parse(file.clone()) {
         Ok(bundle) => bundle,
         Err(e) => {
             assert!(!e.to_string().is_empty());
@@ -25,7 +25,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let _ = bundle.verify();
     let copy = contents.to_vec().expect("valid contents");
-    let copy = Bundle::parse(&copy).expect("the writer writes valid bundles");
+    let copy = Bundle::parse(copy.clone()).expect("the writer writes valid bundles");
     assert_eq!(copy.contents(), contents);
     copy.verify().expect("checksums of what was written");
 });

@@ -20,7 +20,7 @@ struct Linears<'c> {
     ranks: BTreeMap<(&'c str, &'c str), usize>,
 }
 
-impl Contents<'_> {
+impl Contents {
     /// Checks everything that [`BundleError`] lists about contents: names, counts, sizes,
     /// references. The data of the matrices is not looked at.
     ///
@@ -59,7 +59,7 @@ impl Contents<'_> {
 
     fn check_composition<'c>(
         &'c self,
-        composition: &'c Composition<'_>,
+        composition: &'c Composition,
         linears: &mut Linears<'c>,
     ) -> Result<(), BundleError> {
         let name = || composition.name.to_string();
@@ -138,11 +138,11 @@ impl Contents<'_> {
 
 /// Whether a calibration's matrices fit the linears of the composition that it corrects.
 fn check_corrections(
-    composition: &Composition<'_>,
-    calibration: &Calibration<'_>,
+    composition: &Composition,
+    calibration: &Calibration,
     linears: &Linears<'_>,
 ) -> Result<(), BundleError> {
-    let by_module: BTreeMap<&str, &Correction<'_>> = calibration
+    let by_module: BTreeMap<&str, &Correction> = calibration
         .corrections
         .iter()
         .map(|correction| (&*correction.module, correction))
@@ -178,7 +178,7 @@ fn check_corrections(
     Ok(())
 }
 
-fn find<'c, 'a>(adapters: &'c [Adapter<'a>], name: &str) -> Option<&'c Adapter<'a>> {
+fn find<'c>(adapters: &'c [Adapter], name: &str) -> Option<&'c Adapter> {
     adapters.iter().find(|a| a.name == name)
 }
 
@@ -290,7 +290,7 @@ fn check_factors(
     what: &'static str,
     name: &str,
     dtype: DType,
-    factors: &[Factors<'_>],
+    factors: &[Factors],
 ) -> Result<(), BundleError> {
     let factor_type = |linear: &str, n_in| BundleError::FactorType {
         name: name.to_string(),
@@ -339,7 +339,7 @@ impl<'c> Linears<'c> {
         &mut self,
         what: &'static str,
         name: &str,
-        factors: &'c [Factors<'_>],
+        factors: &'c [Factors],
     ) -> Result<(), BundleError> {
         for f in factors {
             let dims = (f.n_in, f.n_out);
@@ -355,7 +355,7 @@ impl<'c> Linears<'c> {
     }
 }
 
-fn check_calibration(calibration: &Calibration<'_>) -> Result<(), BundleError> {
+fn check_calibration(calibration: &Calibration) -> Result<(), BundleError> {
     let name = || calibration.name.to_string();
     if calibration.corrections.is_empty() {
         let what = "calibration";

@@ -1,45 +1,46 @@
 //! What a bundle holds, read from a file or about to be written to one.
 
-use alloc::borrow::Cow;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use bytes::Bytes;
 use tandem_kernels::{
     DType, LOW_RANK_TILE, Level, LowRank, LowRankType, decode_low_rank, decode_rows, quant,
 };
 
 use super::BaseFingerprint;
 
-/// Everything in a bundle. Read from a file, names and matrices borrow its bytes.
+/// Everything in a bundle. Read from a file, matrices are in its bytes, which they keep alive.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Contents<'a> {
+pub struct Contents {
     /// The bundle's name, for people.
-    pub name: Cow<'a, str>,
+    pub name: String,
     /// `general.architecture` of the base.
-    pub architecture: Cow<'a, str>,
+    pub architecture: String,
     /// `general.name` of the base, for people.
-    pub base_name: Option<Cow<'a, str>>,
+    pub base_name: Option<String>,
     /// Which base the adapters are for.
     pub base: BaseFingerprint,
     /// The adapters, each under its own name.
-    pub adapters: Vec<Adapter<'a>>,
+    pub adapters: Vec<Adapter>,
     /// The calibrations, each under its own name.
-    pub calibrations: Vec<Calibration<'a>>,
+    pub calibrations: Vec<Calibration>,
     /// The compositions, each under its own name.
-    pub compositions: Vec<Composition<'a>>,
+    pub compositions: Vec<Composition>,
 }
 
 /// A LoRA adapter: a low-rank correction of some of the base's linears.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Adapter<'a> {
+pub struct Adapter {
     /// Its name: letters, digits, `-` and `_`.
-    pub name: Cow<'a, str>,
+    pub name: String,
     /// Where it is from, for people.
-    pub origin: Cow<'a, str>,
+    pub origin: String,
     /// How its factors are stored, one of [`FACTOR_TYPES`].
     pub dtype: DType,
     /// The factors, each for another linear.
-    pub factors: Vec<Factors<'a>>,
+    pub factors: Vec<Factors>,
 }
 
 /// How factors may be stored.
@@ -48,9 +49,9 @@ pub const FACTOR_TYPES: [DType; 4] = [DType::F32, DType::F16, DType::Q8_0, DType
 /// The factors of one linear, whose output they change by `scale B (A x)`; B is stored divided by
 /// `b_scale`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Factors<'a> {
+pub struct Factors {
     /// The linear: the name of the base's weight without `.weight`, as `blk.0.attn_q`.
-    pub linear: Cow<'a, str>,
+    pub linear: String,
     /// Rows of A and columns of B.
     pub rank: usize,
     /// Elements of the linear's input, the columns of A.
@@ -63,10 +64,10 @@ pub struct Factors<'a> {
     /// the range of F16 scales.
     pub b_scale: f32,
     /// A `[rank, n_in]`, row by row, in the adapter's type.
-    pub a: Cow<'a, [u8]>,
+    pub a: Bytes,
     /// B `[n_out, rank]` divided by `b_scale`, laid out as [`low_rank_type`] says: row by row in F32 and F16, packed in
     /// tiles in Q8_0 and Q4_0.
-    pub b: Cow<'a, [u8]>,
+    pub b: Bytes,
 }
 
 /// The layout of a B stored as `dtype`; `None` for what is not one of [`FACTOR_TYPES`].
@@ -88,7 +89,7 @@ pub(super) fn packed_shape(dtype: DType, n_out: usize, rank: usize) -> Option<(u
     Some((tile_bytes, n_out.div_ceil(LOW_RANK_TILE)))
 }
 
-impl Factors<'_> {
+impl Factors {
     /// Bytes that A and B take in `dtype`; `None` where that overflows, rows of A are no whole
     /// number of blocks, or the type is not one of [`FACTOR_TYPES`].
     pub fn n_bytes(&self, dtype: DType) -> Option<(usize, usize)> {
@@ -115,13 +116,13 @@ impl Factors<'_> {
 
 /// A learned correction of a composition, small beside its adapters.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Calibration<'a> {
+pub struct Calibration {
     /// Its name: letters, digits, `-` and `_`.
-    pub name: Cow<'a, str>,
+    pub name: String,
     /// What it computes.
     pub kind: CalibrationKind,
     /// The corrections, each for another module.
-    pub corrections: Vec<Correction<'a>>,
+    pub corrections: Vec<Correction>,
 }
 
 /// What a calibration adds to the output of a linear with the input x.
@@ -184,18 +185,18 @@ impl CalibrationKind {
 
 /// A calibration's part for one module.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Correction<'a> {
+pub struct Correction {
     /// The module in all layers (`attn_q`), or a single linear (`blk.3.attn_q`), where this takes the
     /// place of the module's.
-    pub module: Cow<'a, str>,
+    pub module: String,
     /// In the order of [`CalibrationKind::tensors`]: `p [1, n_out]`; `P1 [k, n_in]` and
     /// `P2 [n_out, k]`; `M [R, R]`, R being the ranks of the members in their order, added up.
-    pub matrices: Vec<Matrix<'a>>,
+    pub matrices: Vec<Matrix>,
 }
 
 /// A matrix of F32, F16 or Q8_0, row by row.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Matrix<'a> {
+pub struct Matrix {
     /// Number of rows.
     pub n_rows: usize,
     /// Elements of a row.
@@ -203,10 +204,10 @@ pub struct Matrix<'a> {
     /// One that [`CalibrationKind::stores`].
     pub dtype: DType,
     /// The elements, little-endian.
-    pub data: Cow<'a, [u8]>,
+    pub data: Bytes,
 }
 
-impl Matrix<'_> {
+impl Matrix {
     /// The elements, row by row; `None` where the data is of another size than they take.
     pub fn values(&self) -> Option<Vec<f32>> {
         let n = self.n_rows.checked_mul(self.n_cols)?;
@@ -221,39 +222,39 @@ impl Matrix<'_> {
 
 /// Adapters that are used together.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Composition<'a> {
+pub struct Composition {
     /// Its name: letters, digits, `-` and `_`.
-    pub name: Cow<'a, str>,
+    pub name: String,
     /// The adapters; no adapter twice.
-    pub members: Vec<Member<'a>>,
+    pub members: Vec<Member>,
     /// How they are made one.
     pub merge: Merge,
     /// The calibration on top, by name.
-    pub calibration: Option<Cow<'a, str>>,
+    pub calibration: Option<String>,
     /// The text that the model is asked with; [`INPUT_MARK`](super::INPUT_MARK) stands for the input.
-    pub prompt: Option<Cow<'a, str>>,
+    pub prompt: Option<String>,
     /// What it is good for, for people.
-    pub description: Option<Cow<'a, str>>,
+    pub description: Option<String>,
     /// The merge's result, where it is stored.
-    pub merged: Option<MergedFactors<'a>>,
+    pub merged: Option<MergedFactors>,
 }
 
 /// One adapter of a composition.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Member<'a> {
+pub struct Member {
     /// The adapter's name.
-    pub adapter: Cow<'a, str>,
+    pub adapter: String,
     /// Multiplies the adapter's scales.
     pub weight: f32,
 }
 
 /// A merge's result: factors as an adapter has them, the weights and scales of the members in them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct MergedFactors<'a> {
+pub struct MergedFactors {
     /// How the factors are stored, one of [`FACTOR_TYPES`].
     pub dtype: DType,
     /// The factors, each for another linear.
-    pub factors: Vec<Factors<'a>>,
+    pub factors: Vec<Factors>,
 }
 
 /// How adapters are made one. What the method does not use is `None`, what it uses is not.

@@ -17,7 +17,7 @@
 //!     compositions: Vec::new(),
 //! };
 //! let file = contents.to_vec()?;
-//! assert_eq!(Bundle::parse(&file)?.contents(), &contents);
+//! assert_eq!(Bundle::parse(file)?.contents(), &contents);
 //! # Ok::<(), tandem_formats::BundleError>(())
 //! ```
 

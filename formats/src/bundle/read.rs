@@ -1,10 +1,10 @@
 //! The reader.
 
-use alloc::borrow::Cow;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use bytes::Bytes;
 use tandem_kernels::DType;
 
 use super::check::{check_count, check_name};
@@ -18,26 +18,28 @@ use super::{
 };
 use crate::{Array, Gguf, Tensor};
 
-/// An open bundle. Names and matrices borrow the file's bytes.
+/// An open bundle. It holds on to the file's bytes, in which the matrices stay.
 ///
 /// What exists is valid but for the data of adapters, calibrations and stored merges, whose
 /// checksums are compared when they are asked for: [`Bundle::parts`], [`Bundle::adapter`],
 /// [`Bundle::calibration`], or all together by [`Bundle::verify`].
 #[derive(Clone, Debug)]
-pub struct Bundle<'a> {
-    pub(super) contents: Contents<'a>,
+pub struct Bundle {
+    pub(super) contents: Contents,
     // After the header, in the order of the file.
-    pub(super) sections: Vec<Section<'a>>,
+    pub(super) sections: Vec<Section>,
+    n_bytes: usize,
 }
 
-impl<'a> Bundle<'a> {
+impl Bundle {
     /// Reads a whole bundle. Takes time in the order of the metadata; the matrices are not touched.
     ///
     /// # Errors
     /// A [`BundleError`] for whatever the file has wrong. Allocations are bounded by the size of
     /// `bytes`, whatever the counts in it say.
-    pub fn parse(bytes: &'a [u8]) -> Result<Bundle<'a>, BundleError> {
-        let gguf = Gguf::parse(bytes)?;
+    pub fn parse(bytes: impl Into<Bytes>) -> Result<Bundle, BundleError> {
+        let bytes = bytes.into();
+        let gguf = Gguf::parse(&bytes)?;
         match gguf.get_str("general.type")? {
             Some(GENERAL_TYPE) => {}
             found => {
@@ -56,9 +58,10 @@ impl<'a> Bundle<'a> {
                 });
             }
         }
-        check_header(bytes, &gguf)?;
+        check_header(&bytes, &gguf)?;
 
         let mut reader = Reader {
+            bytes: &bytes,
             gguf: &gguf,
             keys: BTreeSet::new(),
             tensors: BTreeMap::new(),
@@ -70,12 +73,21 @@ impl<'a> Bundle<'a> {
         let contents = reader.contents()?;
         reader.refuse_unknown()?;
         contents.check()?;
-        let sections = reader.sections(bytes)?;
-        Ok(Bundle { contents, sections })
+        let sections = reader.sections()?;
+        Ok(Bundle {
+            contents,
+            sections,
+            n_bytes: bytes.len(),
+        })
+    }
+
+    /// Bytes of the file.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
     }
 
     /// What the bundle holds. The data in it is not checked against the checksums.
-    pub fn contents(&self) -> &Contents<'a> {
+    pub fn contents(&self) -> &Contents {
         &self.contents
     }
 }
@@ -117,6 +129,7 @@ fn check_header(bytes: &[u8], gguf: &Gguf<'_>) -> Result<(), BundleError> {
 
 /// Reads keys and tensors, and notes which, so that none is passed over.
 struct Reader<'g, 'a> {
+    bytes: &'g Bytes,
     gguf: &'g Gguf<'a>,
     keys: BTreeSet<String>,
     /// The section of each tensor that was read, and its place among all that were.
@@ -126,11 +139,11 @@ struct Reader<'g, 'a> {
 }
 
 impl<'g, 'a> Reader<'g, 'a> {
-    fn contents(&mut self) -> Result<Contents<'a>, BundleError> {
+    fn contents(&mut self) -> Result<Contents, BundleError> {
         let contents = Contents {
             name: self.text("general.name")?.into(),
             architecture: self.text("general.architecture")?.into(),
-            base_name: self.optional_text("bundle.base.name")?.map(Cow::from),
+            base_name: self.optional_text("bundle.base.name")?.map(String::from),
             base: BaseFingerprint {
                 structure: self.hash("bundle.base.structure")?,
                 vectors: self.hash("bundle.base.vectors")?,
@@ -168,7 +181,7 @@ impl<'g, 'a> Reader<'g, 'a> {
         })
     }
 
-    fn adapter(&mut self, name: &'a str) -> Result<Adapter<'a>, BundleError> {
+    fn adapter(&mut self, name: &'a str) -> Result<Adapter, BundleError> {
         let origin = self.text(&key("adapter", name, "origin"))?.into();
         let (dtype, factors) = self.factors("adapter", "adapter", name)?;
         Ok(Adapter {
@@ -186,7 +199,7 @@ impl<'g, 'a> Reader<'g, 'a> {
         what: &'static str,
         prefix: &str,
         name: &'a str,
-    ) -> Result<(DType, Vec<Factors<'a>>), BundleError> {
+    ) -> Result<(DType, Vec<Factors>), BundleError> {
         self.names.push((what, name));
         let type_key = key(what, name, "type");
         let type_name = self.text(&type_key)?;
@@ -239,14 +252,14 @@ impl<'g, 'a> Reader<'g, 'a> {
                 n_out,
                 scale,
                 b_scale,
-                a: a.data.into(),
-                b: b.data.into(),
+                a: self.bytes.slice_ref(a.data),
+                b: self.bytes.slice_ref(b.data),
             });
         }
         Ok((dtype, factors))
     }
 
-    fn calibration(&mut self, name: &'a str) -> Result<Calibration<'a>, BundleError> {
+    fn calibration(&mut self, name: &'a str) -> Result<Calibration, BundleError> {
         self.names.push(("calibration", name));
         let kind_key = key("calibration", name, "kind");
         let kind_name = self.text(&kind_key)?;
@@ -269,7 +282,7 @@ impl<'g, 'a> Reader<'g, 'a> {
                     n_rows: t.n_rows(),
                     n_cols: t.n_cols(),
                     dtype: t.dtype,
-                    data: t.data.into(),
+                    data: self.bytes.slice_ref(t.data),
                 });
             }
             corrections.push(Correction {
@@ -284,7 +297,7 @@ impl<'g, 'a> Reader<'g, 'a> {
         })
     }
 
-    fn composition(&mut self, name: &'a str) -> Result<Composition<'a>, BundleError> {
+    fn composition(&mut self, name: &'a str) -> Result<Composition, BundleError> {
         let what = "composition";
         let key = |property| key(what, name, property);
         let adapters = self.strings(&key("adapters"), limits::MAX_MEMBERS)?;
@@ -318,9 +331,9 @@ impl<'g, 'a> Reader<'g, 'a> {
                 })
                 .collect(),
             merge,
-            calibration: calibration.map(Cow::from),
-            prompt: prompt.map(Cow::from),
-            description: description.map(Cow::from),
+            calibration: calibration.map(String::from),
+            prompt: prompt.map(String::from),
+            description: description.map(String::from),
             merged,
         })
     }
@@ -445,7 +458,8 @@ impl<'g, 'a> Reader<'g, 'a> {
 
     /// The sections' bytes: from a section's first tensor to the next section's, the last one to
     /// the checksums, padding included, so that together they are the whole file.
-    fn sections(&self, bytes: &'a [u8]) -> Result<Vec<Section<'a>>, BundleError> {
+    fn sections(&self) -> Result<Vec<Section>, BundleError> {
+        let bytes = self.bytes;
         let mut starts = Vec::with_capacity(self.names.len() + 1);
         let mut last_end = 0;
         for (i, t) in self.gguf.tensors().iter().enumerate() {
@@ -473,7 +487,8 @@ impl<'g, 'a> Reader<'g, 'a> {
         let mut sections = Vec::with_capacity(self.names.len());
         for ((what, name), ends) in self.names.iter().zip(starts.windows(2)) {
             let range = ends.first().copied().zip(ends.last().copied());
-            let bytes = range.and_then(|(start, end)| bytes.get(start..end));
+            let range = range.filter(|(start, end)| start <= end && *end <= bytes.len());
+            let bytes = range.map(|(start, end)| bytes.slice(start..end));
             let lengths = |found| BundleError::Lengths {
                 key: CHECKSUMS.to_string(),
                 found,

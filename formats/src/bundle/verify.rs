@@ -1,10 +1,10 @@
 //! Checksums, and whether a bundle fits a base model.
 
-use alloc::borrow::Cow;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::check::layer_and_module;
@@ -16,11 +16,11 @@ use crate::Gguf;
 
 /// The bytes of an adapter, calibration or stored merge, and what they should hash to.
 #[derive(Clone, Debug)]
-pub(super) struct Section<'a> {
+pub(super) struct Section {
     /// "adapter", "calibration" or "composition".
     pub(super) what: &'static str,
-    pub(super) name: Cow<'a, str>,
-    pub(super) bytes: &'a [u8],
+    pub(super) name: String,
+    pub(super) bytes: Bytes,
     pub(super) hash: u128,
     pub(super) state: State,
 }
@@ -46,25 +46,25 @@ pub(super) fn hash(bytes: &[u8]) -> u128 {
 
 /// What running a composition takes, checked against the checksums.
 #[derive(Clone, Debug)]
-pub struct Parts<'b, 'a> {
+pub struct Parts<'b> {
     /// The composition.
-    pub composition: &'b Composition<'a>,
+    pub composition: &'b Composition,
     /// Its adapters and their weights, none where the merge is stored; and the checksum of each
     /// one's section, which tells its matrices from others without another look at them.
-    pub members: Vec<(&'b Adapter<'a>, f32, u128)>,
+    pub members: Vec<(&'b Adapter, f32, u128)>,
     /// The stored merge, and the checksum of its section.
-    pub merged: Option<(&'b MergedFactors<'a>, u128)>,
+    pub merged: Option<(&'b MergedFactors, u128)>,
     /// Its calibration.
-    pub calibration: Option<&'b Calibration<'a>>,
+    pub calibration: Option<&'b Calibration>,
 }
 
-impl<'a> Bundle<'a> {
+impl Bundle {
     /// The parts of composition `name`. Their sections are read to check them, each when it is
     /// first asked for.
     ///
     /// # Errors
     /// [`BundleError::NoSuch`]; [`BundleError::Damaged`] where a checksum does not agree.
-    pub fn parts(&self, name: &str) -> Result<Parts<'_, 'a>, BundleError> {
+    pub fn parts(&self, name: &str) -> Result<Parts<'_>, BundleError> {
         let composition = self.contents.composition(name)?;
         let (mut members, mut merged) = (Vec::new(), None);
         match &composition.merged {
@@ -92,7 +92,7 @@ impl<'a> Bundle<'a> {
     ///
     /// # Errors
     /// [`BundleError::NoSuch`], [`BundleError::Damaged`].
-    pub fn adapter(&self, name: &str) -> Result<(&Adapter<'a>, u128), BundleError> {
+    pub fn adapter(&self, name: &str) -> Result<(&Adapter, u128), BundleError> {
         let adapter = self.contents.adapter(name)?;
         Ok((adapter, self.verify_section("adapter", name)?))
     }
@@ -101,7 +101,7 @@ impl<'a> Bundle<'a> {
     ///
     /// # Errors
     /// [`BundleError::NoSuch`], [`BundleError::Damaged`].
-    pub fn calibration(&self, name: &str) -> Result<&Calibration<'a>, BundleError> {
+    pub fn calibration(&self, name: &str) -> Result<&Calibration, BundleError> {
         let calibration = self.contents.calibration(name)?;
         self.verify_section("calibration", name)?;
         Ok(calibration)
@@ -124,7 +124,7 @@ impl<'a> Bundle<'a> {
 
     /// Checks a section and gives its checksum.
     fn verify_section(&self, what: &'static str, name: &str) -> Result<u128, BundleError> {
-        let is_wanted = |s: &&Section<'_>| s.what == what && s.name == name;
+        let is_wanted = |s: &&Section| s.what == what && s.name == name;
         let section = self.sections.iter().find(is_wanted);
         // All that has a name has a section.
         let section = section.ok_or_else(|| BundleError::NoSuch {
@@ -140,9 +140,9 @@ impl<'a> Bundle<'a> {
     }
 }
 
-impl Section<'_> {
+impl Section {
     fn verify(&self) -> Result<(), BundleError> {
-        if hash(self.bytes) != self.hash {
+        if hash(&self.bytes) != self.hash {
             return Err(BundleError::Damaged {
                 what: self.what,
                 name: self.name.to_string(),
@@ -162,12 +162,12 @@ pub enum BaseMatch {
     OtherBytes,
 }
 
-impl<'a> Contents<'a> {
+impl Contents {
     /// The adapter `name`.
     ///
     /// # Errors
     /// [`BundleError::NoSuch`].
-    pub fn adapter(&self, name: &str) -> Result<&Adapter<'a>, BundleError> {
+    pub fn adapter(&self, name: &str) -> Result<&Adapter, BundleError> {
         find("adapter", &self.adapters, |a| &a.name, name)
     }
 
@@ -175,7 +175,7 @@ impl<'a> Contents<'a> {
     ///
     /// # Errors
     /// [`BundleError::NoSuch`].
-    pub fn calibration(&self, name: &str) -> Result<&Calibration<'a>, BundleError> {
+    pub fn calibration(&self, name: &str) -> Result<&Calibration, BundleError> {
         find("calibration", &self.calibrations, |c| &c.name, name)
     }
 
@@ -183,7 +183,7 @@ impl<'a> Contents<'a> {
     ///
     /// # Errors
     /// [`BundleError::NoSuch`].
-    pub fn composition(&self, name: &str) -> Result<&Composition<'a>, BundleError> {
+    pub fn composition(&self, name: &str) -> Result<&Composition, BundleError> {
         find("composition", &self.compositions, |c| &c.name, name)
     }
 
@@ -250,7 +250,7 @@ impl<'a> Contents<'a> {
     }
 }
 
-fn fits(f: &Factors<'_>, base: &Gguf<'_>) -> bool {
+fn fits(f: &Factors, base: &Gguf<'_>) -> bool {
     let weight = base.tensor(&alloc::format!("{}.weight", f.linear));
     weight.is_some_and(|w| w.shape() == [f.n_in, f.n_out])
 }
@@ -265,7 +265,7 @@ fn base_linear(name: &str, linear: &str) -> BundleError {
 fn find<'c, T>(
     what: &'static str,
     all: &'c [T],
-    name_of: impl Fn(&T) -> &Cow<'_, str>,
+    name_of: impl Fn(&T) -> &String,
     name: &str,
 ) -> Result<&'c T, BundleError> {
     let found = all.iter().find(|item| name_of(item) == name);

@@ -13,7 +13,7 @@ use super::{ALIGNMENT, BundleError, CHECKSUMS, GENERAL_TYPE, VERSION, key, tenso
 use crate::gguf::ALIGNMENT_KEY;
 use crate::{Value, Writer};
 
-impl Contents<'_> {
+impl Contents {
     /// The bundle as a file, put together in memory.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ impl<'c> Sections<'c> {
         prefix: &str,
         name: &str,
         dtype: DType,
-        factors: &'c [Factors<'_>],
+        factors: &'c [Factors],
     ) -> Result<(), BundleError> {
         let w = &mut self.writer;
         let type_name = dtype.name().to_lowercase();
@@ -159,7 +159,7 @@ impl<'c> Sections<'c> {
         Ok(())
     }
 
-    fn calibration(&mut self, calibration: &'c Calibration<'_>) -> Result<(), BundleError> {
+    fn calibration(&mut self, calibration: &'c Calibration) -> Result<(), BundleError> {
         let name = &*calibration.name;
         let kind = key("calibration", name, "kind");
         self.writer
@@ -177,7 +177,7 @@ impl<'c> Sections<'c> {
         Ok(())
     }
 
-    fn composition(&mut self, composition: &'c Composition<'_>) -> Result<(), BundleError> {
+    fn composition(&mut self, composition: &'c Composition) -> Result<(), BundleError> {
         let name = &*composition.name;
         let key = |property| key("composition", name, property);
         let w = &mut self.writer;

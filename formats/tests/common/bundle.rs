@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::Rng;
 
-pub fn factors(linear: &str, dtype: DType, rank: usize, n_in: usize, n_out: usize) -> Factors<'_> {
+pub fn factors(linear: &str, dtype: DType, rank: usize, n_in: usize, n_out: usize) -> Factors {
     let mut f = Factors {
         linear: linear.into(),
         rank,
@@ -28,7 +28,7 @@ pub fn factors(linear: &str, dtype: DType, rank: usize, n_in: usize, n_out: usiz
     f
 }
 
-fn adapter(name: &str, dtype: DType) -> Adapter<'_> {
+fn adapter(name: &str, dtype: DType) -> Adapter {
     Adapter {
         name: name.into(),
         origin: "made for a test".into(),
@@ -40,7 +40,7 @@ fn adapter(name: &str, dtype: DType) -> Adapter<'_> {
     }
 }
 
-fn matrix<'a>(n_rows: usize, n_cols: usize, dtype: DType) -> Matrix<'a> {
+fn matrix(n_rows: usize, n_cols: usize, dtype: DType) -> Matrix {
     Matrix {
         n_rows,
         n_cols,
@@ -49,18 +49,14 @@ fn matrix<'a>(n_rows: usize, n_cols: usize, dtype: DType) -> Matrix<'a> {
     }
 }
 
-fn correction<'a>(module: &'a str, matrices: Vec<Matrix<'a>>) -> Correction<'a> {
+fn correction(module: &str, matrices: Vec<Matrix>) -> Correction {
     Correction {
         module: module.into(),
         matrices,
     }
 }
 
-fn calibration<'a>(
-    name: &'a str,
-    kind: CalibrationKind,
-    corrections: Vec<Correction<'a>>,
-) -> Calibration<'a> {
+fn calibration(name: &str, kind: CalibrationKind, corrections: Vec<Correction>) -> Calibration {
     Calibration {
         name: name.into(),
         kind,
@@ -69,7 +65,7 @@ fn calibration<'a>(
 }
 
 /// Every type, kind and property once.
-pub fn sample() -> Contents<'static> {
+pub fn sample() -> Contents {
     let members = |names: &[&'static str]| {
         let member = |name: &&'static str| Member {
             adapter: (*name).into(),
@@ -301,7 +297,7 @@ impl Raw {
 
     pub fn error(&self) -> BundleError {
         let file = self.to_vec();
-        let e = Bundle::parse(&file).expect_err("the file must be refused");
+        let e = Bundle::parse(file.clone()).expect_err("the file must be refused");
         assert!(!e.to_string().is_empty());
         e
     }

@@ -15,16 +15,32 @@ const PREFETCH_BYTES: usize = if cfg!(target_arch = "x86_64") {
 } else {
     2048
 };
-/// From this many tokens on a tile is faster than a dot product for each.
-const MIN_TILE_TOKENS: usize = 4;
+/// From this many tokens on [`matmul`](crate::matmul) multiplies quantized weights tile by tile, which
+/// is faster than a dot product for each output, but adds up in another order.
+pub const MIN_TILE_TOKENS: usize = 4;
 /// Tokens that all rows of a tile are multiplied with in turn: a multiple of those that go at once.
 const CHUNK_TOKENS: usize = 24;
 /// Tokens whose outputs of rows that are no whole pair of panels are computed at once.
 const BESIDE_TOKENS: usize = 256;
 
+/// In which order products are added up.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Method {
+    /// A dot product for each output.
+    Dots,
+    /// Tile by tile.
+    Tiles,
+}
+
 /// `y[t][r] = w[r] . x[t]` for quantized `w` `[n_rows, n_cols]` and int8 `x` `[n_tokens, n_cols]`;
 /// the caller checked the shapes. False, and nothing done, at the scalar level.
-pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) -> bool {
+pub(crate) fn matmul(
+    level: Level,
+    method: Method,
+    w: &Matrix<'_>,
+    x: &Q8Rows<'_>,
+    y: &mut TileMut<'_>,
+) -> bool {
     /// Calls the level's entry point for the format.
     macro_rules! run {
         ($simd:ty, $features:literal) => {
@@ -39,12 +55,12 @@ pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileM
             match w.dtype() {
                 $(DType::$dtype => {
                     #[target_feature(enable = $features)]
-                    fn entry(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
+                    fn entry(method: Method, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
                         // SAFETY: this function has the level's features.
-                        unsafe { matmul_format::<$simd, load::$format>(w, x, y) }
+                        unsafe { matmul_format::<$simd, load::$format>(method, w, x, y) }
                     }
                     // SAFETY: the level's token proves that the CPU has the features.
-                    unsafe { entry(w, x, y) }
+                    unsafe { entry(method, w, x, y) }
                 })*
                 other => unreachable!("{other} is not quantized"),
             }
@@ -58,12 +74,24 @@ pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileM
 ///
 /// The CPU has the level's features, with which the caller is compiled.
 #[inline(always)]
-unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
+unsafe fn matmul_format<S: Simd, F: Format>(
+    method: Method,
+    w: &Matrix<'_>,
+    x: &Q8Rows<'_>,
+    y: &mut TileMut<'_>,
+) {
     let (n_rows, n_tokens) = (w.n_rows(), y.n_rows());
-    if n_tokens < MIN_TILE_TOKENS {
-        for t in 0..n_tokens {
+    if method == Method::Dots {
+        let mut t = 0;
+        while t < n_tokens {
             // SAFETY: the caller's.
-            unsafe { matvec::<S, F>(w, x, t, y.row(t)) };
+            t += unsafe {
+                match n_tokens - t {
+                    4.. => dots::<S, F, 4>(w, x, t, y),
+                    2.. => dots::<S, F, 2>(w, x, t, y),
+                    _ => dots::<S, F, 1>(w, x, t, y),
+                }
+            };
         }
         return;
     }
@@ -117,32 +145,49 @@ fn weight_tail(row: &[u8], n_whole: usize) -> [u8; MAX_TAIL_BYTES] {
     tail
 }
 
-/// Decode: `y[r] = w[r] . x[t]`.
+/// Decode: `y[t][r] = w[r] . x[t]` for the `N` tokens from `t` on, each as it would be alone. Gives `N`.
 ///
 /// # Safety
 ///
 /// As [`matmul_format`].
 #[inline(always)]
-unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y: &mut [f32]) {
+unsafe fn dots<S: Simd, F: Format, const N: usize>(
+    w: &Matrix<'_>,
+    x: &Q8Rows<'_>,
+    t: usize,
+    y: &mut TileMut<'_>,
+) -> usize {
     let n_bytes = super_bytes(F::DTYPE);
     let (n_super, has_tail) = (w.n_cols() / SUPER, !w.n_cols().is_multiple_of(SUPER));
-    if w.n_cols() == 0 {
-        return y.fill(0.0);
+    let mut outputs = [core::ptr::null_mut(); N];
+    for (i, output) in outputs.iter_mut().enumerate() {
+        let y = y.row(t + i);
+        assert!(y.len() >= w.n_rows());
+        if w.n_cols() == 0 {
+            y.fill(0.0);
+        }
+        *output = y.as_mut_ptr();
     }
-    let (x, stride) = x.token(t, n_super + usize::from(has_tail));
-    for (r, y) in y.iter_mut().enumerate() {
+    if w.n_cols() == 0 {
+        return N;
+    }
+    let (x, stride) = x.tokens_from(t, N, n_super + usize::from(has_tail));
+    for r in 0..w.n_rows() {
         let row = w.row(r);
         assert!(row.len() >= n_super * n_bytes);
         // SAFETY: the caller's.
-        let mut sums = unsafe { S::zero() };
+        let mut sums = unsafe { [S::zero(); N] };
         for s in 0..n_super {
             // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion, and the input as
-            // many times 256 elements, one more with a tail.
+            // many times 256 elements, one more with a tail, of each token.
             unsafe {
                 let here = row.as_ptr().add(s * n_bytes);
                 // Past the row lie the next rows, as a rule.
                 prefetch::<PREFETCH_BYTES>(here, n_bytes);
-                sums = S::dot::<F::Kind>(F::load(here), x.add(s * stride), sums);
+                let w = F::load(here);
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    *sums = S::dot::<F::Kind>(w, x.add(s * stride + i), *sums);
+                }
             }
         }
         if has_tail {
@@ -150,12 +195,19 @@ unsafe fn matvec<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, t: usize, y
             // SAFETY: the buffer is as long as 256 weights of a format with blocks of 32; the
             // others have no tail.
             unsafe {
-                sums = S::dot::<F::Kind>(F::load(bytes.as_ptr()), x.add(n_super * stride), sums)
-            };
+                let w = F::load(bytes.as_ptr());
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    *sums = S::dot::<F::Kind>(w, x.add(n_super * stride + i), *sums);
+                }
+            }
         }
-        // SAFETY: the caller's.
-        *y = unsafe { S::total(sums) };
+        for (output, sums) in outputs.iter().zip(sums) {
+            // SAFETY: the caller's; each output has as many elements as there are rows, by the
+            // assertion above.
+            unsafe { *output.add(r) = S::total(sums) };
+        }
     }
+    N
 }
 
 /// Asks the memory for the lines of `bytes`.

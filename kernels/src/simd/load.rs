@@ -64,6 +64,15 @@ pub(super) struct Super<S: Simd> {
     pub min: S::Floats,
 }
 
+// Not derived: that would ask for a level that can be copied, where its vectors can.
+impl<S: Simd> Clone for Super<S> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S: Simd> Copy for Super<S> {}
+
 /// How one format is read.
 ///
 /// Implementations are inlined into functions that have the level's target features.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tandem_engine::adapters::{Calibration, Workers, merge};
-use tandem_engine::{Adapter, Config, DType, Level, threads};
+use tandem_engine::adapters::{Calibration, merge};
+use tandem_engine::{Adapter, Compute, Config, DType, Level, Linears, threads};
 use tandem_formats::Gguf;
 use tandem_formats::bundle::{
     self, BaseFingerprint, CalibrationKind, Composition, Contents, Member, Merge, MergeMethod,
@@ -45,24 +45,23 @@ pub(super) fn create(args: &CreateArgs) -> Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
     let name = recipe.bundle.name.clone();
     let name = name.with_context(|| format!("{}: [bundle] has no name", args.recipe.display()))?;
-    with_base(&recipe, |base, config| {
+    with_base(&recipe, |base, linears| {
         let contents = Contents {
-            name: name.into(),
-            architecture: config.arch.name().into(),
+            name,
+            architecture: linears.arch().name().into(),
             base_name: base.get_str("general.name")?.map(Into::into),
             base: BaseFingerprint::of(base)?,
             adapters: Vec::new(),
             calibrations: Vec::new(),
             compositions: Vec::new(),
         };
-        extend(contents, &recipe, base, config, &args.out)
+        extend(contents, &recipe, base, linears, &args.out)
     })
 }
 
 pub(super) fn add(args: &AddArgs) -> Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
-    let mapping = super::map(&args.file)?;
-    let bundle = super::parse(&args.file, &mapping)?;
+    let bundle = super::open_file(&args.file)?;
     // What is kept must be whole, or its damage would get a checksum that is right.
     bundle
         .verify()
@@ -71,44 +70,50 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
         let own = &bundle.contents().name;
         ensure!(name == own, "the bundle is called {own:?}, not {name:?}");
     }
-    with_base(&recipe, |base, config| {
-        extend(bundle.contents().clone(), &recipe, base, config, &args.file)
+    with_base(&recipe, |base, linears| {
+        extend(
+            bundle.contents().clone(),
+            &recipe,
+            base,
+            linears,
+            &args.file,
+        )
     })
 }
 
 /// Opens the recipe's base.
-fn with_base(recipe: &Recipe, run: impl FnOnce(&Gguf<'_>, &Config) -> Result<()>) -> Result<()> {
+fn with_base(recipe: &Recipe, run: impl FnOnce(&Gguf<'_>, &Linears) -> Result<()>) -> Result<()> {
     let path = recipe.path(&recipe.bundle.base);
     let files = open::files(&path)?;
     let base = files.parse()?;
     let config = Config::from_gguf(&base)
         .with_context(|| format!("cannot use {} as the base", path.display()))?;
-    run(&base, &config)
+    run(&base, &Linears::of(&config))
 }
 
 /// Adds what the recipe has and writes the bundle.
 fn extend(
-    mut contents: Contents<'_>,
+    mut contents: Contents,
     recipe: &Recipe,
     base: &Gguf<'_>,
-    config: &Config,
+    linears: &Linears,
     out: &Path,
 ) -> Result<()> {
     // As they were before they were rounded: what merges and projections are computed from.
     let mut originals = BTreeMap::new();
     for stored in &contents.adapters {
-        let adapter = Adapter::from_factors(config, stored.dtype, &stored.factors)?;
+        let adapter = Adapter::from_factors(linears, stored.dtype, &stored.factors)?;
         originals.insert(stored.name.to_string(), adapter);
     }
     for entry in &recipe.adapter {
-        let adapter = read(&recipe.path(&entry.path), config)
+        let adapter = read(&recipe.path(&entry.path), linears)
             .with_context(|| format!("adapter {:?}", entry.name))?;
         let dtype = dtype(entry.quant);
         let factors =
             pack::factors(&adapter, dtype).with_context(|| format!("adapter {:?}", entry.name))?;
         contents.adapters.push(bundle::Adapter {
-            name: entry.name.clone().into(),
-            origin: entry.path.display().to_string().into(),
+            name: entry.name.clone(),
+            origin: entry.path.display().to_string(),
             dtype,
             factors,
         });
@@ -126,19 +131,19 @@ fn extend(
                 let name = used.name()?;
                 let is_known = shared.get(&name).is_some_and(|known| known.is_same(used));
                 if !is_known {
-                    let calibration = calibrate(config, recipe, used, &name);
+                    let calibration = calibrate(linears, recipe, used, &name);
                     let calibration = calibration.with_context(in_composition)?;
                     contents.calibrations.push(calibration);
                 }
                 shared.insert(name.clone(), used);
-                Some(name.into())
+                Some(name)
             }
             None => None,
         };
         let merged = match entry.ready_made {
             true => {
                 let dtype = dtype(entry.quant);
-                let factors = merge_now(config, &members, &merge)
+                let factors = merge_now(linears, &members, &merge)
                     .and_then(|adapter| pack::factors(&adapter, dtype))
                     .with_context(in_composition)?;
                 Some(MergedFactors { dtype, factors })
@@ -146,16 +151,16 @@ fn extend(
             false => None,
         };
         let member = |m: &recipe::Member| Member {
-            adapter: m.name.clone().into(),
+            adapter: m.name.clone(),
             weight: m.weight,
         };
         contents.compositions.push(Composition {
-            name: entry.name.clone().into(),
+            name: entry.name.clone(),
             members: entry.adapters.iter().map(member).collect(),
             merge,
             calibration,
-            prompt: entry.prompt.clone().map(Into::into),
-            description: entry.description.clone().map(Into::into),
+            prompt: entry.prompt.clone(),
+            description: entry.description.clone(),
             merged,
         });
     }
@@ -221,25 +226,22 @@ pub(crate) fn method(
 
 /// Merges adapters, on all cores.
 pub(crate) fn merge_now(
-    config: &Config,
+    linears: &Linears,
     members: &[(&Adapter, f32)],
     how: &Merge,
 ) -> Result<Adapter> {
     let (adapters, weights): (Vec<&Adapter>, Vec<f32>) = members.iter().copied().unzip();
     let pool = threads::all();
-    let workers = Workers {
-        level: Level::detect(),
-        pool: &pool,
-    };
-    Ok(merge(config, &adapters, &weights, &how.into(), workers)?)
+    let compute = Compute::new(Level::detect(), &pool);
+    Ok(merge(linears, &adapters, &weights, &how.into(), compute)?)
 }
 
 fn calibrate(
-    config: &Config,
+    linears: &Linears,
     recipe: &Recipe,
     entry: &recipe::Calibration,
     name: &str,
-) -> Result<bundle::Calibration<'static>> {
+) -> Result<bundle::Calibration> {
     let kind = CalibrationKind::from_name(&entry.kind).with_context(|| {
         let names: Vec<_> = CalibrationKind::ALL.iter().map(|k| k.name()).collect();
         format!(
@@ -258,10 +260,10 @@ fn calibrate(
     let unusable = || format!("cannot use {}", path.display());
     let file = tandem_formats::adapter::calibration::read(&open::bytes(&path)?);
     let file = file.with_context(unusable)?;
-    let calibration = Calibration::from_file(config, &file).with_context(unusable)?;
+    let calibration = Calibration::from_file(linears, &file).with_context(unusable)?;
     let corrections = pack::corrections(&calibration, kind, dtype);
     Ok(bundle::Calibration {
-        name: name.to_string().into(),
+        name: name.to_string(),
         kind,
         corrections: corrections.with_context(unusable)?,
     })

@@ -23,8 +23,7 @@ pub(crate) struct Args {
 }
 
 pub(super) fn extract(args: &Args) -> Result<()> {
-    let mapping = super::map(&args.file)?;
-    let bundle = super::parse(&args.file, &mapping)?;
+    let bundle = super::open_file(&args.file)?;
     let (adapter, _) = bundle
         .adapter(&args.adapter)
         .with_context(|| format!("cannot use {}", args.file.display()))?;
@@ -36,7 +35,7 @@ pub(super) fn extract(args: &Args) -> Result<()> {
 
 /// The adapter as llama.cpp's file, which has one alpha for all linears and no scale of each: where
 /// they have different ones, B takes its own and alpha is 0, which means a scale of 1.
-fn lora_gguf(adapter: &Adapter<'_>, architecture: &str) -> Result<Vec<u8>> {
+fn lora_gguf(adapter: &Adapter, architecture: &str) -> Result<Vec<u8>> {
     let alphas = adapter.factors.iter().map(|f| f.scale * f.rank as f32);
     let alpha = alphas.clone().next().unwrap_or(0.0);
     // One that divides back to the very scales.

@@ -21,11 +21,10 @@ pub(crate) struct Args {
 }
 
 pub(super) fn inspect(args: &Args) -> Result<()> {
-    let mapping = super::map(&args.file)?;
-    let bundle = super::parse(&args.file, &mapping)?;
+    let bundle = super::open_file(&args.file)?;
     let report = match args.json {
-        true => format!("{:#}\n", json_report(&bundle, mapping.len())),
-        false => text_report(&bundle, mapping.len())?,
+        true => format!("{:#}\n", json_report(&bundle, bundle.n_bytes())),
+        false => text_report(&bundle, bundle.n_bytes())?,
     };
     let mut out = std::io::stdout().lock();
     out.write_all(report.as_bytes())?;
@@ -33,19 +32,19 @@ pub(super) fn inspect(args: &Args) -> Result<()> {
 }
 
 /// Bytes of an adapter, a calibration, or a composition's stored merge; 0 where there is none.
-pub(crate) fn section_bytes(bundle: &Bundle<'_>, what: &str, name: &str) -> usize {
+pub(crate) fn section_bytes(bundle: &Bundle, what: &str, name: &str) -> usize {
     let mut sections = bundle.sections();
     let found = sections.find(|(w, n, _)| (*w, *n) == (what, name));
     found.map_or(0, |(.., n_bytes)| n_bytes)
 }
 
 /// The smallest and the largest rank.
-fn ranks(factors: &[Factors<'_>]) -> (usize, usize) {
+fn ranks(factors: &[Factors]) -> (usize, usize) {
     let ranks = || factors.iter().map(|f| f.rank);
     (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0))
 }
 
-fn show_factors(dtype: tandem_engine::DType, factors: &[Factors<'_>]) -> String {
+fn show_factors(dtype: tandem_engine::DType, factors: &[Factors]) -> String {
     let rank = match ranks(factors) {
         (min, max) if min == max => format!("rank {max}"),
         (min, max) => format!("ranks {min} to {max}"),
@@ -54,12 +53,12 @@ fn show_factors(dtype: tandem_engine::DType, factors: &[Factors<'_>]) -> String 
 }
 
 /// The numbers that were learned.
-pub(crate) fn n_parameters(calibration: &Calibration<'_>) -> usize {
+pub(crate) fn n_parameters(calibration: &Calibration) -> usize {
     let matrices = calibration.corrections.iter().flat_map(|c| &c.matrices);
     matrices.map(|m| m.n_rows * m.n_cols).sum()
 }
 
-fn text_report(bundle: &Bundle<'_>, n_bytes: usize) -> Result<String> {
+fn text_report(bundle: &Bundle, n_bytes: usize) -> Result<String> {
     let contents = bundle.contents();
     let mut s = String::new();
     writeln!(s, "bundle {}, {}", escape(&contents.name), size(n_bytes))?;
@@ -117,7 +116,7 @@ fn text_report(bundle: &Bundle<'_>, n_bytes: usize) -> Result<String> {
     Ok(s)
 }
 
-fn show_composition(c: &Composition<'_>) -> String {
+fn show_composition(c: &Composition) -> String {
     let members: Vec<_> = c
         .members
         .iter()
@@ -140,11 +139,11 @@ fn show_composition(c: &Composition<'_>) -> String {
     s
 }
 
-fn json_report(bundle: &Bundle<'_>, n_bytes: usize) -> serde_json::Value {
+fn json_report(bundle: &Bundle, n_bytes: usize) -> serde_json::Value {
     let contents = bundle.contents();
     let base = &contents.base;
-    let factors = |factors: &[Factors<'_>]| -> Vec<_> {
-        let show = |f: &Factors<'_>| {
+    let factors = |factors: &[Factors]| -> Vec<_> {
+        let show = |f: &Factors| {
             json!({
                 "linear": f.linear, "rank": f.rank, "n_in": f.n_in, "n_out": f.n_out,
                 "scale": f.scale,
@@ -152,13 +151,13 @@ fn json_report(bundle: &Bundle<'_>, n_bytes: usize) -> serde_json::Value {
         };
         factors.iter().map(show).collect()
     };
-    let adapter = |a: &Adapter<'_>| {
+    let adapter = |a: &Adapter| {
         json!({
             "name": a.name, "origin": a.origin, "type": a.dtype.name(),
             "bytes": section_bytes(bundle, "adapter", &a.name), "factors": factors(&a.factors),
         })
     };
-    let calibration = |c: &Calibration<'_>| {
+    let calibration = |c: &Calibration| {
         let modules: Vec<_> = c.corrections.iter().map(|c| &c.module).collect();
         json!({
             "name": c.name, "kind": c.kind.name(), "modules": modules,
@@ -166,8 +165,9 @@ fn json_report(bundle: &Bundle<'_>, n_bytes: usize) -> serde_json::Value {
             "bytes": section_bytes(bundle, "calibration", &c.name),
         })
     };
-    let composition = |c: &Composition<'_>| {
-        let member = |m: &tandem_formats::bundle::Member<'_>| json!({"adapter": m.adapter, "weight": m.weight});
+    let composition = |c: &Composition| {
+        let member =
+            |m: &tandem_formats::bundle::Member| json!({"adapter": m.adapter, "weight": m.weight});
         let members: Vec<_> = c.members.iter().map(member).collect();
         let merged = c.merged.as_ref().map(|m| {
             json!({

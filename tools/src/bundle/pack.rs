@@ -10,12 +10,12 @@ use tandem_formats::bundle::{CalibrationKind, Correction, Factors, Matrix, low_r
 use tandem_kernels::{encode_low_rank, encode_rows, quant};
 
 /// An adapter's factors, stored as `dtype`.
-pub(super) fn factors(adapter: &Adapter, dtype: DType) -> Result<Vec<Factors<'static>>> {
+pub(super) fn factors(adapter: &Adapter, dtype: DType) -> Result<Vec<Factors>> {
     let loras = adapter.modules().iter();
     loras.map(|(name, lora)| pack(name, lora, dtype)).collect()
 }
 
-fn pack(linear: &str, lora: &Lora, dtype: DType) -> Result<Factors<'static>> {
+fn pack(linear: &str, lora: &Lora, dtype: DType) -> Result<Factors> {
     let (rank, n_in, n_out) = (lora.a.n_rows, lora.a.n_cols, lora.b.n_rows);
     let partial = || BundleError::FactorType {
         name: "factors".to_string(),
@@ -44,7 +44,7 @@ fn pack(linear: &str, lora: &Lora, dtype: DType) -> Result<Factors<'static>> {
     encode_low_rank(level, layout, &lora.b.values, rank, factor, &mut b);
 
     let factors = Factors {
-        linear: linear.to_string().into(),
+        linear: linear.to_string(),
         rank,
         n_in,
         n_out,
@@ -66,7 +66,7 @@ pub(crate) fn corrections(
     calibration: &Calibration,
     kind: CalibrationKind,
     dtype: DType,
-) -> Result<Vec<Correction<'static>>> {
+) -> Result<Vec<Correction>> {
     let mut corrections = Vec::new();
     for ((layer, tensor), parts) in calibration.modules() {
         let module = match layer {
@@ -98,16 +98,13 @@ pub(crate) fn corrections(
                 format!("module {module}: values of {name} outside the range of {dtype}; use f32")
             })?);
         }
-        corrections.push(Correction {
-            module: module.into(),
-            matrices,
-        });
+        corrections.push(Correction { module, matrices });
     }
     Ok(corrections)
 }
 
 /// A matrix stored as `dtype`; `None` where its values do not fit that.
-fn store(floats: &Floats, dtype: DType) -> Option<Matrix<'static>> {
+fn store(floats: &Floats, dtype: DType) -> Option<Matrix> {
     let n_bytes = dtype.row_bytes(floats.values.len())?;
     let mut data = vec![0; n_bytes];
     quant::quantize(dtype, &floats.values, &mut data);

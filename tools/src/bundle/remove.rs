@@ -25,8 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(super) fn remove(args: &Args) -> Result<()> {
-    let mapping = super::map(&args.file)?;
-    let bundle = super::parse(&args.file, &mapping)?;
+    let bundle = super::open_file(&args.file)?;
     // What stays must be whole, or its damage would get a checksum that is right.
     bundle
         .verify()
@@ -38,9 +37,8 @@ pub(super) fn remove(args: &Args) -> Result<()> {
     }
     for name in &args.adapters {
         contents.adapter(name)?;
-        let uses = |c: &&tandem_formats::bundle::Composition<'_>| {
-            c.members.iter().any(|m| m.adapter == *name)
-        };
+        let uses =
+            |c: &&tandem_formats::bundle::Composition| c.members.iter().any(|m| m.adapter == *name);
         let users: Vec<_> = contents.compositions.iter().filter(uses).collect();
         if !users.is_empty() {
             let names: Vec<_> = users.iter().map(|c| &*c.name).collect();

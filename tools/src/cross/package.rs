@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::boards::Board;
 use crate::adapters::bundle_for;
 use crate::inspect::size;
-use crate::{bundle, open};
+use crate::open;
 
 /// The files beside the model's.
 const BINARY: &str = "tandem";
@@ -45,13 +45,12 @@ impl Content {
             });
         };
         let files = open::files(path)?;
-        let gguf = files.parse()?;
-        open::model(path, &gguf)?;
+        let model = open::model(path)?;
         let chosen = match (bundle, compose) {
             (Some(bundle_path), Some(name)) => {
                 let unusable = || format!("cannot use {}", bundle_path.display());
-                let mapping = bundle::map(bundle_path)?;
-                let bundle = bundle_for(bundle_path, &mapping, &gguf)?;
+                let bundle = bundle_for(bundle_path, &model)?;
+                let bundle = bundle.file();
                 bundle.verify().with_context(unusable)?;
                 bundle.parts(name).with_context(unusable)?;
                 Some((bundle_path.to_path_buf(), name.to_string()))

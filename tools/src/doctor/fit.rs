@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use serde::Serialize;
-use tandem_engine::{Composition, Pool, Serial, Session, SessionOptions};
+use tandem_engine::{Composition, Serial, Session, SharedPool};
 
 use super::Args;
 use super::machine::Memory;
@@ -47,29 +47,22 @@ impl Fit {
     pub(super) fn of(
         args: &Args,
         path: &Path,
-        pool: &dyn Pool,
+        pool: &SharedPool,
         is_here: bool,
         memory: &Memory,
         bandwidth: &[Bandwidth],
     ) -> Result<Fit> {
-        let files = open::files(path)?;
-        let gguf = files.parse()?;
-        let model = open::model(path, &gguf)?;
-        let chosen = args.bundle.open()?;
-        let parts = Parts::load(
-            &args.adapters,
-            chosen.as_ref(),
-            &args.session,
-            pool,
-            &gguf,
-            &model,
-        )?;
-        let composition = parts.composition(&model.config)?;
+        let model = open::model(path)?;
+        let config = model.config();
+        let compute = args.session.compute(pool);
+        let parts = Parts::load(&args.adapters, &args.bundle, &args.session, compute, &model)?;
+        let composition = parts.composition(model.linears())?;
         let composition = composition.as_ref();
         // Another machine's threads are not measured, nor does its memory depend on them.
-        let timed = if is_here { pool } else { &Serial };
+        let serial = SharedPool::from(Serial);
+        let timed = if is_here { pool } else { &serial };
         let options = args.session.options(&model, timed, None);
-        let needs = Session::memory(&model.config, &options, composition)
+        let needs = Session::memory(config, &options, composition)
             .ok_or_else(|| anyhow!("a context of {} tokens is too large", options.n_ctx))?;
         let adapters = composition.map_or(0, Composition::bytes_per_token);
         let bytes_per_token = model.bytes_per_token() + adapters;
@@ -77,7 +70,7 @@ impl Fit {
         let mut fit = Fit {
             file: path.to_path_buf(),
             ctx: options.n_ctx,
-            weight_bytes: files.n_bytes(),
+            weight_bytes: model.n_bytes() as u64,
             kv_cache_bytes: needs.kv_cache,
             buffer_bytes: needs.scratch.saturating_add(adapters),
             bytes_per_token,
@@ -88,9 +81,10 @@ impl Fit {
         };
         if let Some(usable) = memory.usable() {
             fit.verdict = Some(fit.verdict(usable));
-            fit.max_ctx = max_ctx(model.config.n_ctx_train, |n_ctx| {
-                let options = SessionOptions { n_ctx, ..options };
-                let Some(needs) = Session::memory(&model.config, &options, composition) else {
+            fit.max_ctx = max_ctx(config.n_ctx_train, |n_ctx| {
+                let mut options = options;
+                options.n_ctx = n_ctx;
+                let Some(needs) = Session::memory(config, &options, composition) else {
                     return false;
                 };
                 let all = [needs.kv_cache, needs.scratch, adapters].map(|n| n as u64);

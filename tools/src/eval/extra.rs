@@ -24,7 +24,7 @@ impl Extra {
 
     /// Of a bundle's composition: its calibration, its stored merge, and those of its adapters that
     /// no other composition uses. Of an adapter alone: nothing, where a composition uses it.
-    pub(super) fn of_bundle(bundle: &Bundle<'_>, name: &str) -> Extra {
+    pub(super) fn of_bundle(bundle: &Bundle, name: &str) -> Extra {
         let contents = bundle.contents();
         let mut extra = Extra::default();
         let mut add = |n_parameters, what, name: &str| {
@@ -80,6 +80,6 @@ impl Extra {
     }
 }
 
-fn n_factors(factors: &[Factors<'_>]) -> usize {
+fn n_factors(factors: &[Factors]) -> usize {
     factors.iter().map(|f| f.rank * (f.n_in + f.n_out)).sum()
 }

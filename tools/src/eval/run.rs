@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::{Composition, Session};
 
 use super::Plan;
@@ -14,12 +13,11 @@ use crate::greedy;
 use crate::progress::Progress;
 
 /// What is answered, and with what.
-pub(super) struct Evaluation<'m, 'p> {
-    pub tokenizer: &'p Tokenizer<'p>,
+pub(super) struct Evaluation<'p> {
     pub examples: &'p [Example],
     pub plans: &'p [Plan],
     /// The compositions by the names that the plans give; `None` is the model alone.
-    pub compositions: &'m BTreeMap<&'p str, Option<Composition<'m>>>,
+    pub compositions: &'p BTreeMap<&'p str, Option<Composition>>,
     pub max_tokens: usize,
     /// The tokens that a composition of this name is asked an input with.
     pub ask: &'p (dyn Fn(&str, &str) -> Result<Vec<u32>> + Sync),
@@ -33,14 +31,14 @@ pub(super) struct Answer {
     pub ms: f64,
 }
 
-impl<'m> Evaluation<'m, '_> {
+impl Evaluation<'_> {
     /// Answers all examples by the first plan, then by the second and so on, on a thread for each
     /// session: many small answers at once are faster than each on all threads.
-    pub(super) fn run(&self, sessions: Vec<Session<'m, '_>>) -> Result<Vec<Answer>> {
+    pub(super) fn run(&self, sessions: Vec<Session>) -> Result<Vec<Answer>> {
         let n_answers = self.plans.len() * self.examples.len();
         let progress = Progress::new(n_answers as u64, "evaluating");
         let next = AtomicUsize::new(0);
-        let work = |mut session: Session<'m, '_>| {
+        let work = |mut session: Session| {
             let mut answers = Vec::new();
             loop {
                 let i = next.fetch_add(1, Ordering::Relaxed);
@@ -73,7 +71,7 @@ impl<'m> Evaluation<'m, '_> {
     }
 
     /// The answer number `i`.
-    fn answer(&self, session: &mut Session<'m, '_>, i: usize) -> Result<Answer> {
+    fn answer(&self, session: &mut Session, i: usize) -> Result<Answer> {
         let n = self.examples.len();
         let (plan, example) = (&self.plans[i / n], &self.examples[i % n]);
         let start = Instant::now();
@@ -92,10 +90,10 @@ impl<'m> Evaluation<'m, '_> {
     }
 
     /// What the composition `name` says to `input`.
-    fn step(&self, session: &mut Session<'m, '_>, name: &str, input: &str) -> Result<String> {
+    fn step(&self, session: &mut Session, name: &str, input: &str) -> Result<String> {
         let composition = self.compositions.get(name).and_then(Option::as_ref);
         session.set_composition(composition)?;
         let prompt = (self.ask)(name, input)?;
-        Ok(greedy::answer(session, self.tokenizer, &prompt, self.max_tokens)?.0)
+        Ok(greedy::answer(session, &prompt, self.max_tokens)?.0)
     }
 }

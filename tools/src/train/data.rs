@@ -6,10 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
+use tandem_engine::chat;
 use tandem_engine::tokenizer::{EncodeOptions, Tokenizer};
 
 use super::ops::Span;
-use crate::{dataset, prompt};
+use crate::dataset;
 
 /// What is done about examples that are longer than the context.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
@@ -43,7 +44,7 @@ impl Example {
 /// Reads the examples of a file, at most `limit`; `form` is the prompt, with a mark for the input.
 pub(super) fn read(
     path: &Path,
-    tokenizer: &Tokenizer<'_>,
+    tokenizer: &Tokenizer,
     form: &str,
     n_ctx: usize,
     too_long: TooLong,
@@ -80,11 +81,11 @@ pub(super) fn read(
 
 fn example(
     text: &dataset::Example,
-    tokenizer: &Tokenizer<'_>,
+    tokenizer: &Tokenizer,
     form: &str,
     end: u32,
 ) -> Result<Example> {
-    let mut tokens = prompt::fill(tokenizer, form, text.input.as_bytes())?;
+    let mut tokens = chat::fill(tokenizer, form, text.input.as_bytes())?;
     let n_prompt = tokens.len();
     ensure!(n_prompt > 0, "the prompt has no tokens");
     let options = EncodeOptions {

@@ -6,9 +6,10 @@ use std::ops::Range;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{Device, Tensor, Var};
 use rand_xoshiro::Xoshiro256PlusPlus;
+use tandem_engine::adapters::Calibration;
 use tandem_engine::adapters::calibration::Kind;
-use tandem_engine::adapters::{Calibration, LinearId, Module, module_names};
-use tandem_engine::{Adapter, Config};
+use tandem_engine::model::{ModuleName, TensorParts};
+use tandem_engine::{Adapter, LinearId, Linears};
 use tandem_formats::adapter::calibration::Parts;
 use tandem_formats::adapter::{Floats, Lora};
 
@@ -58,58 +59,39 @@ pub(super) enum Term {
     LowRank { a: Tensor, b: Tensor, scale: f32 },
 }
 
-/// A tensor of a layer: its name, the linears in it with their rows, its columns.
-struct Place {
+/// A tensor of a layer and the linears in it.
+struct Place<'a> {
     layer: usize,
     tensor: &'static str,
-    linears: Vec<(Module, Range<usize>)>,
-    n_out: usize,
-    n_in: usize,
+    parts: &'a TensorParts,
 }
 
 /// The tensors of all layers that modules of these names (all, where there are none) are.
-fn places(config: &Config, modules: &[String]) -> Result<Vec<Place>> {
-    let last = |hf: &'static str| hf.rsplit('.').next().unwrap_or(hf);
-    let names = module_names(config);
+fn places<'a>(base: &'a Linears, modules: &[String]) -> Result<Vec<Place<'a>>> {
+    let names = base.arch().modules();
     for wanted in modules {
-        if !names.iter().any(|(hf, _)| last(hf) == wanted) {
-            let known: Vec<_> = names.iter().map(|(hf, _)| last(hf)).collect();
+        if !names.iter().any(|name| name.last() == wanted) {
+            let known: Vec<_> = names.iter().map(ModuleName::last).collect();
             bail!(
                 "there is no module {wanted:?}; there are {}",
                 known.join(", ")
             );
         }
     }
+    let is_wanted =
+        |name: &&ModuleName| modules.is_empty() || modules.iter().any(|m| m == name.last());
     let mut places = Vec::new();
-    for layer in 0..config.n_layer {
-        for (hf, tensor) in names {
-            if !modules.is_empty() && !modules.iter().any(|m| m == last(hf)) {
-                continue;
+    for layer in 0..base.n_layer() {
+        for name in names.iter().filter(is_wanted) {
+            // A layer of another kind has no such module.
+            if let Some(parts) = base.of_module(layer, *name) {
+                let tensor = name.tensor;
+                places.push(Place {
+                    layer,
+                    tensor,
+                    parts,
+                });
             }
-            let inside: Vec<Module> = match *tensor {
-                "attn_qkv" => vec![Module::Q, Module::K, Module::V],
-                // Where the gate has no tensor of its own, it is in this one.
-                "ffn_up" if !names.iter().any(|(_, t)| *t == "ffn_gate") => {
-                    vec![Module::Gate, Module::Up]
-                }
-                _ => Module::ALL
-                    .into_iter()
-                    .filter(|m| m.name() == *tensor)
-                    .collect(),
-            };
-            let (mut n_out, mut n_in, mut linears) = (0, 0, Vec::new());
-            for module in inside {
-                let (rows, cols) = module.shape(config);
-                linears.push((module, n_out..n_out + rows));
-                (n_out, n_in) = (n_out + rows, cols);
-            }
-            places.push(Place {
-                layer,
-                tensor,
-                linears,
-                n_out,
-                n_in,
-            });
         }
     }
     Ok(places)
@@ -119,7 +101,7 @@ impl Learned {
     /// Tensors as training begins with them: such that the network is still the plain merge.
     /// `members` are the adapters and their weights, between which a projection goes.
     pub(super) fn new(
-        config: &Config,
+        base: &Linears,
         form: Form,
         modules: &[String],
         members: &[(&Adapter, f32)],
@@ -133,7 +115,7 @@ impl Learned {
         };
         let shared = matches!(form, Form::Calibration { shared: true, .. });
         let mut first = BTreeMap::new();
-        for place in places(config, modules)? {
+        for place in places(base, modules)? {
             let cat = match form {
                 Form::Calibration {
                     kind: Kind::Projection,
@@ -163,20 +145,17 @@ impl Learned {
                     place.tensor
                 );
             }
-            for (module, rows) in &place.linears {
-                let factors = cat
-                    .as_ref()
-                    .map(|cat| cat.factors(&place, rows))
-                    .transpose()?;
+            for (id, rows) in &place.parts.linears {
+                let n_in = place.parts.n_in;
+                let factors = cat.as_ref().map(|cat| cat.factors(n_in, rows));
+                let factors = factors.transpose()?;
                 let user = User {
                     index,
                     rows: rows.clone(),
-                    n_in: place.n_in,
+                    n_in,
                     factors,
                 };
-                learned
-                    .users
-                    .insert(LinearId::Layer(place.layer, *module), user);
+                learned.users.insert(*id, user);
             }
         }
         ensure!(
@@ -190,7 +169,7 @@ impl Learned {
     fn add(
         &mut self,
         layer: Option<usize>,
-        place: &Place,
+        place: &Place<'_>,
         cat: Option<&Cat<'_>>,
         random: &mut Xoshiro256PlusPlus,
     ) -> Result<usize> {
@@ -200,7 +179,7 @@ impl Learned {
             self.vars.push(Var::from_vec(values, shape, &Device::Cpu)?);
             Ok(())
         };
-        let Place { n_out, n_in, .. } = *place;
+        let TensorParts { n_out, n_in, .. } = *place.parts;
         // As PEFT begins with A.
         let bound = 1.0 / (n_in as f32).sqrt();
         let mut small = |n: usize| (0..n).map(|_| bound * uniform(random)).collect();
@@ -318,7 +297,7 @@ impl Learned {
     }
 
     /// The calibration that the tensors are.
-    pub(super) fn calibration(&self, config: &Config) -> Result<Calibration> {
+    pub(super) fn calibration(&self, base: &Linears) -> Result<Calibration> {
         let mut modules: BTreeMap<_, Parts> = BTreeMap::new();
         for ((layer, tensor, part), floats) in self.names.iter().zip(self.floats()?) {
             let parts = modules.entry((*layer, tensor.to_string())).or_default();
@@ -330,11 +309,11 @@ impl Learned {
             };
             *place = Some(floats);
         }
-        Ok(Calibration::new(config, modules)?)
+        Ok(Calibration::new(base, modules)?)
     }
 
     /// The adapter that the tensors are.
-    pub(super) fn adapter(&self, config: &Config) -> Result<Adapter> {
+    pub(super) fn adapter(&self, base: &Linears) -> Result<Adapter> {
         let scale = match self.form {
             Form::Lora { rank, alpha } => alpha / rank as f32,
             Form::Calibration { .. } => bail!("a calibration is no adapter"),
@@ -350,7 +329,7 @@ impl Learned {
                 scale,
             });
         }
-        Ok(Adapter::new(config, loras)?)
+        Ok(Adapter::new(base, loras)?)
     }
 
     /// What was learned, which a last step too far may have made infinite.
@@ -384,7 +363,7 @@ struct Cat<'a> {
 
 impl<'a> Cat<'a> {
     /// `None` where no adapter changes the tensor.
-    fn new(place: &Place, members: &[(&'a Adapter, f32)]) -> Option<Cat<'a>> {
+    fn new(place: &Place<'_>, members: &[(&'a Adapter, f32)]) -> Option<Cat<'a>> {
         let name = format!("blk.{}.{}", place.layer, place.tensor);
         let find =
             |(adapter, weight): &(&'a Adapter, f32)| Some((adapter.modules().get(&name)?, *weight));
@@ -408,7 +387,7 @@ impl<'a> Cat<'a> {
     }
 
     /// `A_cat` `[ranks, n_in]` and rows of `B_cat` `[rows, ranks]`, without scales.
-    fn factors(&self, place: &Place, rows: &Range<usize>) -> Result<(Tensor, Tensor)> {
+    fn factors(&self, n_in: usize, rows: &Range<usize>) -> Result<(Tensor, Tensor)> {
         let a = self.loras.iter().flat_map(|(lora, _)| &lora.a.values);
         let mut b = Vec::with_capacity(rows.len() * self.n_ranks);
         for row in rows.clone() {
@@ -419,7 +398,7 @@ impl<'a> Cat<'a> {
         }
         let a: Vec<f32> = a.copied().collect();
         Ok((
-            Tensor::from_vec(a, (self.n_ranks, place.n_in), &Device::Cpu)?,
+            Tensor::from_vec(a, (self.n_ranks, n_in), &Device::Cpu)?,
             Tensor::from_vec(b, (rows.len(), self.n_ranks), &Device::Cpu)?,
         ))
     }

@@ -26,8 +26,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tandem_engine::adapters::calibration::Kind;
-use tandem_engine::{Adapter, Config, Model, SessionError, SessionOptions};
-use tandem_formats::Gguf;
+use tandem_engine::{Adapter, Linears, Model, SessionError, SessionOptions};
 use tandem_formats::bundle::{self, INPUT_MARK, MergeMethod};
 
 use crate::open;
@@ -169,9 +168,9 @@ pub(crate) fn calibrate(args: &CalibrateArgs) -> Result<()> {
         &calibration.modules,
         out.as_deref(),
         |done| {
-            let calibration = done.learned.calibration(done.config)?;
+            let calibration = done.learned.calibration(done.linears)?;
             if let Some(out) = &out {
-                output::calibration(out, done.config, &calibration)?;
+                output::calibration(out, done.linears, &calibration)?;
                 tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
             }
             let bundle = recipe.bundle.as_ref().map(|path| recipe.path(path));
@@ -215,8 +214,9 @@ pub(crate) fn train_lora(args: &TrainLoraArgs) -> Result<()> {
         &lora.modules,
         Some(&out),
         |done| {
-            let adapter = done.learned.adapter(done.config)?;
-            output::peft(&out, done.config, &adapter, (rank, alpha), &recipe.base)?;
+            let adapter = done.learned.adapter(done.linears)?;
+            let lora = output::LoraConfig { rank, alpha };
+            output::peft(&out, done.linears, &adapter, lora, &recipe.base)?;
             tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
             Ok(())
         },
@@ -234,7 +234,7 @@ fn check_rank(rank: usize) -> Result<()> {
 
 /// What training leaves.
 struct Done<'a> {
-    config: &'a Config,
+    linears: &'a Linears,
     learned: &'a Learned,
 }
 
@@ -283,11 +283,9 @@ fn train(
         ensure!(!path.is_dir(), "{} is a folder", path.display());
     }
     let base_path = recipe.path(&recipe.base);
-    let files = open::files(&base_path)?;
-    let gguf = files.parse()?;
-    let model = open::model(&base_path, &gguf)?;
-    let tokenizer = open::tokenizer(&base_path, &gguf)?;
-    let composition = Composed::read(recipe, &gguf, &model.config)?;
+    let model = open::model(&base_path)?;
+    let tokenizer = open::tokenizer(&base_path, &model)?;
+    let composition = Composed::read(recipe, &model)?;
     if matches!(form, Form::Calibration { .. }) {
         ensure!(
             !composition.members.is_empty(),
@@ -301,7 +299,7 @@ fn train(
         "the prompt {prompt:?} has no place for the input, {INPUT_MARK}"
     );
 
-    let options = SessionOptions::for_model(&model.config);
+    let options = SessionOptions::for_model(model.config());
     let n_ctx = recipe.data.context.unwrap_or(options.n_ctx);
     let data_path = args
         .data
@@ -309,14 +307,14 @@ fn train(
         .unwrap_or_else(|| recipe.path(&recipe.data.path));
     let mut examples = data::read(
         &data_path,
-        &tokenizer,
+        tokenizer,
         &prompt,
         n_ctx,
         recipe.data.too_long,
         recipe.data.limit,
     )?;
     // As a session refuses them: a vocabulary may have more tokens than there are embeddings.
-    let n_vocab = model.config.n_vocab;
+    let n_vocab = model.config().n_vocab;
     for example in &examples {
         let outside = example.tokens.iter().find(|id| **id as usize >= n_vocab);
         if let Some(id) = outside.copied() {
@@ -337,7 +335,13 @@ fn train(
 
     let members = composition.members();
     let mut values = random::generator(seed, FOR_VALUES);
-    let learned = Learned::new(&model.config, form.clone(), modules, &members, &mut values)?;
+    let learned = Learned::new(
+        model.linears(),
+        form.clone(),
+        modules,
+        &members,
+        &mut values,
+    )?;
     let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(0);
     let network = composition.network(&model, &learned, options.n_ctx.max(n_ctx), longest)?;
     let n_threads = args.threads.map_or(0, NonZeroUsize::get); // 0: all cores
@@ -407,7 +411,7 @@ fn train(
         tell!("kept: step {step}, validation loss {loss:.4}");
     }
     write(Done {
-        config: &model.config,
+        linears: model.linears(),
         learned: &learned,
     })?;
     if let Some(path) = &args.curve {
@@ -430,14 +434,15 @@ struct Composed {
 }
 
 impl Composed {
-    fn read(recipe: &Recipe, base: &Gguf<'_>, config: &Config) -> Result<Composed> {
+    fn read(recipe: &Recipe, model: &Model) -> Result<Composed> {
         if let (Some(path), Some(name)) = (&recipe.bundle, &recipe.composition) {
-            return Composed::of_bundle(&recipe.path(path), name, base, config);
+            return Composed::of_bundle(&recipe.path(path), name, model);
         }
+        let base = model.linears();
         let mut members = Vec::new();
         for member in &recipe.adapters {
             let path = recipe.path(&member.path);
-            let adapter = crate::adapters::read(&path, config)
+            let adapter = crate::adapters::read(&path, base)
                 .with_context(|| format!("cannot use the adapter {}", path.display()))?;
             members.push((adapter, member.weight));
         }
@@ -449,41 +454,42 @@ impl Composed {
             merged: None,
             prompt: None,
         };
-        composed.merge(config, how.as_ref())?;
+        composed.merge(base, how.as_ref())?;
         Ok(composed)
     }
 
-    fn of_bundle(path: &Path, name: &str, base: &Gguf<'_>, config: &Config) -> Result<Composed> {
+    fn of_bundle(path: &Path, name: &str, model: &Model) -> Result<Composed> {
         let unusable = || format!("cannot use {}", path.display());
-        let mapping = crate::bundle::map(path)?;
-        let bundle = crate::adapters::bundle_for(path, &mapping, base)?;
+        let base = model.linears();
+        let bundle = crate::adapters::bundle_for(path, model)?;
+        let bundle = bundle.file();
         let parts = bundle.parts(name).with_context(unusable)?;
         let mut members = Vec::new();
         // Also where their merge is stored: what is learned may go between them.
         for member in &parts.composition.members {
             let (adapter, _) = bundle.adapter(&member.adapter).with_context(unusable)?;
-            let adapter = Adapter::from_factors(config, adapter.dtype, &adapter.factors);
+            let adapter = Adapter::from_factors(base, adapter.dtype, &adapter.factors);
             members.push((adapter.with_context(unusable)?, member.weight));
         }
         let mut composed = Composed {
             members,
             merged: None,
-            prompt: parts.composition.prompt.as_deref().map(str::to_string),
+            prompt: parts.composition.prompt.clone(),
         };
         let how = &parts.composition.merge;
         match parts.merged.filter(|_| how.method != MergeMethod::Cat) {
             Some((stored, _)) => {
-                let merged = Adapter::from_factors(config, stored.dtype, &stored.factors);
+                let merged = Adapter::from_factors(base, stored.dtype, &stored.factors);
                 composed.merged = Some(merged.with_context(unusable)?);
             }
-            None => composed.merge(config, Some(how))?,
+            None => composed.merge(base, Some(how))?,
         }
         Ok(composed)
     }
 
-    fn merge(&mut self, config: &Config, how: Option<&bundle::Merge>) -> Result<()> {
+    fn merge(&mut self, base: &Linears, how: Option<&bundle::Merge>) -> Result<()> {
         if let Some(how) = how.filter(|how| how.method != MergeMethod::Cat) {
-            self.merged = Some(crate::bundle::merge_now(config, &self.members(), how)?);
+            self.merged = Some(crate::bundle::merge_now(base, &self.members(), how)?);
         }
         Ok(())
     }
@@ -498,7 +504,7 @@ impl Composed {
     /// The base with the composition's terms, but those that are part of what is learned.
     fn network(
         &self,
-        model: &Model<'_>,
+        model: &Model,
         learned: &Learned,
         n_ctx: usize,
         n_positions: usize,
@@ -510,8 +516,8 @@ impl Composed {
             Some(merged) => vec![(merged, 1.0)],
             None => self.members(),
         };
-        let deltas = deltas(&model.config, &plain, |id| learned.replaces(id));
-        Ok(Network::new(model, deltas, n_ctx, n_positions))
+        let deltas = deltas(model.linears(), &plain, |id| learned.replaces(id));
+        Network::new(model, deltas, n_ctx, n_positions)
     }
 }
 

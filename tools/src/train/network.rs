@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use anyhow::{Context as _, bail};
 use candle_core::{Device, Result, Tensor};
-use tandem_engine::adapters::{LinearId, Module};
-use tandem_engine::weights::{self, LayerWeights};
-use tandem_engine::{Adapter, Config, Model, NormKind};
+use tandem_engine::blocks::{AttentionConfig, GatedConfig};
+use tandem_engine::model::{self, Ffn, Mixer};
+use tandem_engine::{Adapter, Config, LinearId, Linears, Model, NormKind};
 
 use super::data::Batch;
 use super::learned::{Learned, Term};
@@ -23,19 +24,40 @@ pub(super) struct Network {
     layers: Vec<Layer>,
     output_norm: Arc<NormParameters>,
     output: Arc<Frozen>,
-    angles: Arc<Angles>,
-    angles_local: Arc<Angles>,
+    /// Of each of the model's ropes.
+    angles: Vec<Arc<Angles>>,
 }
 
 struct Layer {
-    attn_norm: Arc<NormParameters>,
-    /// By [`Module`], in the order of [`Module::ALL`].
-    linears: [Arc<Frozen>; 7],
+    mixer_norm: Arc<NormParameters>,
+    attention: AttentionBlock,
+    post_mixer_norm: Option<Arc<NormParameters>>,
+    ffn_norm: Arc<NormParameters>,
+    gated: GatedBlock,
+    post_ffn_norm: Option<Arc<NormParameters>>,
+}
+
+struct AttentionBlock {
+    config: AttentionConfig,
+    q: Fixed,
+    k: Fixed,
+    v: Fixed,
+    o: Fixed,
     q_norm: Option<Arc<NormParameters>>,
     k_norm: Option<Arc<NormParameters>>,
-    post_attn_norm: Option<Arc<NormParameters>>,
-    ffn_norm: Arc<NormParameters>,
-    post_ffn_norm: Option<Arc<NormParameters>>,
+}
+
+struct GatedBlock {
+    config: GatedConfig,
+    gate: Fixed,
+    up: Fixed,
+    down: Fixed,
+}
+
+/// A linear of the base, to be found in what is learned by its id.
+struct Fixed {
+    id: LinearId,
+    linear: Arc<Frozen>,
 }
 
 /// The low-rank terms of a model's linears.
@@ -44,7 +66,7 @@ pub(super) type Deltas = HashMap<LinearId, Vec<Delta>>;
 /// What adapters, each times its weight, add to the linears; those of which `is_left_out` are
 /// passed over.
 pub(super) fn deltas(
-    config: &Config,
+    base: &Linears,
     adapters: &[(&Adapter, f32)],
     is_left_out: impl Fn(LinearId) -> bool,
 ) -> Deltas {
@@ -52,11 +74,13 @@ pub(super) fn deltas(
     for (adapter, weight) in adapters {
         for (name, lora) in adapter.modules() {
             let rank = lora.b.n_cols;
-            let parts = LinearId::of_tensor(config, name, lora.b.n_rows).unwrap_or_default();
-            for (id, rows) in parts.into_iter().filter(|(id, _)| !is_left_out(*id)) {
+            let Ok(tensor) = base.of_tensor(name, lora.b.n_rows) else {
+                continue;
+            };
+            for (id, rows) in tensor.linears.iter().filter(|(id, _)| !is_left_out(*id)) {
                 let scale = weight * lora.scale;
                 let b = &lora.b.values[rows.start * rank..rows.end * rank];
-                deltas.entry(id).or_default().push(Delta {
+                deltas.entry(*id).or_default().push(Delta {
                     rank,
                     a: lora.a.values.clone(),
                     b: b.iter().map(|x| scale * x).collect(),
@@ -71,56 +95,35 @@ impl Network {
     /// A model with low-rank terms, for a context of `n_ctx` (which chooses the rotary frequencies
     /// of some models) and sequences of at most `n_positions`.
     pub(super) fn new(
-        model: &Model<'_>,
+        model: &Model,
         mut deltas: Deltas,
         n_ctx: usize,
         n_positions: usize,
-    ) -> Network {
-        let config = &model.config;
-        let has_output_terms = deltas.contains_key(&LinearId::Output);
-        let mut frozen = |id: LinearId, linear: &weights::Linear<'_>| {
-            let deltas = deltas.remove(&id).unwrap_or_default();
-            Arc::new(Frozen::new(&linear.w, &linear.bias, deltas))
-        };
-        let norm = |weight: &[f32], bias: &[f32], kind| {
-            Arc::new(NormParameters {
-                kind,
-                eps: config.norm_eps,
-                weight: weight.to_vec(),
-                bias: bias.to_vec(),
-            })
-        };
-        let block_norm = |n: &weights::Norm| norm(&n.weight, &n.bias, config.norm);
-        // Heads are normalized by their root mean square in every architecture that does it.
-        let head_norm = |w: &[f32]| (!w.is_empty()).then(|| norm(w, &[], NormKind::Rms));
-        let layer = |(i, w): (usize, &LayerWeights<'_>)| Layer {
-            attn_norm: block_norm(&w.attn_norm),
-            linears: w
-                .linears()
-                .map(|(module, linear)| frozen(LinearId::Layer(i, module), linear)),
-            q_norm: head_norm(&w.q_norm),
-            k_norm: head_norm(&w.k_norm),
-            post_attn_norm: w.post_attn_norm.as_ref().map(block_norm),
-            ffn_norm: block_norm(&w.ffn_norm),
-            post_ffn_norm: w.post_ffn_norm.as_ref().map(block_norm),
-        };
-        let layers = model.layers.iter().enumerate().map(layer).collect();
-        let is_tied = core::ptr::eq(model.output.w.row(0), model.token_embd.row(0));
-        let output = frozen(LinearId::Output, &model.output);
+    ) -> anyhow::Result<Network> {
+        let config = model.config();
+        let output = model.output();
+        let has_output_terms = deltas.contains_key(&output.id);
+        let is_tied = output.w.is_same(model.token_embd());
+        let layers = model.layers().iter();
+        let layers: anyhow::Result<_> =
+            layers.map(|w| Layer::new(config, w, &mut deltas)).collect();
+        let output = Fixed::new(output, &mut deltas).linear;
         let embeddings = match is_tied && !has_output_terms {
             true => Arc::clone(&output),
-            false => Arc::new(Frozen::new(&model.token_embd, &[], Vec::new())),
+            false => Arc::new(Frozen::new(&model.token_embd().view(), &[], Vec::new())),
         };
-        let angles = |is_local| Arc::new(Angles::new(model, n_ctx, is_local, n_positions));
-        Network {
+        let angles = (0..config.ropes.len()).map(|rope| {
+            let angles = Angles::new(model, rope, n_ctx, n_positions);
+            Ok(Arc::new(angles.context("a rope that the model lacks")?))
+        });
+        Ok(Network {
             config: config.clone(),
             embeddings,
-            layers,
-            output_norm: block_norm(&model.output_norm),
+            layers: layers?,
+            output_norm: block_norm(config, model.output_norm()),
             output,
-            angles: angles(false),
-            angles_local: angles(true),
-        }
+            angles: angles.collect::<anyhow::Result<_>>()?,
+        })
     }
 
     /// The sum over a batch of the loss of each target token.
@@ -157,68 +160,151 @@ impl Network {
     /// Layer `i` on `x` `[n_tokens, n_embd]`. Of the last layer's results those at targets alone
     /// are computed: `[n_targets, n_embd]`.
     fn layer(&self, learned: &Learned, i: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
-        let (config, w) = (&self.config, &self.layers[i]);
+        let layer = &self.layers[i];
         let is_last = i + 1 == self.layers.len();
-        let linear = |module: Module, x: &Tensor| {
-            let frozen = &w.linears[module as usize];
-            linear(learned, LinearId::Layer(i, module), frozen, x)
+        let h = norm(&layer.mixer_norm, x)?;
+        let y = self.attention(learned, &layer.attention, &h, batch, is_last)?;
+        let x = match is_last {
+            true => batch.select(x)?,
+            false => x.clone(),
         };
-        let norm = |n: &Arc<NormParameters>, x: &Tensor| x.apply_op1(Norm(Arc::clone(n)));
-        let optional = |n: &Option<Arc<NormParameters>>, x: Tensor| match n {
-            Some(n) => norm(n, &x),
-            None => Ok(x),
+        let x = (x + norm_if_any(&layer.post_mixer_norm, y)?)?;
+        let y = layer.gated.forward(learned, &norm(&layer.ffn_norm, &x)?)?;
+        x + norm_if_any(&layer.post_ffn_norm, y)?
+    }
+
+    /// `o attention(rope(q h), rope(k h), v h)`, of all tokens or of those before a target.
+    fn attention(
+        &self,
+        learned: &Learned,
+        block: &AttentionBlock,
+        h: &Tensor,
+        batch: &Batch,
+        at_targets: bool,
+    ) -> Result<Tensor> {
+        let (h_q, positions, spans) = match at_targets {
+            true => (
+                batch.select(h)?,
+                &batch.target_positions,
+                &batch.target_spans,
+            ),
+            false => (h.clone(), &batch.positions, &batch.spans),
         };
-        let local = config.local_attention(i);
+        let angles = &self.angles[block.config.rope];
         let rotate = |x: Tensor, positions: &Arc<Vec<usize>>| {
-            let angles = match local {
-                Some(_) => &self.angles_local,
-                None => &self.angles,
-            };
             x.apply_op1(Rope {
                 angles: Arc::clone(angles),
+                head_dim: block.config.head_dim,
                 positions: Arc::clone(positions),
             })
         };
-
-        // x += o attention(rope(q h), rope(k h), v h) with h = norm(x)
-        let h = norm(&w.attn_norm, x)?;
-        let (x, h_q, positions, spans) = match is_last {
-            true => {
-                let (positions, spans) = (&batch.target_positions, &batch.target_spans);
-                (batch.select(x)?, batch.select(&h)?, positions, spans)
-            }
-            false => (x.clone(), h.clone(), &batch.positions, &batch.spans),
-        };
-        let q = rotate(optional(&w.q_norm, linear(Module::Q, &h_q)?)?, positions)?;
-        let k = optional(&w.k_norm, linear(Module::K, &h)?)?;
+        let q = norm_if_any(&block.q_norm, block.q.forward(learned, &h_q)?)?;
+        let q = rotate(q, positions)?;
+        let k = norm_if_any(&block.k_norm, block.k.forward(learned, h)?)?;
         let k = rotate(k, &batch.positions)?;
-        let v = linear(Module::V, &h)?;
+        let v = block.v.forward(learned, h)?;
         let attention = Attention {
             spans: Arc::clone(spans),
-            n_head: config.n_head,
-            n_head_kv: config.n_head_kv,
-            head_dim: config.head_dim,
-            scale: config.attention_scale,
-            window: local.map(|local| local.window),
+            n_head: block.config.n_head,
+            n_head_kv: block.config.n_head_kv,
+            head_dim: block.config.head_dim,
+            scale: block.config.scale,
+            window: block.config.window,
         };
-        let o = linear(Module::O, &q.apply_op3(&k, &v, attention)?)?;
-        let x = (x + optional(&w.post_attn_norm, o)?)?;
-
-        // x += down (activation(gate h) * (up h)) with h = norm(x)
-        let h = norm(&w.ffn_norm, &x)?;
-        let (gate, up) = (linear(Module::Gate, &h)?, linear(Module::Up, &h)?);
-        let gated = gate.apply_op2(&up, Gate(config.activation))?;
-        let down = linear(Module::Down, &gated)?;
-        x + optional(&w.post_ffn_norm, down)?
+        block.o.forward(learned, &q.apply_op3(&k, &v, attention)?)
     }
 }
 
-/// A linear with what is learned for it.
-fn linear(learned: &Learned, id: LinearId, frozen: &Arc<Frozen>, x: &Tensor) -> Result<Tensor> {
-    let linear = Arc::clone(frozen);
-    match learned.term(id)? {
-        None => x.apply_op1(Linear(linear)),
-        Some(Term::Bias(p)) => x.apply_op2(&p, BiasedLinear(linear)),
-        Some(Term::LowRank { a, b, scale }) => x.apply_op3(&a, &b, LowRankLinear { linear, scale }),
+impl Layer {
+    fn new(config: &Config, w: &model::Layer, deltas: &mut Deltas) -> anyhow::Result<Layer> {
+        let (Mixer::Attention(attention), Ffn::Gated(gated)) = (&w.mixer, &w.ffn) else {
+            bail!("a layer of a kind that cannot be trained");
+        };
+        let norm_of = |n: &Option<model::Norm>| n.as_ref().map(|n| block_norm(config, n));
+        Ok(Layer {
+            mixer_norm: block_norm(config, &w.mixer_norm),
+            attention: AttentionBlock {
+                config: attention.config.clone(),
+                q: Fixed::new(&attention.q, deltas),
+                k: Fixed::new(&attention.k, deltas),
+                v: Fixed::new(&attention.v, deltas),
+                o: Fixed::new(&attention.o, deltas),
+                q_norm: head_norm(config, &attention.q_norm),
+                k_norm: head_norm(config, &attention.k_norm),
+            },
+            post_mixer_norm: norm_of(&w.post_mixer_norm),
+            ffn_norm: block_norm(config, &w.ffn_norm),
+            gated: GatedBlock {
+                config: gated.config.clone(),
+                gate: Fixed::new(&gated.gate, deltas),
+                up: Fixed::new(&gated.up, deltas),
+                down: Fixed::new(&gated.down, deltas),
+            },
+            post_ffn_norm: norm_of(&w.post_ffn_norm),
+        })
+    }
+}
+
+impl GatedBlock {
+    /// `down (activation(gate h) * (up h))`.
+    fn forward(&self, learned: &Learned, h: &Tensor) -> Result<Tensor> {
+        let gate = self.gate.forward(learned, h)?;
+        let up = self.up.forward(learned, h)?;
+        let gated = gate.apply_op2(&up, Gate(self.config.activation))?;
+        self.down.forward(learned, &gated)
+    }
+}
+
+impl Fixed {
+    /// The base's linear with its terms, which are taken out of `deltas`.
+    fn new(linear: &model::Linear, deltas: &mut Deltas) -> Fixed {
+        let own = deltas.remove(&linear.id).unwrap_or_default();
+        Fixed {
+            id: linear.id,
+            linear: Arc::new(Frozen::new(&linear.w.view(), &linear.bias, own)),
+        }
+    }
+
+    /// `x` through the linear and what is learned for it.
+    fn forward(&self, learned: &Learned, x: &Tensor) -> Result<Tensor> {
+        let linear = Arc::clone(&self.linear);
+        match learned.term(self.id)? {
+            None => x.apply_op1(Linear(linear)),
+            Some(Term::Bias(p)) => x.apply_op2(&p, BiasedLinear(linear)),
+            Some(Term::LowRank { a, b, scale }) => {
+                x.apply_op3(&a, &b, LowRankLinear { linear, scale })
+            }
+        }
+    }
+}
+
+fn block_norm(config: &Config, n: &model::Norm) -> Arc<NormParameters> {
+    Arc::new(NormParameters {
+        kind: config.norm,
+        eps: config.norm_eps,
+        weight: n.weight.clone(),
+        bias: n.bias.clone(),
+    })
+}
+
+/// Heads are normalized by their root mean square in every architecture that does it.
+fn head_norm(config: &Config, weight: &[f32]) -> Option<Arc<NormParameters>> {
+    let parameters = NormParameters {
+        kind: NormKind::Rms,
+        eps: config.norm_eps,
+        weight: weight.to_vec(),
+        bias: Vec::new(),
+    };
+    (!weight.is_empty()).then(|| Arc::new(parameters))
+}
+
+fn norm(parameters: &Arc<NormParameters>, x: &Tensor) -> Result<Tensor> {
+    x.apply_op1(Norm(Arc::clone(parameters)))
+}
+
+fn norm_if_any(parameters: &Option<Arc<NormParameters>>, x: Tensor) -> Result<Tensor> {
+    match parameters {
+        Some(parameters) => norm(parameters, &x),
+        None => Ok(x),
     }
 }

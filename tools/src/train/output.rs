@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use tandem_engine::adapters::Calibration;
 use tandem_engine::adapters::calibration::Kind;
-use tandem_engine::{Adapter, Config, DType};
+use tandem_engine::{Adapter, DType, Linears};
 use tandem_formats::adapter::Floats;
 use tandem_formats::bundle;
 use tandem_formats::write_atomically;
@@ -37,8 +37,8 @@ pub(super) fn safetensors(
 }
 
 /// Writes a calibration as `--calibration` reads it: Hugging Face's names and order of rows.
-pub(super) fn calibration(path: &Path, config: &Config, calibration: &Calibration) -> Result<()> {
-    let file = calibration.to_file(config);
+pub(super) fn calibration(path: &Path, base: &Linears, calibration: &Calibration) -> Result<()> {
+    let file = calibration.to_file(base);
     let mut tensors = Vec::new();
     for ((layer, module), parts) in &file {
         let named = [
@@ -70,15 +70,22 @@ pub(super) fn calibration(path: &Path, config: &Config, calibration: &Calibratio
     write(path, &safetensors(&tensors, None)?)
 }
 
+/// What PEFT keeps of an adapter beside its factors.
+#[derive(Clone, Copy)]
+pub(super) struct LoraConfig {
+    pub rank: usize,
+    pub alpha: f32,
+}
+
 /// Writes an adapter of one rank as PEFT does: a folder of two files.
 pub(super) fn peft(
     folder: &Path,
-    config: &Config,
+    linears: &Linears,
     adapter: &Adapter,
-    (rank, alpha): (usize, f32),
+    lora: LoraConfig,
     base: &Path,
 ) -> Result<()> {
-    let loras = adapter.to_peft(config);
+    let loras = adapter.to_peft(linears);
     let mut tensors = Vec::new();
     let mut modules: Vec<&str> = Vec::new();
     for lora in &loras {
@@ -97,11 +104,11 @@ pub(super) fn peft(
         "fan_in_fan_out": false,
         "inference_mode": true,
         "init_lora_weights": true,
-        "lora_alpha": alpha,
+        "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "modules_to_save": null,
         "peft_type": "LORA",
-        "r": rank,
+        "r": lora.rank,
         "target_modules": modules,
         "task_type": "CAUSAL_LM",
         "use_dora": false,
@@ -138,8 +145,7 @@ pub(super) fn dtype(quant: Option<&str>) -> Result<DType> {
 
 /// Puts a calibration into a bundle.
 pub(super) fn into_bundle(place: &Place<'_>, kind: Kind, calibration: &Calibration) -> Result<()> {
-    let mapping = crate::bundle::map(place.bundle)?;
-    let bundle = crate::bundle::parse(place.bundle, &mapping)?;
+    let bundle = crate::bundle::open_file(place.bundle)?;
     // What is kept must be whole, or its damage would get a checksum that is right.
     bundle
         .verify()
@@ -147,8 +153,8 @@ pub(super) fn into_bundle(place: &Place<'_>, kind: Kind, calibration: &Calibrati
     let mut contents = bundle.contents().clone();
     let name = format!("{}-{}", place.to, kind.name());
     let mut composition = contents.composition(place.from)?.clone();
-    composition.name = place.to.to_string().into();
-    composition.calibration = Some(name.clone().into());
+    composition.name = place.to.to_string();
+    composition.calibration = Some(name.clone());
     let mut compositions = contents.compositions.iter_mut();
     match compositions.find(|c| c.name == place.to) {
         Some(old) => {
@@ -171,7 +177,7 @@ pub(super) fn into_bundle(place: &Place<'_>, kind: Kind, calibration: &Calibrati
     );
     contents.calibrations.retain(|c| c.name != name);
     contents.calibrations.push(bundle::Calibration {
-        name: name.into(),
+        name,
         kind,
         corrections: crate::bundle::corrections(calibration, kind, place.dtype)?,
     });

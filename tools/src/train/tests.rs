@@ -2,11 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use tandem_engine::adapters::{LinearId, Module, calibration};
-use tandem_engine::{
-    AdapterType, Composition, DType, PackedAdapter, Serial, Session, SessionOptions,
-};
-use tandem_formats::GgufFiles;
+use tandem_engine::adapters::calibration;
+use tandem_engine::{AdapterType, Composition, DType, PackedAdapter};
 use tandem_formats::adapter::{Floats, Lora};
 
 use super::data::{Batch, Example};
@@ -59,7 +56,7 @@ fn forms() -> Vec<(Form, &'static str)> {
 }
 
 /// An adapter for all tensors that adapters of this architecture may have.
-fn adapter(config: &Config, rank: usize, seed: u64) -> Adapter {
+fn adapter(base: &Linears, rank: usize, seed: u64) -> Adapter {
     let mut random = random::generator(seed, 99);
     let mut floats = |n_rows, n_cols, size: f32| Floats {
         n_rows,
@@ -69,27 +66,19 @@ fn adapter(config: &Config, rank: usize, seed: u64) -> Adapter {
             .collect(),
     };
     let mut loras = Vec::new();
-    for layer in 0..config.n_layer {
-        for (_, tensor) in tandem_engine::adapters::module_names(config) {
-            let modules: &[Module] = match *tensor {
-                "attn_qkv" => &[Module::Q, Module::K, Module::V],
-                "ffn_up" if config.arch == tandem_engine::Arch::Phi3 => &[Module::Gate, Module::Up],
-                _ => &[Module::ALL
-                    .into_iter()
-                    .find(|m| m.name() == *tensor)
-                    .unwrap()],
-            };
-            let n_out = modules.iter().map(|m| m.shape(config).0).sum();
-            let n_in = modules[0].shape(config).1;
+    for layer in 0..base.n_layer() {
+        for module in base.arch().modules() {
+            let tensor = base.of_module(layer, *module).unwrap();
+            let (n_out, n_in) = (tensor.n_out, tensor.n_in);
             loras.push(Lora {
-                module: format!("blk.{layer}.{tensor}"),
+                module: format!("blk.{layer}.{}", module.tensor),
                 a: floats(rank, n_in, 1.0 / (n_in as f32).sqrt()),
                 b: floats(n_out, rank, 0.2),
                 scale: 1.5,
             });
         }
     }
-    Adapter::new(config, loras).unwrap()
+    Adapter::new(base, loras).unwrap()
 }
 
 /// Values that are not those of the plain merge.
@@ -104,17 +93,17 @@ fn stir(learned: &Learned, seed: u64) {
     learned.set(&values).unwrap();
 }
 
-fn composed(config: &Config) -> Composed {
+fn composed(base: &Linears) -> Composed {
     Composed {
-        members: vec![(adapter(config, 4, 1), 0.5), (adapter(config, 3, 2), 0.25)],
+        members: vec![(adapter(base, 4, 1), 0.5), (adapter(base, 3, 2), 0.25)],
         merged: None,
         prompt: None,
     }
 }
 
-fn learned(config: &Config, form: &Form, composed: &Composed) -> Learned {
+fn learned(base: &Linears, form: &Form, composed: &Composed) -> Learned {
     let mut random = random::generator(3, FOR_VALUES);
-    let learned = Learned::new(config, form.clone(), &[], &composed.members(), &mut random);
+    let learned = Learned::new(base, form.clone(), &[], &composed.members(), &mut random);
     learned.unwrap()
 }
 
@@ -130,15 +119,15 @@ fn example(n: usize, n_prompt: usize, n_vocab: usize, seed: usize) -> Example {
 
 /// The engine's logits after each token.
 fn engine(
-    model: &Model<'_>,
+    model: &Model,
     composed: &Composed,
     learned: &Learned,
     form: &Form,
     tokens: &[u32],
 ) -> Vec<f32> {
-    let config = &model.config;
+    let base = model.linears();
     let f32 = AdapterType::F32;
-    let pack = |adapter: &Adapter| PackedAdapter::pack(config, adapter, f32).unwrap();
+    let pack = |adapter: &Adapter| PackedAdapter::pack(base, adapter, f32).unwrap();
     let mut parts = Vec::new();
     match form {
         Form::Calibration {
@@ -146,8 +135,8 @@ fn engine(
             ..
         } => {
             let (adapters, weights): (Vec<_>, Vec<_>) = composed.members().into_iter().unzip();
-            let calibration = learned.calibration(config).unwrap();
-            let one = calibration.project(config, &adapters, &weights).unwrap();
+            let calibration = learned.calibration(base).unwrap();
+            let one = calibration.project(base, &adapters, &weights).unwrap();
             parts.push((pack(&one), 1.0));
         }
         _ => {
@@ -157,24 +146,19 @@ fn engine(
             parts.push((
                 match form {
                     Form::Calibration { kind, .. } => {
-                        let calibration = learned.calibration(config).unwrap();
-                        calibration.pack(config, *kind, f32).unwrap()
+                        let calibration = learned.calibration(base).unwrap();
+                        calibration.pack(base, *kind, f32).unwrap()
                     }
-                    Form::Lora { .. } => pack(&learned.adapter(config).unwrap()),
+                    Form::Lora { .. } => pack(&learned.adapter(base).unwrap()),
                 },
                 1.0,
             ));
         }
     }
     let parts: Vec<_> = parts.iter().map(|(part, weight)| (part, *weight)).collect();
-    let composition = Composition::new(config, &parts).unwrap();
-    let options = SessionOptions {
-        exact: true,
-        kv_type: DType::F32,
-        ..SessionOptions::for_model(config)
-    };
-    let mut session = Session::new(model, &Serial, options).unwrap();
-    session.set_composition(Some(&composition)).unwrap();
+    let composition = Composition::new(base, &parts).unwrap();
+    let session = model.session().threads(1).exact(true).kv_type(DType::F32);
+    let mut session = session.composition(&composition).build().unwrap();
     let mut all = Vec::new();
     session
         .eval_all(tokens, |_, row| all.extend_from_slice(row))
@@ -185,16 +169,14 @@ fn engine(
 #[test]
 fn logits_are_the_engine_s() {
     for path in models() {
-        let files = GgufFiles::open(&path).unwrap();
-        let gguf = files.parse().unwrap();
-        let model = Model::load(&gguf).unwrap();
-        let config = &model.config;
-        let composed = composed(config);
+        let model = Model::open(&path).unwrap();
+        let config = model.config();
+        let composed = composed(model.linears());
         // Longer than the sliding windows; two sequences, of one of which the end alone matters.
         let whole = example(40, 1, config.n_vocab, 1);
         let part = example(23, 15, config.n_vocab, 2);
         for (form, name) in forms() {
-            let learned = learned(config, &form, &composed);
+            let learned = learned(model.linears(), &form, &composed);
             stir(&learned, 4);
             let n_ctx = SessionOptions::for_model(config).n_ctx;
             let network = composed.network(&model, &learned, n_ctx, 40).unwrap();
@@ -220,17 +202,15 @@ fn logits_are_the_engine_s() {
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
     for path in models() {
-        let files = GgufFiles::open(&path).unwrap();
-        let gguf = files.parse().unwrap();
-        let model = Model::load(&gguf).unwrap();
-        let config = &model.config;
-        let composed = composed(config);
+        let model = Model::open(&path).unwrap();
+        let config = model.config();
+        let composed = composed(model.linears());
         let examples = [
             example(14, 9, config.n_vocab, 1),
             example(9, 4, config.n_vocab, 2),
         ];
         for (form, name) in forms() {
-            let learned = learned(config, &form, &composed);
+            let learned = learned(model.linears(), &form, &composed);
             stir(&learned, 4);
             let network = composed.network(&model, &learned, 64, 64).unwrap();
             let batch = Batch::new(&examples).unwrap();
@@ -279,20 +259,19 @@ fn gradients_are_the_slopes_of_the_loss() {
 /// A module alone learns, the others are left alone.
 #[test]
 fn modules_can_be_chosen() {
-    let files = GgufFiles::open(folder("fixtures/pocket-q8_0.gguf")).unwrap();
-    let gguf = files.parse().unwrap();
-    let config = Config::from_gguf(&gguf).unwrap();
+    let model = Model::open(folder("fixtures/pocket-q8_0.gguf")).unwrap();
+    let base = model.linears();
     let form = Form::Calibration {
         kind: Kind::OutputBias,
         rank: 4,
         shared: true,
     };
-    let composed = composed(&config);
+    let composed = composed(base);
     let new = |modules: &[&str]| {
         let modules: Vec<String> = modules.iter().map(|m| m.to_string()).collect();
         let mut random = random::generator(3, FOR_VALUES);
         Learned::new(
-            &config,
+            base,
             form.clone(),
             &modules,
             &composed.members(),
@@ -301,12 +280,8 @@ fn modules_can_be_chosen() {
     };
     let some = new(&["down_proj", "v_proj"]).unwrap();
     assert_eq!(some.names(), ["attn_v.p", "ffn_down.p"]);
-    assert!(
-        some.term(LinearId::Layer(2, Module::Down))
-            .unwrap()
-            .is_some()
-    );
-    assert!(some.term(LinearId::Layer(2, Module::Up)).unwrap().is_none());
+    let has = |name| some.term(base.by_name(name).unwrap().id).unwrap().is_some();
+    assert!(has("blk.2.ffn_down") && !has("blk.2.ffn_up"));
     let error = new(&["dwon_proj"]).err().unwrap().to_string();
     assert!(
         error.contains("dwon_proj") && error.contains("down_proj"),
@@ -319,31 +294,30 @@ fn modules_can_be_chosen() {
 /// What is written is read back by the engine as what was trained.
 #[test]
 fn files_hold_what_was_learned() {
-    let files = GgufFiles::open(folder("fixtures/pocket-q8_0.gguf")).unwrap();
-    let gguf = files.parse().unwrap();
-    let config = Config::from_gguf(&gguf).unwrap();
-    let composed = composed(&config);
+    let model = Model::open(folder("fixtures/pocket-q8_0.gguf")).unwrap();
+    let base = model.linears();
+    let composed = composed(base);
     let folder = tempfile::tempdir().unwrap();
     for (form, name) in forms() {
-        let learned = learned(&config, &form, &composed);
+        let learned = learned(base, &form, &composed);
         stir(&learned, 5);
         match form {
             Form::Calibration { .. } => {
                 let path = folder.path().join(name);
-                let calibration = learned.calibration(&config).unwrap();
-                output::calibration(&path, &config, &calibration).unwrap();
+                let calibration = learned.calibration(base).unwrap();
+                output::calibration(&path, base, &calibration).unwrap();
                 let file = std::fs::read(&path).unwrap();
                 let file = tandem_formats::adapter::calibration::read(&file).unwrap();
                 assert!(file.keys().all(|(_, module)| module.ends_with("_proj")));
-                let back = calibration::Calibration::from_file(&config, &file).unwrap();
+                let back = calibration::Calibration::from_file(base, &file).unwrap();
                 assert_eq!(back, calibration);
             }
             Form::Lora { rank, alpha } => {
-                let adapter = learned.adapter(&config).unwrap();
+                let adapter = learned.adapter(base).unwrap();
                 let path = folder.path().join("adapter");
-                let base = Path::new("base.gguf");
-                output::peft(&path, &config, &adapter, (rank, alpha), base).unwrap();
-                assert_eq!(crate::adapters::read(&path, &config).unwrap(), adapter);
+                let (gguf, lora) = (Path::new("base.gguf"), output::LoraConfig { rank, alpha });
+                output::peft(&path, base, &adapter, lora, gguf).unwrap();
+                assert_eq!(crate::adapters::read(&path, base).unwrap(), adapter);
             }
         }
     }

@@ -11,7 +11,6 @@ use super::{like, read, values};
 /// Cosines and sines of every position's angles.
 pub(in super::super) struct Angles {
     pub style: RopeStyle,
-    pub head_dim: usize,
     pub n_pairs: usize,
     /// `[n_positions, n_pairs]`.
     cos: Vec<f32>,
@@ -20,36 +19,36 @@ pub(in super::super) struct Angles {
 }
 
 impl Angles {
-    /// The angles of a model's global or local layers for a context of `n_ctx`, of which the first
-    /// `n_positions` are used.
+    /// The angles of the model's rope number `rope` for a context of `n_ctx`, of which the first
+    /// `n_positions` are used; `None` where the model has no such rope.
     pub(in super::super) fn new(
-        model: &Model<'_>,
+        model: &Model,
+        rope: usize,
         n_ctx: usize,
-        is_local: bool,
         n_positions: usize,
-    ) -> Angles {
-        let n_pairs = model.config.n_rot / 2;
-        let mut inv_freq = vec![0.0; n_pairs];
-        let magnitude = model.rope_frequencies(n_ctx, is_local, &mut inv_freq);
+    ) -> Option<Angles> {
+        let (inv_freq, magnitude) = model.rope_frequencies(rope, n_ctx)?;
+        let n_pairs = inv_freq.len();
         let mut cos = vec![0.0; n_positions * n_pairs];
         let mut sin = cos.clone();
         let rows = cos.chunks_exact_mut(n_pairs.max(1));
         for (i, (cos, sin)) in rows.zip(sin.chunks_exact_mut(n_pairs.max(1))).enumerate() {
             rope_angles(i, &inv_freq, magnitude, cos, sin);
         }
-        Angles {
-            style: model.config.rope_style,
-            head_dim: model.config.head_dim,
+        Some(Angles {
+            style: model.config().ropes.get(rope)?.style,
             n_pairs,
             cos,
             sin,
-        }
+        })
     }
 }
 
 /// Turns every head of every token by the token's position.
 pub(in super::super) struct Rope {
     pub angles: Arc<Angles>,
+    /// Elements of a head.
+    pub head_dim: usize,
     /// Of each token.
     pub positions: Arc<Vec<usize>>,
 }
@@ -59,7 +58,6 @@ impl Rope {
     fn turn(&self, x: &mut [f32], sign: f32) {
         let Angles {
             style,
-            head_dim,
             n_pairs,
             ref cos,
             ref sin,
@@ -75,7 +73,7 @@ impl Rope {
             for (s, sin) in signed.iter_mut().zip(&sin[at..]) {
                 *s = sign * sin;
             }
-            for head in x.chunks_exact_mut(head_dim) {
+            for head in x.chunks_exact_mut(self.head_dim) {
                 rope(level, style, head, &cos[at..at + n_pairs], &signed);
             }
         }

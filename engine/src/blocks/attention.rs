@@ -1,0 +1,296 @@
+//! Attention with rotary positions and grouped queries:
+//! `y = o attention(rope(q x), rope(k x), v x)`.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use arrayvec::ArrayVec;
+use tandem_kernels::{Pool, RopeStyle, SharedMatrix, attention, rms_norm_in_place, rope};
+
+use super::layer::{Pass, SpanRows};
+use crate::ModelError;
+use crate::exec::{Job, MAX_SPANS, RopeAngles, Step, TOKENS_PER_TASK, matmul_many};
+use crate::model::{FusedSpec, Linear, LinearSpec, Tensors};
+use crate::sequence::{Kv, MixerState};
+
+/// Hyperparameters of a layer's attention.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct AttentionConfig {
+    /// Query heads.
+    pub n_head: usize,
+    /// Key and value heads; divides `n_head`.
+    pub n_head_kv: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Where set, a token sees so many tokens only, itself included.
+    pub window: Option<usize>,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// Which of the model's ropes turns the heads.
+    pub rope: usize,
+}
+
+impl AttentionConfig {
+    /// Outputs of the query projection: all query heads.
+    pub fn n_q(&self) -> usize {
+        self.n_head * self.head_dim
+    }
+
+    /// Outputs of the key or value projection: all KV heads.
+    pub fn n_kv(&self) -> usize {
+        self.n_head_kv * self.head_dim
+    }
+
+    pub(crate) fn linears(&self, n_embd: usize) -> [LinearSpec; 4] {
+        let linear = |part, n_out, n_in, group| LinearSpec {
+            part,
+            n_out,
+            n_in,
+            group,
+            turned_head: None,
+        };
+        let turned = |part, n_out| LinearSpec {
+            turned_head: Some(self.head_dim),
+            ..linear(part, n_out, n_embd, 0)
+        };
+        [
+            turned("attn_q", self.n_q()),
+            turned("attn_k", self.n_kv()),
+            linear("attn_v", self.n_kv(), n_embd, 0),
+            linear("attn_output", n_embd, self.n_q(), 1),
+        ]
+    }
+
+    pub(crate) fn fused(&self) -> &'static [FusedSpec] {
+        &[FusedSpec {
+            tensor: "attn_qkv",
+            parts: &["attn_q", "attn_k", "attn_v"],
+        }]
+    }
+}
+
+/// The weights of a layer's attention.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Attention {
+    /// Its hyperparameters.
+    pub config: AttentionConfig,
+    /// Queries, `[n_q, n_embd]`.
+    pub q: Linear,
+    /// Keys, `[n_kv, n_embd]`.
+    pub k: Linear,
+    /// Values, `[n_kv, n_embd]`.
+    pub v: Linear,
+    /// On each query head, `[head_dim]`; empty where there is none.
+    pub q_norm: Vec<f32>,
+    /// On each key head, `[head_dim]`; empty where there is none.
+    pub k_norm: Vec<f32>,
+    /// Back to the residual stream, `[n_embd, n_q]`.
+    pub o: Linear,
+}
+
+impl Attention {
+    /// Those of layer `i`.
+    pub(crate) fn load(
+        config: &AttentionConfig,
+        tensors: &mut Tensors<'_, '_>,
+        i: usize,
+    ) -> Result<Attention, ModelError> {
+        let head_dim = config.head_dim;
+        let this = Attention {
+            q: tensors.linear_of_layer(i, "attn_q", "attn_qkv")?,
+            k: tensors.linear_of_layer(i, "attn_k", "attn_qkv")?,
+            v: tensors.linear_of_layer(i, "attn_v", "attn_qkv")?,
+            q_norm: tensors.vector(&format!("blk.{i}.attn_q_norm.weight"), head_dim)?,
+            k_norm: tensors.vector(&format!("blk.{i}.attn_k_norm.weight"), head_dim)?,
+            o: tensors.linear_of_layer(i, "attn_output", "")?,
+            config: config.clone(),
+        };
+        for (vector, tensor) in [
+            (&this.q.bias, "attn_q.bias"),
+            (&this.k.bias, "attn_k.bias"),
+            (&this.v.bias, "attn_v.bias"),
+            (&this.q_norm, "attn_q_norm.weight"),
+            (&this.k_norm, "attn_k_norm.weight"),
+        ] {
+            tensors.check_needed(i, tensor, !vector.is_empty())?;
+        }
+        Ok(this)
+    }
+
+    /// The linears, in the order of their ids.
+    pub fn linears(&self) -> [&Linear; 4] {
+        [&self.q, &self.k, &self.v, &self.o]
+    }
+
+    /// The rows in `scratch.h` to `scratch.y`, both `[n_rows, n_embd]`, with the states of layer `i`.
+    pub(super) fn forward(&self, pass: &mut Pass<'_, '_>, i: usize) {
+        let Pass {
+            step,
+            config,
+            scratch: s,
+            spans,
+        } = pass;
+        let (n_rows, n_embd) = (step.batch.n_rows(), config.n_embd);
+        let (n_q, n_kv) = (self.config.n_q(), self.config.n_kv());
+        let h = s.h.input(step, n_embd, &[&self.q, &self.k, &self.v]);
+        let (q, k_v) = s.y.split_at_mut(n_rows * n_q);
+        let (k, v) = k_v[..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
+        let job = |linear, y| Job { linear, y };
+        let jobs = [
+            job(&self.q, &mut *q),
+            job(&self.k, &mut *k),
+            job(&self.v, &mut *v),
+        ];
+        matmul_many(step, h, jobs, &mut s.ranks);
+
+        let heads = |norm| Heads {
+            head_dim: self.config.head_dim,
+            norm,
+            eps: config.norm_eps,
+            style: config.ropes[self.config.rope].style,
+            angles: &s.angles[self.config.rope],
+        };
+        heads(&self.q_norm).turn(step, q, n_q);
+        heads(&self.k_norm).turn(step, k, n_kv);
+        for span in spans.iter_mut() {
+            let kv = kv_of(&mut span.states[i]);
+            let row = span.rows.start * n_kv..span.rows.end * n_kv;
+            kv.store(step.light_pool(), span.first, &k[row.clone()], &v[row]);
+        }
+        self.attend(step, spans, i, q, &mut s.inner.f32);
+
+        let attended = s.inner.input(step, n_q, &[&self.o]);
+        let o = Job {
+            linear: &self.o,
+            y: &mut s.y[..n_rows * n_embd],
+        };
+        matmul_many(step, attended, [o], &mut s.ranks);
+    }
+
+    /// Attention of `q` `[n_rows, n_q]` over the caches of layer `i`, each row over its own sequence's,
+    /// into `y` `[n_rows, n_q]` (which may be longer).
+    fn attend(
+        &self,
+        step: &Step<'_>,
+        spans: &mut [SpanRows<'_>],
+        i: usize,
+        q: &[f32],
+        y: &mut [f32],
+    ) {
+        let mut rest = &mut y[..q.len()];
+        let mut n_tasks = 0;
+        let mut attending: ArrayVec<SpanAttention<'_>, MAX_SPANS> = ArrayVec::new();
+        for span in spans.iter_mut() {
+            let (own, others) = rest.split_at_mut(span.rows.len() * self.config.n_q());
+            rest = others;
+            let kv = kv_of(&mut span.states[i]);
+            let span = SpanAttention::new(&self.config, span.rows.start, kv, span.first, own);
+            n_tasks += span.n_tasks();
+            attending.push(span);
+        }
+        step.pool.run(n_tasks, &|mut task| {
+            for span in &attending {
+                if task < span.n_tasks() {
+                    return span.run(step, q, task);
+                }
+                task -= span.n_tasks();
+            }
+        });
+    }
+}
+
+/// The cache of a layer of this kind.
+fn kv_of(state: &mut MixerState) -> &mut Kv {
+    let MixerState::Kv(kv) = state;
+    kv
+}
+
+/// How heads are normalized and turned.
+struct Heads<'a> {
+    head_dim: usize,
+    /// Empty where they are not normalized.
+    norm: &'a [f32],
+    eps: f32,
+    style: RopeStyle,
+    angles: &'a RopeAngles,
+}
+
+impl Heads<'_> {
+    /// Turns every head of `x` `[n_rows, n_cols]` by its row's position.
+    fn turn(&self, step: &Step<'_>, x: &mut [f32], n_cols: usize) {
+        let n_rows = x.len() / n_cols;
+        let n_pairs = self.angles.n_pairs;
+        let x = SharedMatrix::new(x, n_cols, TOKENS_PER_TASK, n_cols);
+        step.light_pool()
+            .run(n_rows.div_ceil(TOKENS_PER_TASK), &|i| {
+                let mut x = x.tile(i, 0);
+                for t in 0..x.n_rows() {
+                    let at = (i * TOKENS_PER_TASK + t) * n_pairs;
+                    let cos = &self.angles.cos[at..][..n_pairs];
+                    let sin = &self.angles.sin[at..][..n_pairs];
+                    for head in x.row(t).chunks_exact_mut(self.head_dim) {
+                        if !self.norm.is_empty() {
+                            rms_norm_in_place(step.level, head, self.norm, self.eps);
+                        }
+                        rope(step.level, self.style, head, cos, sin);
+                    }
+                }
+            });
+    }
+}
+
+/// The attention of one sequence's rows.
+struct SpanAttention<'a> {
+    config: &'a AttentionConfig,
+    kv: &'a Kv,
+    /// The sequence's first row in the batch, and that row's position.
+    first_row: usize,
+    first: usize,
+    n_rows: usize,
+    task_rows: usize,
+    y: SharedMatrix<'a>,
+}
+
+impl<'a> SpanAttention<'a> {
+    fn new(
+        config: &'a AttentionConfig,
+        first_row: usize,
+        kv: &'a Kv,
+        first: usize,
+        y: &'a mut [f32],
+    ) -> SpanAttention<'a> {
+        let n_q = config.n_q();
+        let n_rows = y.len() / n_q;
+        let task_rows = n_rows
+            .div_ceil(SharedMatrix::<f32>::MAX_TILES / config.n_head_kv.max(1))
+            .max(16);
+        // The query heads that share a KV head.
+        let group = config.n_head / config.n_head_kv * config.head_dim;
+        SpanAttention {
+            config,
+            kv,
+            first_row,
+            first,
+            n_rows,
+            task_rows,
+            y: SharedMatrix::new(y, n_q, task_rows, group),
+        }
+    }
+
+    fn n_tasks(&self) -> usize {
+        self.config.n_head_kv * self.n_rows.div_ceil(self.task_rows)
+    }
+
+    fn run(&self, step: &Step<'_>, q: &[f32], task: usize) {
+        let (n_q, n_head_kv) = (self.config.n_q(), self.config.n_head_kv);
+        // The last tokens see the most: they go first.
+        let chunk = self.n_rows.div_ceil(self.task_rows) - 1 - task / n_head_kv;
+        let (head, t) = (task % n_head_kv, chunk * self.task_rows);
+        let kv = self.kv.head(head, self.first + t, self.config);
+        let mut y = self.y.tile(chunk, head);
+        let q = &q[(self.first_row + t) * n_q + head * y.n_cols()..];
+        attention(step.level, &kv, q, n_q, &mut y);
+    }
+}

@@ -1,0 +1,12 @@
+//! The kinds of blocks that layers are made of. Each has a file: its hyperparameters, its linears, its
+//! weights and how they are loaded, and what it computes.
+
+mod attention;
+mod gated;
+mod layer;
+mod norm;
+
+pub use attention::{Attention, AttentionConfig};
+pub use gated::{Gated, GatedConfig};
+pub(crate) use layer::{Pass, SpanRows, layer};
+pub(crate) use norm::RowNorm;

@@ -1,0 +1,324 @@
+//! From what the user says to token ids: by the prompt of a composition, by the file's chat template,
+//! or as it is.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use tandem_formats::GgufError;
+use tandem_formats::bundle::INPUT_MARK;
+
+#[cfg(feature = "std")]
+use super::Message;
+#[cfg(feature = "std")]
+use super::template::{ChatTemplate, ChatTemplateError};
+#[cfg(feature = "std")]
+use crate::tokenizer::ControlTokens;
+use crate::tokenizer::{EncodeOptions, TokenKind, Tokenizer, TokenizerError, Vocab};
+
+/// Why a text was not turned into a prompt.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum PromptError {
+    /// The text is not UTF-8.
+    NotUtf8,
+    /// The chat template's metadata could not be read.
+    Gguf(GgufError),
+    /// The chat template is not valid, or refuses the conversation.
+    #[cfg(feature = "std")]
+    Template(ChatTemplateError),
+    /// The model has no chat template, or this build has none.
+    NoTemplate,
+    /// The chat template does not write the messages as they are.
+    Torn,
+    /// The vocabulary has more control tokens than can be looked for.
+    TooManyTokens,
+    /// The text cannot be encoded.
+    Tokenizer(TokenizerError),
+}
+
+impl fmt::Display for PromptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PromptError::NotUtf8 => f.write_str("the prompt is not UTF-8"),
+            PromptError::Gguf(error) => error.fmt(f),
+            #[cfg(feature = "std")]
+            PromptError::Template(error) => error.fmt(f),
+            PromptError::NoTemplate => {
+                f.write_str("there is no chat template to write a conversation by")
+            }
+            PromptError::Torn => f.write_str("the chat template tears its messages apart"),
+            PromptError::TooManyTokens => f.write_str("the vocabulary has too many control tokens"),
+            PromptError::Tokenizer(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for PromptError {
+    // The message is that of the error inside, so the cause is what is behind that.
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            PromptError::Gguf(error) => error.source(),
+            PromptError::Tokenizer(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<GgufError> for PromptError {
+    fn from(error: GgufError) -> Self {
+        PromptError::Gguf(error)
+    }
+}
+
+#[cfg(feature = "std")]
+impl From<ChatTemplateError> for PromptError {
+    fn from(error: ChatTemplateError) -> Self {
+        PromptError::Template(error)
+    }
+}
+
+impl From<TokenizerError> for PromptError {
+    fn from(error: TokenizerError) -> Self {
+        PromptError::Tokenizer(error)
+    }
+}
+
+/// A conversation's form: the file's chat template with the texts of its special tokens.
+#[cfg(feature = "std")]
+#[derive(Debug)]
+pub struct Chat {
+    template: ChatTemplate,
+    bos: String,
+    eos: String,
+}
+
+#[cfg(feature = "std")]
+impl Chat {
+    /// The chat template `source`, for this vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// A template that cannot be read.
+    pub fn new(source: &str, vocab: &Vocab) -> Result<Chat, PromptError> {
+        let text = |id: Option<u32>| match id {
+            Some(id) => vocab.decode(&[id], ControlTokens::Show),
+            None => Ok(String::new()),
+        };
+        Ok(Chat {
+            template: ChatTemplate::from_source(source)?,
+            bos: text(vocab.bos())?,
+            eos: text(vocab.eos())?,
+        })
+    }
+
+    /// The ids of a conversation, ready for the assistant's next message.
+    ///
+    /// # Errors
+    ///
+    /// A template that fails or refuses the conversation; a text that the vocabulary cannot express.
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message<'_>],
+    ) -> Result<Vec<u32>, PromptError> {
+        let vocab = tokenizer.vocab();
+        let hidden = Hidden::new(vocab, messages.iter().map(|m| m.content))?;
+        let messages: Vec<_> = messages
+            .iter()
+            .zip(&hidden.contents)
+            .map(|(m, content)| Message {
+                role: m.role,
+                content,
+            })
+            .collect();
+        let text = self
+            .template
+            .render(&messages, true, &self.bos, &self.eos)?;
+        let mut ids = Vec::new();
+        // The template writes the BOS itself as a rule; where it does not, the file's flag decides.
+        if vocab.add_bos() && (self.bos.is_empty() || !text.starts_with(&self.bos)) {
+            ids.extend(vocab.bos());
+        }
+        hidden.encode(tokenizer, &text, &mut ids)?;
+        Ok(ids)
+    }
+}
+
+/// What stands for a hidden text: a private-use character before and after its number.
+const MARK: char = '\u{f8ff}';
+
+/// Messages in which the texts of control tokens are replaced by marks, so that what a user says
+/// cannot end his turn or begin another's: the template is read with control tokens, they are not.
+struct Hidden<'a> {
+    contents: Vec<String>,
+    texts: Vec<&'a str>,
+}
+
+impl<'a> Hidden<'a> {
+    fn new(
+        vocab: &Vocab,
+        contents: impl Iterator<Item = &'a str>,
+    ) -> Result<Hidden<'a>, PromptError> {
+        let control = (0..vocab.n_tokens() as u32)
+            .filter(|id| {
+                matches!(
+                    vocab.kind(*id),
+                    Some(TokenKind::Control | TokenKind::Unknown)
+                )
+            })
+            .filter_map(|id| vocab.token_text(id))
+            .filter(|text| !text.is_empty());
+        let hide = Hide::new(control)?;
+        let mut texts = Vec::new();
+        let contents = contents
+            .map(|content| hide.hide(content, &mut texts))
+            .collect();
+        Ok(Hidden { contents, texts })
+    }
+
+    /// The ids of a text with marks: what they hide as plain text, the rest with control tokens.
+    fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), PromptError> {
+        let mut encode = |text: &str, parse_special| -> Result<(), PromptError> {
+            let options = EncodeOptions {
+                add_special: false,
+                parse_special,
+            };
+            ids.extend(tokenizer.encode(text, options)?);
+            Ok(())
+        };
+        for (i, part) in text.split(MARK).enumerate() {
+            match (
+                i % 2,
+                part.parse::<usize>().ok().and_then(|n| self.texts.get(n)),
+            ) {
+                (0, _) if part.is_empty() => {}
+                (0, _) => encode(part, true)?,
+                (_, Some(hidden)) => encode(hidden, false)?,
+                (_, None) => return Err(PromptError::Torn),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Finds the texts to hide: those of control tokens, and marks that a message contains itself.
+struct Hide(AhoCorasick);
+
+impl Hide {
+    fn new<'t>(control: impl Iterator<Item = &'t [u8]>) -> Result<Hide, PromptError> {
+        let texts = control.chain(["\u{f8ff}".as_bytes()]); // MARK
+        // One pass however many texts there are; of several at a place the longest.
+        let finder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(texts)
+            .map_err(|_| PromptError::TooManyTokens)?;
+        Ok(Hide(finder))
+    }
+
+    /// `content` with marks in the place of what is hidden, which goes to `texts`.
+    fn hide<'a>(&self, content: &'a str, texts: &mut Vec<&'a str>) -> String {
+        let mut out = String::new();
+        let mut end = 0;
+        for found in self.0.find_iter(content) {
+            // A token's text need not be whole characters: all that it touches is hidden. The last
+            // one may have hidden the first of these characters already.
+            let from = content.floor_char_boundary(found.start()).max(end);
+            let to = content.ceil_char_boundary(found.end());
+            if let (Some(before), Some(hidden)) = (content.get(end..from), content.get(from..to))
+                && !hidden.is_empty()
+            {
+                out.push_str(before);
+                out.push_str(&format!("{MARK}{}{MARK}", texts.len()));
+                texts.push(hidden);
+                end = to;
+            }
+        }
+        out.push_str(content.get(end..).unwrap_or_default());
+        out
+    }
+}
+
+/// The ids of a text as it is, special tokens in it included.
+///
+/// # Errors
+///
+/// A text that the vocabulary cannot express.
+pub fn encode_raw(tokenizer: &Tokenizer, text: &[u8]) -> Result<Vec<u32>, PromptError> {
+    let options = EncodeOptions {
+        add_special: true,
+        parse_special: true,
+    };
+    Ok(tokenizer.encode(text, options)?)
+}
+
+/// The ids of a composition's prompt with `input` in it, which is plain text: special tokens are
+/// those of the prompt only.
+///
+/// # Errors
+///
+/// An input that is not UTF-8, a text that the vocabulary cannot express.
+pub fn fill(tokenizer: &Tokenizer, prompt: &str, input: &[u8]) -> Result<Vec<u32>, PromptError> {
+    let content = core::str::from_utf8(input).map_err(|_| PromptError::NotUtf8)?;
+    let vocab = tokenizer.vocab();
+    let hidden = Hidden::new(vocab, core::iter::once(content))?;
+    let content = hidden.contents.first().map_or("", String::as_str);
+    let text = prompt.replace(INPUT_MARK, content);
+    let mut ids = Vec::new();
+    if vocab.add_bos() {
+        ids.extend(vocab.bos());
+    }
+    hidden.encode(tokenizer, &text, &mut ids)?;
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hides_control_tokens_and_marks() {
+        let mut texts = Vec::new();
+        let content = format!("a<|end|>b<|end|>>{MARK}1{MARK}<s>");
+        let control = ["<|end|>", "<|end|>>", "<s>"].map(str::as_bytes);
+        let hide = Hide::new(control.into_iter()).unwrap();
+        let hidden = hide.hide(&content, &mut texts);
+        assert_eq!(
+            texts,
+            ["<|end|>", "<|end|>>", "\u{f8ff}", "\u{f8ff}", "<s>"]
+        );
+        let mut back = String::new();
+        for (i, part) in hidden.split(MARK).enumerate() {
+            match i % 2 {
+                0 => back.push_str(part),
+                _ => back.push_str(texts[part.parse::<usize>().unwrap()]),
+            }
+        }
+        assert_eq!(back, content);
+    }
+
+    #[test]
+    fn hides_whole_characters() {
+        // The last byte of "é" (c3 a9) and its first, and bytes across two characters.
+        let control: [&[u8]; 3] = [b"\xa9>", b"<\xc3", b"\x82\xe2\x82"];
+        let hide = Hide::new(control.into_iter()).unwrap();
+        for (content, wanted) in [
+            ("aé>b", &["é>"][..]),
+            ("a<éb", &["<é"]),
+            ("<é>", &["<é", ">"]),
+            ("a\u{20a2}\u{2082}", &[]),
+            ("a\u{2082}\u{20ac}b", &["\u{2082}\u{20ac}"]),
+        ] {
+            let mut texts = Vec::new();
+            hide.hide(content, &mut texts);
+            assert_eq!(texts, wanted, "{content}");
+        }
+    }
+}

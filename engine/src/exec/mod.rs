@@ -1,0 +1,20 @@
+//! Running linears: what they run on, their inputs, several at once, what adapters add to them.
+
+mod activations;
+mod batch;
+mod compute;
+mod linear;
+mod low_rank_pass;
+mod scratch;
+
+pub use batch::MAX_SPANS;
+#[cfg(feature = "std")]
+pub(crate) use batch::Size;
+pub(crate) use batch::{Batch, BatchPart};
+pub use compute::Compute;
+pub(crate) use compute::Step;
+#[cfg(feature = "std")]
+pub(crate) use linear::outputs_per_task;
+pub(crate) use linear::{GatedBuffers, GatedPair, Job, matmul_gated, matmul_many};
+pub(crate) use low_rank_pass::{Ranks, group_sizes, record_floats};
+pub(crate) use scratch::{RopeAngles, Scratch, TOKENS_PER_TASK, zeroed};

@@ -1,0 +1,128 @@
+//! Every buffer that a pass uses, allocated when the worker starts.
+
+use alloc::vec::Vec;
+
+use bytemuck::Zeroable;
+use tandem_kernels::rope_angles;
+
+use super::activations::Activations;
+use super::low_rank_pass::Ranks;
+use crate::SessionError;
+use crate::model::Config;
+use crate::sequence::Frequencies;
+
+/// Tokens of one task in steps that go token by token.
+pub(crate) const TOKENS_PER_TASK: usize = 4;
+
+/// Buffers for `n_batch` rows at a time.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    /// The residual stream, `[n_batch, n_embd]`.
+    pub x: Vec<f32>,
+    /// The normalized residual stream, `[n_batch, n_embd]`.
+    pub h: Activations,
+    /// What linears compute, one after the other: queries, keys and values, and what a block adds to
+    /// the residual stream, `[n_batch, n_embd]`.
+    pub y: Vec<f32>,
+    /// What is inside a block: attention's output or the gated network's, as the input of the linear
+    /// that leads back.
+    pub inner: Activations,
+    /// Rotary angles of the rows, for each rope of the model.
+    pub angles: Vec<RopeAngles>,
+    /// The ranks of the compositions' low-rank terms; grows with these.
+    pub ranks: Ranks,
+}
+
+/// Cosines and sines of the rows' positions.
+#[derive(Debug)]
+pub(crate) struct RopeAngles {
+    pub n_pairs: usize,
+    /// `[n_batch, n_pairs]`.
+    pub cos: Vec<f32>,
+    /// `[n_batch, n_pairs]`.
+    pub sin: Vec<f32>,
+}
+
+/// Columns of the buffers.
+struct Widths {
+    n_embd: usize,
+    y: usize,
+    inner: usize,
+}
+
+impl Widths {
+    fn of(config: &Config) -> Widths {
+        let n_embd = config.n_embd;
+        let qkv = config.attentions().map(|c| c.n_q() + 2 * c.n_kv());
+        let attended = config.attentions().map(|c| c.n_q());
+        let gated = config.gateds().map(|c| c.n_ff);
+        Widths {
+            n_embd,
+            y: qkv.fold(n_embd, usize::max),
+            inner: attended.chain(gated).max().unwrap_or(0),
+        }
+    }
+}
+
+impl Scratch {
+    pub(crate) fn new(config: &Config, n_batch: usize) -> Result<Scratch, SessionError> {
+        let widths = Widths::of(config);
+        let angles = config.ropes.iter().map(|rope| {
+            let n_pairs = rope.n_rot / 2;
+            Ok(RopeAngles {
+                n_pairs,
+                cos: zeroed(n_batch * n_pairs)?,
+                sin: zeroed(n_batch * n_pairs)?,
+            })
+        });
+        Ok(Scratch {
+            x: zeroed(n_batch * widths.n_embd)?,
+            h: Activations::new(n_batch, widths.n_embd)?,
+            y: zeroed(n_batch * widths.y)?,
+            inner: Activations::new(n_batch, widths.inner)?,
+            angles: angles.collect::<Result<_, SessionError>>()?,
+            ranks: Ranks::default(),
+        })
+    }
+
+    /// Bytes of the buffers.
+    pub(crate) fn n_bytes(config: &Config, n_batch: usize) -> usize {
+        let widths = Widths::of(config);
+        let angles: usize = config.ropes.iter().map(|rope| rope.n_rot).sum();
+        let floats = widths.n_embd + widths.y + angles;
+        4 * n_batch * floats
+            + Activations::n_bytes(n_batch, widths.n_embd)
+            + Activations::n_bytes(n_batch, widths.inner)
+    }
+}
+
+impl RopeAngles {
+    /// Sets the angles of `n` rows from `row` on, which are at positions `first` and up.
+    pub(crate) fn turn(&mut self, frequencies: &Frequencies, row: usize, first: usize, n: usize) {
+        let n_pairs = self.n_pairs;
+        for t in 0..n {
+            let at = (row + t) * n_pairs;
+            let (cos, sin) = (&mut self.cos[at..], &mut self.sin[at..]);
+            let (cos, sin) = (&mut cos[..n_pairs], &mut sin[..n_pairs]);
+            let Frequencies {
+                inv_freq,
+                magnitude,
+            } = frequencies;
+            rope_angles(first + t, inv_freq, *magnitude, cos, sin);
+        }
+    }
+}
+
+/// A buffer of zeros, or the error that there is no memory for it.
+pub(crate) fn zeroed<T: Zeroable + Clone>(n: usize) -> Result<Vec<T>, SessionError> {
+    let mut buffer = Vec::new();
+    buffer
+        .try_reserve_exact(n)
+        .map_err(|_| SessionError::OutOfMemory {
+            n_bytes: n.saturating_mul(size_of::<T>()),
+        })?;
+    // Written, not only asked for: a system that overcommits would else give what it does not have,
+    // and kill the process later.
+    buffer.resize(n, T::zeroed());
+    Ok(buffer)
+}

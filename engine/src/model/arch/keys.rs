@@ -1,0 +1,295 @@
+//! Reading an architecture's metadata.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use tandem_formats::Gguf;
+use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, SharedMatrix};
+
+use super::{Architecture, EmbeddingScale, Windows, key};
+use crate::ModelError;
+use crate::blocks::{AttentionConfig, GatedConfig};
+use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind, RopeConfig};
+
+/// The most KV heads: each is at least one task of an attention step.
+const MAX_HEAD_KV: usize = SharedMatrix::<f32>::MAX_TILES;
+
+/// Above this the buffers' sizes could overflow on 32-bit machines; no model comes near.
+const MAX_DIMENSION: usize = 1 << 24;
+
+/// The most layers; no model comes near.
+const MAX_LAYERS: usize = 1024;
+
+/// The metadata of one architecture: keys without their prefix.
+pub(super) struct Keys<'g, 'a> {
+    gguf: &'g Gguf<'a>,
+    arch: &'static Architecture,
+}
+
+impl<'g, 'a> Keys<'g, 'a> {
+    pub(super) fn new(gguf: &'g Gguf<'a>, arch: &'static Architecture) -> Keys<'g, 'a> {
+        Keys { gguf, arch }
+    }
+
+    fn key(&self, name: &str) -> String {
+        key(self.arch, name)
+    }
+
+    /// A count between 1 and [`MAX_DIMENSION`].
+    fn count(&self, name: &str) -> Result<Option<usize>, ModelError> {
+        let key = self.key(name);
+        let Some(value) = self.gguf.get_u64(&key)? else {
+            return Ok(None);
+        };
+        match usize::try_from(value) {
+            Ok(n) if (1..=MAX_DIMENSION).contains(&n) => Ok(Some(n)),
+            _ => Err(ModelError::Value {
+                key,
+                reason: "the number is zero or far too large",
+            }),
+        }
+    }
+
+    fn needed(&self, name: &str) -> Result<usize, ModelError> {
+        self.count(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        ModelError::MissingKey {
+            key: self.key(name),
+        }
+    }
+
+    /// A float that is finite and positive.
+    fn positive(&self, name: &str) -> Result<Option<f32>, ModelError> {
+        match self.gguf.get_f32(&self.key(name))? {
+            Some(x) if x > 0.0 && x.is_finite() => Ok(Some(x)),
+            Some(_) => Err(self.wrong(name, "the number is not positive and finite")),
+            None => Ok(None),
+        }
+    }
+
+    fn wrong(&self, name: &str, reason: &'static str) -> ModelError {
+        ModelError::Value {
+            key: self.key(name),
+            reason,
+        }
+    }
+
+    /// All hyperparameters.
+    pub(super) fn config(&self) -> Result<Config, ModelError> {
+        self.refuse_unsupported()?;
+        let arch = self.arch;
+        let n_embd = self.needed("embedding_length")?;
+        let n_layer = self.needed("block_count")?;
+        if n_layer > MAX_LAYERS {
+            return Err(self.wrong("block_count", "more than 1024 layers are not supported"));
+        }
+        let attention = self.attention(n_embd, n_layer)?;
+        let gated = GatedConfig {
+            n_ff: self.needed("feed_forward_length")?,
+            activation: arch.activation,
+        };
+        let eps_key = match arch.norm {
+            NormKind::Rms => "attention.layer_norm_rms_epsilon",
+            NormKind::Layer => "attention.layer_norm_epsilon",
+        };
+        let name = "token_embd.weight";
+        let embeddings = self.gguf.tensor(name);
+        let embeddings = embeddings.ok_or_else(|| ModelError::MissingTensor {
+            name: name.to_string(),
+        })?;
+        let n_ctx_train = self.needed("context_length")?;
+        let ropes = self.ropes(&attention, n_ctx_train)?;
+        let layer = |i: usize| {
+            let is_global = match arch.windows {
+                Windows::All => false,
+                Windows::AllBut { every, .. } => (i + 1).is_multiple_of(every),
+            };
+            LayerConfig {
+                mixer: MixerConfig::Attention(AttentionConfig {
+                    window: attention.window.filter(|_| !is_global),
+                    // Of two ropes the second is that of layers with a window.
+                    rope: match attention.window.is_some() && !is_global {
+                        true => ropes.len() - 1,
+                        false => 0,
+                    },
+                    ..attention.clone()
+                }),
+                ffn: FfnConfig::Gated(gated.clone()),
+            }
+        };
+        Ok(Config {
+            arch,
+            n_ctx_train,
+            n_vocab: embeddings.n_rows(),
+            n_embd,
+            norm: arch.norm,
+            norm_eps: self
+                .positive(eps_key)?
+                .ok_or_else(|| self.missing(eps_key))?,
+            layers: (0..n_layer).map(layer).collect(),
+            ropes,
+            embedding_scale: match arch.embedding_scale {
+                EmbeddingScale::RootOfWidth => libm::sqrtf(n_embd as f32),
+                EmbeddingScale::One => 1.0,
+            },
+            logit_softcap: self.positive("final_logit_softcapping")?,
+        })
+    }
+
+    /// The heads, which are the same in all layers, and the window of those that have one.
+    fn attention(&self, n_embd: usize, n_layer: usize) -> Result<AttentionConfig, ModelError> {
+        let n_head = self.needed("attention.head_count")?;
+        let n_head_kv = self.count("attention.head_count_kv")?.unwrap_or(n_head);
+        if !n_head.is_multiple_of(n_head_kv) {
+            return Err(self.wrong(
+                "attention.head_count_kv",
+                "it does not divide the query heads",
+            ));
+        }
+        if n_head_kv > MAX_HEAD_KV {
+            return Err(self.wrong(
+                "attention.head_count_kv",
+                "more than 1024 are not supported",
+            ));
+        }
+        if n_head / n_head_kv > MAX_QUERY_GROUP {
+            return Err(self.wrong(
+                "attention.head_count",
+                "more than 64 query heads to a KV head are not supported",
+            ));
+        }
+        let head_dim = match self.count("attention.key_length")? {
+            Some(n) => n,
+            None if n_embd.is_multiple_of(n_head) => n_embd / n_head,
+            None => {
+                return Err(self.wrong("attention.head_count", "it does not divide the embedding"));
+            }
+        };
+        if head_dim > MAX_HEAD_DIM {
+            return Err(self.wrong("attention.key_length", "heads are longer than 512 elements"));
+        }
+        if self.count("attention.value_length")?.unwrap_or(head_dim) != head_dim {
+            return Err(self.wrong("attention.value_length", "it differs from the keys' length"));
+        }
+        if n_head
+            .checked_mul(head_dim)
+            .is_none_or(|n| n > MAX_DIMENSION)
+        {
+            return Err(self.wrong("attention.head_count", "the heads are far too many"));
+        }
+        let scale = match self.positive("attention.scale")? {
+            Some(scale) => scale,
+            None if self.arch.scales_by_share == Some(n_layer) => {
+                1.0 / libm::sqrtf(n_embd as f32 / n_head as f32)
+            }
+            None => 1.0 / libm::sqrtf(head_dim as f32),
+        };
+        Ok(AttentionConfig {
+            n_head,
+            n_head_kv,
+            head_dim,
+            window: self.window()?,
+            scale,
+            rope: 0,
+        })
+    }
+
+    /// Tokens that layers with a window see; converters write 0 for "no window".
+    fn window(&self) -> Result<Option<usize>, ModelError> {
+        let name = "attention.sliding_window";
+        match self.gguf.get_u64(&self.key(name))?.unwrap_or(0) {
+            0 => Ok(None),
+            _ => self.count(name),
+        }
+    }
+
+    /// Features that would change the result without leaving a trace in the tensors' names.
+    fn refuse_unsupported(&self) -> Result<(), ModelError> {
+        let unsupported = |feature| Err(ModelError::Unsupported { feature });
+        if self.gguf.get_u64(&self.key("expert_count"))?.unwrap_or(0) > 0 {
+            return unsupported("a mixture of experts");
+        }
+        if self.gguf.get_bool(&self.key("use_parallel_residual"))? == Some(true) {
+            return unsupported("parallel residuals");
+        }
+        let softcap = self.gguf.get_f32(&self.key("attn_logit_softcapping"))?;
+        if softcap.unwrap_or(0.0) != 0.0 {
+            return unsupported("soft-capped attention scores");
+        }
+        Ok(())
+    }
+
+    /// The rope of all layers or, where those with a window have their own, of the others and of these.
+    fn ropes(
+        &self,
+        attention: &AttentionConfig,
+        n_ctx_train: usize,
+    ) -> Result<Vec<RopeConfig>, ModelError> {
+        let head_dim = attention.head_dim;
+        let n_rot = self.count("rope.dimension_count")?.unwrap_or(head_dim);
+        if n_rot > head_dim || !n_rot.is_multiple_of(2) {
+            return Err(self.wrong("rope.dimension_count", "it is odd or longer than a head"));
+        }
+        let global = RopeConfig {
+            style: self.arch.rope_style,
+            n_rot,
+            base: self.positive("rope.freq_base")?.unwrap_or(10000.0),
+            scaling: self.rope_scaling(n_ctx_train)?,
+            magnitude: self.rope_magnitude()?,
+            has_factors: true,
+            n_ctx_orig: self
+                .count("rope.scaling.original_context_length")?
+                .unwrap_or(n_ctx_train),
+        };
+        let mut ropes = Vec::from([global.clone()]);
+        if let (Windows::AllBut { rope_base, .. }, Some(_)) = (&self.arch.windows, attention.window)
+        {
+            ropes.push(RopeConfig {
+                base: self.positive(rope_base)?.unwrap_or(10000.0),
+                scaling: RopeScaling::None,
+                magnitude: 1.0,
+                has_factors: false,
+                ..global
+            });
+        }
+        Ok(ropes)
+    }
+
+    fn rope_scaling(&self, n_ctx_train: usize) -> Result<RopeScaling, ModelError> {
+        let kind = self.gguf.get_str(&self.key("rope.scaling.type"))?;
+        let factor = match self.gguf.get_f32(&self.key("rope.scaling.factor"))? {
+            // Converters write 0 for "none".
+            Some(0.0) | None => self.positive("rope.scale_linear")?,
+            Some(_) => self.positive("rope.scaling.factor")?,
+        };
+        match (kind, factor) {
+            (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
+            (Some("yarn"), Some(factor)) => Ok(RopeScaling::Yarn {
+                factor,
+                n_ctx_orig: self
+                    .count("rope.scaling.original_context_length")?
+                    .unwrap_or(n_ctx_train),
+                beta_fast: self
+                    .positive("rope.scaling.yarn_beta_fast")?
+                    .unwrap_or(32.0),
+                beta_slow: self.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                attn_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            }),
+            (None | Some("none" | "longrope"), _) => Ok(RopeScaling::None),
+            (Some("linear" | "yarn"), None) => Err(self.missing("rope.scaling.factor")),
+            (Some(_), _) => {
+                Err(self.wrong("rope.scaling.type", "this kind of scaling is not supported"))
+            }
+        }
+    }
+
+    /// LongRoPE's magnitude; YaRN's is part of its scaling.
+    fn rope_magnitude(&self) -> Result<f32, ModelError> {
+        if self.gguf.get_str(&self.key("rope.scaling.type"))? == Some("yarn") {
+            return Ok(1.0);
+        }
+        Ok(self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0))
+    }
+}

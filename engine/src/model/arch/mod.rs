@@ -1,0 +1,178 @@
+//! The supported architectures. Each is data in a file of its own: what its files call things and in
+//! what it differs from the others. `keys` reads the hyperparameters by it; no arithmetic of the
+//! network asks for an architecture's name.
+
+mod gemma;
+mod keys;
+mod llama;
+mod phi;
+mod qwen;
+mod stablelm;
+
+use alloc::format;
+use alloc::string::ToString;
+
+use tandem_formats::Gguf;
+use tandem_kernels::{Activation, RopeStyle};
+
+use super::config::{Config, NormKind};
+use crate::ModelError;
+
+/// All architectures.
+const ALL: [&Architecture; 6] = [
+    &llama::LLAMA,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &stablelm::STABLELM,
+    &gemma::GEMMA3,
+    &phi::PHI3,
+];
+
+/// An architecture: its name in GGUF files, and what tells it from others.
+#[derive(Debug)]
+pub struct Architecture {
+    /// The name in GGUF files, also the prefix of the metadata keys.
+    name: &'static str,
+    norm: NormKind,
+    activation: Activation,
+    rope_style: RopeStyle,
+    embedding_scale: EmbeddingScale,
+    windows: Windows,
+    /// Of a model with so many layers, scores are scaled by the embedding's share of a head instead of
+    /// the head's length.
+    scales_by_share: Option<usize>,
+    /// Tensors of a layer that are optional in general but not here: without them the result would be
+    /// wrong.
+    needed: &'static [&'static str],
+    /// What files call a layer's linears.
+    modules: &'static [ModuleName],
+    /// Whether files have the rows of queries and keys in another order than Hugging Face: elements
+    /// `2 j` and `2 j + 1` of a head, which are turned together, at `j` and `head_dim / 2 + j` there.
+    turns_rows: bool,
+}
+
+/// What multiplies the embeddings.
+#[derive(Debug)]
+enum EmbeddingScale {
+    One,
+    /// The root of the residual stream's length.
+    RootOfWidth,
+}
+
+/// Which layers see a window, where a file names one.
+#[derive(Debug)]
+enum Windows {
+    /// All layers.
+    All,
+    /// All but every n-th, which alone have the file's rotary frequencies scaled.
+    AllBut {
+        every: usize,
+        /// The key of the others' rotary base.
+        rope_base: &'static str,
+    },
+}
+
+/// What files call a linear of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModuleName {
+    /// Hugging Face's module: `self_attn.q_proj`.
+    pub hf: &'static str,
+    /// The tensor without layer and `.weight`: `attn_q`. It may hold several linears.
+    pub tensor: &'static str,
+}
+
+impl ModuleName {
+    const fn new(hf: &'static str, tensor: &'static str) -> ModuleName {
+        ModuleName { hf, tensor }
+    }
+
+    /// The last part of Hugging Face's name: `q_proj`.
+    pub fn last(&self) -> &'static str {
+        self.hf.rsplit('.').next().unwrap_or(self.hf)
+    }
+}
+
+/// The linears of a layer, each in a tensor of its own.
+const SEPARATE: &[ModuleName] = &[
+    ModuleName::new("self_attn.q_proj", "attn_q"),
+    ModuleName::new("self_attn.k_proj", "attn_k"),
+    ModuleName::new("self_attn.v_proj", "attn_v"),
+    ModuleName::new("self_attn.o_proj", "attn_output"),
+    ModuleName::new("mlp.gate_proj", "ffn_gate"),
+    ModuleName::new("mlp.up_proj", "ffn_up"),
+    ModuleName::new("mlp.down_proj", "ffn_down"),
+];
+
+/// What most architectures have in common; each changes what it has otherwise.
+const COMMON: Architecture = Architecture {
+    name: "",
+    norm: NormKind::Rms,
+    activation: Activation::Silu,
+    rope_style: RopeStyle::Neox,
+    embedding_scale: EmbeddingScale::One,
+    windows: Windows::All,
+    scales_by_share: None,
+    needed: &[],
+    modules: SEPARATE,
+    turns_rows: false,
+};
+
+impl PartialEq for Architecture {
+    fn eq(&self, other: &Architecture) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Architecture {
+    /// The architecture that `general.architecture` names.
+    pub fn from_name(name: &str) -> Option<&'static Architecture> {
+        ALL.into_iter().find(|arch| arch.name == name)
+    }
+
+    /// The names of all architectures.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ALL.into_iter().map(|arch| arch.name)
+    }
+
+    /// The name in GGUF files.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What files call a layer's linears.
+    pub fn modules(&self) -> &'static [ModuleName] {
+        self.modules
+    }
+
+    pub(crate) fn turns_rows(&self) -> bool {
+        self.turns_rows
+    }
+
+    pub(crate) fn needs(&self, tensor: &str) -> bool {
+        self.needed.contains(&tensor)
+    }
+}
+
+/// Reads and checks the hyperparameters of a model.
+pub(super) fn read(gguf: &Gguf<'_>) -> Result<Config, ModelError> {
+    let name = gguf.get_str("general.architecture")?;
+    let name = name.ok_or_else(|| ModelError::MissingKey {
+        key: "general.architecture".to_string(),
+    })?;
+    let kind = gguf.get_str("general.type")?.unwrap_or("model");
+    if kind != "model" {
+        return Err(ModelError::Value {
+            key: "general.type".to_string(),
+            reason: "the file is no model (an adapter or a vocabulary needs one beside it)",
+        });
+    }
+    let arch = Architecture::from_name(name).ok_or_else(|| ModelError::Architecture {
+        found: name.chars().take(64).collect(),
+    })?;
+    keys::Keys::new(gguf, arch).config()
+}
+
+/// A key of an architecture.
+fn key(arch: &Architecture, name: &str) -> alloc::string::String {
+    format!("{}.{name}", arch.name)
+}

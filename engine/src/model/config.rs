@@ -1,0 +1,116 @@
+//! A model's hyperparameters: those of the whole, and of each layer.
+
+use alloc::vec::Vec;
+
+use tandem_formats::Gguf;
+use tandem_kernels::{RopeScaling, RopeStyle};
+
+use super::arch::{self, Architecture};
+use crate::ModelError;
+use crate::blocks::{AttentionConfig, GatedConfig};
+
+/// Which normalization stands before each block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Root mean square.
+    Rms,
+    /// Mean and variance, with a bias.
+    Layer,
+}
+
+/// A model's hyperparameters.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The architecture.
+    pub arch: &'static Architecture,
+    /// Tokens the model was trained to see at once.
+    pub n_ctx_train: usize,
+    /// Tokens in the vocabulary.
+    pub n_vocab: usize,
+    /// Elements of the residual stream.
+    pub n_embd: usize,
+    /// Normalization before each block.
+    pub norm: NormKind,
+    /// Added to the variance.
+    pub norm_eps: f32,
+    /// The ways in which layers turn their heads; at least one.
+    pub ropes: Vec<RopeConfig>,
+    /// The layers, first to last.
+    pub layers: Vec<LayerConfig>,
+    /// Multiplies the token embeddings.
+    pub embedding_scale: f32,
+    /// Where set, logits become `cap tanh(logits / cap)`.
+    pub logit_softcap: Option<f32>,
+}
+
+/// One layer's hyperparameters.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct LayerConfig {
+    /// What mixes tokens.
+    pub mixer: MixerConfig,
+    /// What works on each token by itself.
+    pub ffn: FfnConfig,
+}
+
+/// How a layer mixes tokens.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum MixerConfig {
+    /// Attention with rotary positions.
+    Attention(AttentionConfig),
+}
+
+/// A layer's feed-forward network.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum FfnConfig {
+    /// A gated one.
+    Gated(GatedConfig),
+}
+
+/// How heads are turned by their positions.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct RopeConfig {
+    /// Which elements of a head are turned together.
+    pub style: RopeStyle,
+    /// How many elements of a head are turned.
+    pub n_rot: usize,
+    /// Base of the frequencies.
+    pub base: f32,
+    /// Scaling of the frequencies.
+    pub scaling: RopeScaling,
+    /// Multiplies the turned vectors (LongRoPE).
+    pub magnitude: f32,
+    /// Whether the file's factors divide the frequencies.
+    pub has_factors: bool,
+    /// Context above which LongRoPE's long factors hold, in tokens.
+    pub n_ctx_orig: usize,
+}
+
+impl Config {
+    /// Reads and checks the hyperparameters of a model.
+    ///
+    /// # Errors
+    ///
+    /// A key that is missing, of the wrong type or out of range, or an unsupported feature.
+    pub fn from_gguf(gguf: &Gguf<'_>) -> Result<Config, ModelError> {
+        arch::read(gguf)
+    }
+
+    /// The attention of each layer that has one.
+    pub fn attentions(&self) -> impl Iterator<Item = &AttentionConfig> {
+        self.layers.iter().map(|layer| match &layer.mixer {
+            MixerConfig::Attention(attention) => attention,
+        })
+    }
+
+    /// The feed-forward network of each layer that has a gated one.
+    pub fn gateds(&self) -> impl Iterator<Item = &GatedConfig> {
+        self.layers.iter().map(|layer| match &layer.ffn {
+            FfnConfig::Gated(gated) => gated,
+        })
+    }
+}

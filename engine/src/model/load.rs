@@ -1,0 +1,279 @@
+//! Loading a model: every tensor that the hyperparameters ask for, of the right shape, and none
+//! besides.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use tandem_formats::{DType, Gguf, Tensor as FileTensor};
+use tandem_kernels::quant;
+
+use super::bytes::ModelBytes;
+use super::config::{Config, FfnConfig, MixerConfig, NormKind};
+use super::linears::{LinearInfo, Linears};
+use super::tensor::Tensor;
+use super::weights::{Ffn, Layer, Linear, Mixer, Norm, RopeFactors};
+use crate::blocks::{Attention, Gated};
+use crate::{CompositionError, ModelError};
+
+/// All weights of a model.
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// `[n_vocab, n_embd]`.
+    pub token_embd: Tensor,
+    pub layers: Vec<Layer>,
+    pub output_norm: Norm,
+    pub output: Linear,
+    pub rope_factors: RopeFactors,
+}
+
+impl Weights {
+    pub(super) fn load(
+        gguf: &Gguf<'_>,
+        bytes: &ModelBytes,
+        config: &Config,
+        linears: &Linears,
+    ) -> Result<Weights, ModelError> {
+        let mut tensors = Tensors {
+            gguf,
+            bytes,
+            config,
+            linears,
+            used: BTreeSet::new(),
+        };
+        let token_embd = tensors.matrix("token_embd.weight", config.n_vocab, config.n_embd)?;
+        let output = match gguf.tensor("output.weight") {
+            Some(_) => tensors.linear("output")?,
+            None => Linear {
+                id: linears.output(),
+                w: token_embd.clone(),
+                bias: Vec::new(),
+            },
+        };
+        let rope_factors = tensors.rope_factors()?;
+        let layers = (0..config.layers.len()).map(|i| tensors.layer(i));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let output_norm = tensors.norm("output_norm")?;
+        tensors.refuse_unused()?;
+        Ok(Weights {
+            token_embd,
+            layers,
+            output_norm,
+            output,
+            rope_factors,
+        })
+    }
+}
+
+/// Looks tensors up and keeps account of those that were asked for.
+pub(crate) struct Tensors<'g, 'a> {
+    gguf: &'g Gguf<'a>,
+    bytes: &'g ModelBytes,
+    config: &'g Config,
+    linears: &'g Linears,
+    used: BTreeSet<&'a str>,
+}
+
+impl<'a> Tensors<'_, 'a> {
+    fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {
+        let config = self.config;
+        let layer = &config.layers[i];
+        let name = |part: &str| format!("blk.{i}.{part}");
+        let layer = Layer {
+            mixer_norm: self.norm(&name("attn_norm"))?,
+            mixer: match &layer.mixer {
+                MixerConfig::Attention(c) => Mixer::Attention(Attention::load(c, self, i)?),
+            },
+            post_mixer_norm: self.optional_norm(&name("post_attention_norm"))?,
+            ffn_norm: self.norm(&name("ffn_norm"))?,
+            ffn: match &layer.ffn {
+                FfnConfig::Gated(c) => Ffn::Gated(Gated::load(c, self, i)?),
+            },
+            post_ffn_norm: self.optional_norm(&name("post_ffw_norm"))?,
+        };
+        for (is_there, tensor) in [
+            (
+                layer.post_mixer_norm.is_some(),
+                "post_attention_norm.weight",
+            ),
+            (layer.post_ffn_norm.is_some(), "post_ffw_norm.weight"),
+        ] {
+            self.check_needed(i, tensor, is_there)?;
+        }
+        Ok(layer)
+    }
+
+    /// That a tensor is there which is optional in general, where the architecture needs it.
+    pub(crate) fn check_needed(
+        &self,
+        layer: usize,
+        tensor: &str,
+        is_there: bool,
+    ) -> Result<(), ModelError> {
+        match is_there || !self.config.arch.needs(tensor) {
+            true => Ok(()),
+            false => Err(ModelError::MissingTensor {
+                name: format!("blk.{layer}.{tensor}"),
+            }),
+        }
+    }
+
+    fn optional(&mut self, name: &str) -> Option<FileTensor<'a>> {
+        let tensor = *self.gguf.tensor(name)?;
+        self.used.insert(tensor.name);
+        Some(tensor)
+    }
+
+    fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Tensor, ModelError> {
+        let t = self.optional(name);
+        let t = t.ok_or_else(|| ModelError::MissingTensor {
+            name: name.to_string(),
+        })?;
+        check_shape(&t, n_rows, n_cols)?;
+        let data = self.bytes.keep(t.data);
+        Tensor::new(t.dtype, n_rows, n_cols, data).ok_or(ModelError::Type {
+            name: name.to_string(),
+            found: t.dtype,
+        })
+    }
+
+    /// A vector of floats `[n]`; empty where there is no such tensor.
+    pub(crate) fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
+        let Some(t) = self.optional(name) else {
+            return Ok(Vec::new());
+        };
+        check_shape(&t, 1, n)?;
+        if !matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(ModelError::Type {
+                name: name.to_string(),
+                found: t.dtype,
+            });
+        }
+        let mut values = vec![0.0; n];
+        quant::dequantize(t.dtype, t.data, &mut values);
+        Ok(values)
+    }
+
+    /// The linear of this name, from a tensor of its own.
+    fn linear(&mut self, name: &str) -> Result<Linear, ModelError> {
+        let info = self.linears.by_name(name);
+        let LinearInfo {
+            id, n_out, n_in, ..
+        } = *info.ok_or_else(|| missing(name))?;
+        Ok(Linear {
+            id,
+            w: self.matrix(&format!("{name}.weight"), n_out, n_in)?,
+            bias: self.vector(&format!("{name}.bias"), n_out)?,
+        })
+    }
+
+    /// A linear of layer `i`: from its own tensor, or from the one that the file has `fused` it into
+    /// with others.
+    pub(crate) fn linear_of_layer(
+        &mut self,
+        i: usize,
+        part: &str,
+        fused: &str,
+    ) -> Result<Linear, ModelError> {
+        let (name, fused) = (format!("blk.{i}.{part}"), format!("blk.{i}.{fused}"));
+        let info = self.linears.by_name(&name).ok_or_else(|| missing(&name))?;
+        let whole = self.gguf.tensor(&format!("{fused}.weight"));
+        // Phi 3 has the gate in `ffn_up`, before what is gated: the rows tell.
+        let own = self.linears.by_name(&fused).map(|linear| linear.n_out);
+        let Some(whole) = whole.filter(|t| Some(t.n_rows()) != own) else {
+            return self.linear(&name);
+        };
+        let parts = self.linears.of_tensor(&fused, whole.n_rows());
+        let parts = parts.map_err(|error| match error {
+            CompositionError::Shape { wanted, .. } => ModelError::Shape {
+                name: String::from(whole.name),
+                wanted,
+                found: (whole.n_rows(), whole.n_cols()),
+            },
+            _ => missing(&name),
+        })?;
+        let (n_out, n_in) = (parts.n_out, parts.n_in);
+        let rows = parts.linears.iter().find(|(id, _)| *id == info.id);
+        let rows = rows.map(|(_, rows)| rows.clone());
+        let rows = rows.ok_or_else(|| missing(&name))?;
+        let w = self.matrix(&format!("{fused}.weight"), n_out, n_in)?;
+        let bias = self.vector(&format!("{fused}.bias"), n_out)?;
+        Ok(Linear {
+            id: info.id,
+            w: w.rows(rows.clone()).ok_or_else(|| missing(&name))?,
+            bias: bias.get(rows).unwrap_or_default().to_vec(),
+        })
+    }
+
+    fn norm(&mut self, name: &str) -> Result<Norm, ModelError> {
+        let norm = self.optional_norm(name)?;
+        norm.ok_or_else(|| missing(name))
+    }
+
+    fn optional_norm(&mut self, name: &str) -> Result<Option<Norm>, ModelError> {
+        let (kind, n_embd) = (self.config.norm, self.config.n_embd);
+        let weight = self.vector(&format!("{name}.weight"), n_embd)?;
+        let bias = match kind {
+            NormKind::Rms => Vec::new(), // a bias stays unused and is refused as such
+            NormKind::Layer => self.vector(&format!("{name}.bias"), n_embd)?,
+        };
+        if kind == NormKind::Layer && bias.is_empty() && !weight.is_empty() {
+            return Err(ModelError::MissingTensor {
+                name: format!("{name}.bias"),
+            });
+        }
+        Ok((!weight.is_empty()).then_some(Norm { weight, bias }))
+    }
+
+    fn rope_factors(&mut self) -> Result<RopeFactors, ModelError> {
+        let rope = self.config.ropes.iter().find(|rope| rope.has_factors);
+        let n = rope.map_or(0, |rope| rope.n_rot / 2);
+        let mut factors = |name: &str| -> Result<Vec<f32>, ModelError> {
+            let factors = self.vector(name, n)?;
+            match factors.iter().all(|f| f.is_finite() && *f > 0.0) {
+                true => Ok(factors),
+                false => Err(ModelError::Value {
+                    key: name.to_string(),
+                    reason: "a factor is not positive and finite",
+                }),
+            }
+        };
+        let all = factors("rope_freqs.weight")?;
+        let short = factors("rope_factors_short.weight")?;
+        let long = factors("rope_factors_long.weight")?;
+        Ok(match short.is_empty() {
+            true => RopeFactors { short: all, long },
+            false => RopeFactors { short, long },
+        })
+    }
+
+    fn refuse_unused(&self) -> Result<(), ModelError> {
+        let mut tensors = self.gguf.tensors().iter();
+        match tensors.find(|t| !self.used.contains(t.name)) {
+            Some(t) => Err(ModelError::UnusedTensor {
+                name: t.name.to_string(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn missing(name: &str) -> ModelError {
+    ModelError::MissingTensor {
+        name: format!("{name}.weight"),
+    }
+}
+
+fn check_shape(t: &FileTensor<'_>, n_rows: usize, n_cols: usize) -> Result<(), ModelError> {
+    let is_matrix = t.shape().iter().skip(2).all(|n| *n == 1);
+    match is_matrix && t.n_rows() == n_rows && t.n_cols() == n_cols {
+        true => Ok(()),
+        false => Err(ModelError::Shape {
+            name: String::from(t.name),
+            wanted: (n_rows, n_cols),
+            found: (t.n_rows(), t.n_cols()),
+        }),
+    }
+}

@@ -1,0 +1,81 @@
+//! A model's weights: layers of blocks, linears, norms.
+
+use alloc::vec::Vec;
+
+use super::linears::LinearId;
+use super::tensor::Tensor;
+use crate::blocks::{Attention, Gated};
+
+/// The weights of one layer: `x += mixer(norm(x))`, then `x += ffn(norm(x))`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Layer {
+    /// Before the mixer.
+    pub mixer_norm: Norm,
+    /// What mixes tokens.
+    pub mixer: Mixer,
+    /// On the mixer's output, before it is added.
+    pub post_mixer_norm: Option<Norm>,
+    /// Before the feed-forward network.
+    pub ffn_norm: Norm,
+    /// What works on each token by itself.
+    pub ffn: Ffn,
+    /// On the feed-forward network's output, before it is added.
+    pub post_ffn_norm: Option<Norm>,
+}
+
+/// What mixes tokens.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Mixer {
+    /// Attention with rotary positions.
+    Attention(Attention),
+}
+
+/// What works on each token by itself.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Ffn {
+    /// A gated feed-forward network.
+    Gated(Gated),
+}
+
+/// `y = w x + bias`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Linear {
+    /// Which one it is.
+    pub id: LinearId,
+    /// `[n_out, n_in]`.
+    pub w: Tensor,
+    /// `[n_out]`; empty where there is none.
+    pub bias: Vec<f32>,
+}
+
+/// A normalization's parameters.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Norm {
+    /// `[n]`.
+    pub weight: Vec<f32>,
+    /// `[n]`; empty where there is none.
+    pub bias: Vec<f32>,
+}
+
+/// Divisors of the rotary frequencies, `[n_rot / 2]` or empty where there are none.
+#[derive(Debug, Default)]
+pub(crate) struct RopeFactors {
+    /// For contexts up to the one the model was trained on (LongRoPE), or for all (Llama 3).
+    pub short: Vec<f32>,
+    /// For longer contexts; empty where `short` serves all.
+    pub long: Vec<f32>,
+}
+
+impl Layer {
+    /// The linears, in the order of their ids.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let Mixer::Attention(mixer) = &self.mixer;
+        let Ffn::Gated(ffn) = &self.ffn;
+        mixer.linears().into_iter().chain(ffn.linears())
+    }
+}

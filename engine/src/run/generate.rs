@@ -1,0 +1,234 @@
+//! The generation loop.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+#[cfg(feature = "std")]
+use std::time::{Duration, Instant};
+
+use super::sampler::{Sampler, Sampling};
+use super::session::Session;
+use crate::Error;
+use crate::tokenizer::StreamDecoder;
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The model said that the text ends.
+    EndOfText,
+    /// As many tokens as were asked for.
+    MaxTokens,
+    /// The context is full.
+    ContextFull,
+    /// The caller stopped it.
+    Cancelled,
+}
+
+impl StopReason {
+    /// The reason in one word, as `--json` gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            StopReason::EndOfText => "end_of_text",
+            StopReason::MaxTokens => "max_tokens",
+            StopReason::ContextFull => "context_full",
+            StopReason::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What a generation took.
+#[cfg(feature = "std")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Timings {
+    /// From the start to the first token.
+    pub prompt: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
+/// An answer as it is generated: an iterator of its text, in whole characters. What is not asked for is
+/// not computed.
+///
+/// It evaluates the prompt when the first piece is asked for, or piece by piece in
+/// [`Generation::prefill`], then picks tokens. It stops at an end-of-text token, after
+/// [`Sampling::max_tokens`], and when the context is full.
+#[derive(Debug)]
+pub struct Generation<'s> {
+    session: &'s mut Session,
+    sampler: Sampler,
+    decoder: StreamDecoder,
+    n_prompt: usize,
+    /// What of the prompt is left to evaluate.
+    rest: Vec<u32>,
+    tokens: Vec<u32>,
+    max_tokens: usize,
+    stop_reason: Option<StopReason>,
+    #[cfg(feature = "std")]
+    clock: Clock,
+}
+
+/// When what happened.
+#[cfg(feature = "std")]
+#[derive(Debug)]
+struct Clock {
+    start: Instant,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl<'s> Generation<'s> {
+    /// Goes on from what of `prompt` the session has already.
+    pub(super) fn new(
+        session: &'s mut Session,
+        decoder: StreamDecoder,
+        prompt: &[u32],
+        sampling: &Sampling,
+    ) -> Generation<'s> {
+        let mut sampler = Sampler::new(*sampling, session.model().config().n_vocab);
+        sampler.accept_all(prompt);
+        let rest = session.keep_prefix(prompt).to_vec();
+        Generation {
+            session,
+            sampler,
+            decoder,
+            n_prompt: prompt.len(),
+            rest,
+            tokens: Vec::new(),
+            max_tokens: sampling.max_tokens,
+            stop_reason: None,
+            #[cfg(feature = "std")]
+            clock: Clock {
+                start: Instant::now(),
+                first: None,
+                last: None,
+            },
+        }
+    }
+
+    /// Evaluates the prompt's next piece, but for the last one, and returns how many of its tokens are
+    /// left then. To tell how far it is, or to stop in between, call this until it returns the same
+    /// twice; [`Iterator::next`] does what is left.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Session::eval`].
+    pub fn prefill(&mut self) -> Result<usize, Error> {
+        let n_batch = self.session.n_batch();
+        if self.rest.len() > n_batch {
+            self.session.feed(&self.rest[..n_batch])?;
+            self.rest.drain(..n_batch);
+        }
+        Ok(self.rest.len())
+    }
+
+    /// Tokens of the prompt.
+    pub fn n_prompt(&self) -> usize {
+        self.n_prompt
+    }
+
+    /// Tokens of the prompt that are still to be evaluated.
+    pub fn n_left(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// The tokens generated so far, one that ends the text included.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Why it ended; `None` while it goes on.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.stop_reason
+    }
+
+    /// Ends it: no more tokens are picked.
+    pub fn cancel(&mut self) {
+        self.stop_reason.get_or_insert(StopReason::Cancelled);
+    }
+
+    /// What it took so far.
+    #[cfg(feature = "std")]
+    pub fn timings(&self) -> Timings {
+        let Clock { start, first, last } = self.clock;
+        let first = first.unwrap_or_else(Instant::now);
+        Timings {
+            prompt: first - start,
+            decode: last.map_or(Duration::ZERO, |last| last - first),
+        }
+    }
+
+    /// Picks the next token; none where the generation has ended.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Session::eval`].
+    pub fn next_token(&mut self) -> Result<Option<u32>, Error> {
+        if self.stop_reason.is_some() {
+            return Ok(None);
+        }
+        let logits = match self.tokens.last() {
+            None => {
+                while self.rest.len() > self.session.n_batch() {
+                    self.prefill()?;
+                }
+                let rest = core::mem::take(&mut self.rest);
+                let logits = self.session.eval(&rest)?;
+                if self.max_tokens == 0 {
+                    self.stop_reason = Some(StopReason::MaxTokens);
+                    return Ok(None);
+                }
+                logits
+            }
+            Some(_) if self.session.is_full() => {
+                self.stop_reason = Some(StopReason::ContextFull);
+                return Ok(None);
+            }
+            Some(token) => self.session.step(*token)?,
+        };
+        let token = self.sampler.pick(logits);
+        self.sampler.accept_all(&[token]);
+        self.tokens.push(token);
+        #[cfg(feature = "std")]
+        {
+            let now = Instant::now();
+            self.clock.first.get_or_insert(now);
+            self.clock.last = Some(now);
+        }
+        if self.decoder.vocab().is_end_of_generation(token) {
+            self.stop_reason = Some(StopReason::EndOfText);
+        } else if self.tokens.len() == self.max_tokens {
+            self.stop_reason = Some(StopReason::MaxTokens);
+        }
+        Ok(Some(token))
+    }
+
+    /// The text that becomes whole by the next tokens; `None` at the end.
+    fn next_piece(&mut self) -> Result<Option<String>, Error> {
+        while let Some(token) = self.next_token()? {
+            let text = self.decoder.push(token)?;
+            if !text.is_empty() {
+                return Ok(Some(text.to_string()));
+            }
+        }
+        // Of a text that somebody broke off nothing more is wanted.
+        let rest = match self.stop_reason {
+            Some(StopReason::Cancelled) => "",
+            _ => self.decoder.finish(),
+        };
+        Ok(Some(rest.to_string()).filter(|rest| !rest.is_empty()))
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<String, Error>;
+
+    /// The next piece of text, never empty. After an error there is no more.
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = self.next_piece();
+        if piece.is_err() {
+            self.cancel();
+        }
+        piece.transpose()
+    }
+}

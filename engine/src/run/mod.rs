@@ -1,0 +1,21 @@
+//! Running models: the worker that evaluates sequences, the session that answers texts.
+
+mod generate;
+#[cfg(feature = "std")]
+mod memory;
+mod pool;
+mod sampler;
+mod session;
+#[cfg(feature = "std")]
+pub mod threads;
+mod worker;
+
+#[cfg(feature = "std")]
+pub use generate::Timings;
+pub use generate::{Generation, StopReason};
+#[cfg(feature = "std")]
+pub use memory::free_memory;
+pub use pool::SharedPool;
+pub use sampler::{MAX_PENALTY_WINDOW, Sampler, Sampling, argmax};
+pub use session::{MAX_BATCH, Memory, Session, SessionBuilder, SessionOptions};
+pub use worker::{Span, Worker};

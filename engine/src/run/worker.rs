@@ -1,0 +1,464 @@
+//! The worker: the forward pass over rows of several sequences.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
+use tandem_kernels::{Level, Limited, MIN_TILE_TOKENS, Pool, quant};
+
+use super::pool::SharedPool;
+use super::session::{MAX_BATCH, SessionOptions};
+use crate::blocks::{Pass, RowNorm, SpanRows, layer};
+use crate::exec::{
+    Batch, BatchPart, Job, MAX_SPANS, Scratch, Step, group_sizes, matmul_many, zeroed,
+};
+use crate::{Composition, Model, Sequence, SessionError};
+
+/// Rows of logits computed at once where several are asked for.
+const LOGIT_ROWS: usize = 8;
+
+/// What evaluates sequences of one model: instructions, threads, and the buffers of a pass. One serves
+/// any number of sequences, one after the other or together.
+///
+/// ```no_run
+/// # use tandem_engine::{Model, Sequence, SessionOptions, Span, Worker, threads};
+/// # let model = Model::open("model.gguf")?;
+/// let options = SessionOptions::for_model(model.config());
+/// let mut worker = Worker::new(&model, threads::all(), &options)?;
+/// let (mut one, mut other) = (Sequence::new(&model, &options)?, Sequence::new(&model, &options)?);
+/// let mut logits = [vec![0.0; model.config().n_vocab], Vec::new()];
+/// let [first, second] = &mut logits;
+/// // Two sequences in one pass: after the first one's tokens logits are wanted.
+/// worker.forward(&mut [
+///     Span { sequence: &mut one, tokens: &[1, 2, 3], logits: first },
+///     Span { sequence: &mut other, tokens: &[7], logits: second },
+/// ])?;
+/// # Ok::<(), tandem_engine::Error>(())
+/// ```
+pub struct Worker {
+    model: Model,
+    level: Level,
+    pool: SharedPool,
+    exact: bool,
+    n_threads: usize,
+    n_threads_decode: usize,
+    n_batch: usize,
+    scratch: Scratch,
+    /// Of several sequences, or of several rows: `[LOGIT_ROWS, n_vocab]`, made when first needed.
+    logits: Vec<f32>,
+}
+
+/// Tokens of one sequence in a pass.
+pub struct Span<'s> {
+    /// Whose they are: they come after those that it has.
+    pub sequence: &'s mut Sequence,
+    /// The tokens, at least one.
+    pub tokens: &'s [u32],
+    /// Where the logits after the last tokens go, `[n, n_vocab]` for the last `n`; empty where none are
+    /// wanted.
+    pub logits: &'s mut [f32],
+}
+
+/// A span's place among the rows of a pass.
+struct Place {
+    /// Which span.
+    span: usize,
+    rows: Range<usize>,
+    is_tiled: bool,
+}
+
+impl Worker {
+    /// A worker on the threads of `pool`. Of the options those count that are about computing:
+    /// `n_batch`, the most rows of a pass, `exact`, `level`, `n_threads` and `n_threads_decode`.
+    ///
+    /// # Errors
+    ///
+    /// Too little memory.
+    pub fn new(
+        model: &Model,
+        pool: impl Into<SharedPool>,
+        options: &SessionOptions,
+    ) -> Result<Worker, SessionError> {
+        let n_batch = options.batch_rows();
+        Ok(Worker {
+            model: model.clone(),
+            level: options.level,
+            pool: pool.into(),
+            exact: options.exact,
+            n_threads: options.n_threads,
+            n_threads_decode: options.n_threads_decode,
+            n_batch,
+            scratch: Scratch::new(model.config(), n_batch)?,
+            logits: Vec::new(),
+        })
+    }
+
+    /// Makes room for a composition's ranks in passes of `n_batch` rows, so that no pass has to.
+    ///
+    /// # Errors
+    ///
+    /// Too little memory.
+    pub fn reserve(&mut self, composition: &Composition) -> Result<(), SessionError> {
+        let group = (self.n_batch, composition.max_record_floats());
+        self.scratch.ranks.reserve(core::iter::once(group))
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Instructions that the kernels use.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The most rows of a pass.
+    pub fn n_batch(&self) -> usize {
+        self.n_batch
+    }
+
+    /// Threads that a pass of `n_rows` runs on.
+    pub fn n_threads(&self, n_rows: usize) -> usize {
+        limited(&self.pool, self.n_threads_of(n_rows)).n_threads()
+    }
+
+    fn n_threads_of(&self, n_rows: usize) -> usize {
+        match n_rows {
+            1 => self.n_threads_decode,
+            _ => self.n_threads,
+        }
+    }
+
+    /// Evaluates tokens of several sequences in one pass, each with its own composition. Weights are
+    /// read once for all of them.
+    ///
+    /// What a sequence gets is to the bit what it would get alone. On an error nothing was evaluated.
+    ///
+    /// # Errors
+    ///
+    /// No spans or tokens, or too many for a pass; an id outside the vocabulary, a full context, a
+    /// sequence of another model, logits of no whole number of rows or more than there are tokens; too
+    /// little memory.
+    pub fn forward(&mut self, spans: &mut [Span<'_>]) -> Result<(), SessionError> {
+        self.check(spans)?;
+        let places = places(spans);
+        self.run_layers(spans, &places)?;
+        self.compute_logits(spans, &places)?;
+        for span in spans {
+            span.sequence.push(span.tokens);
+        }
+        Ok(())
+    }
+
+    /// Evaluates tokens of one sequence and gives the logits after each, `[n_vocab]`, to `each`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Worker::forward`].
+    pub(crate) fn forward_each(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), SessionError> {
+        let mut spans = [Span {
+            sequence,
+            tokens,
+            logits: &mut [],
+        }];
+        self.check(&spans)?;
+        let places = places(&spans);
+        self.run_layers(&mut spans, &places)?;
+        let n_vocab = self.model.config().n_vocab;
+        let mut logits = zeroed(LOGIT_ROWS.min(tokens.len()) * n_vocab)?;
+        let rows: ArrayVec<usize, MAX_BATCH> = (0..tokens.len()).collect();
+        for rows in rows.chunks(LOGIT_ROWS) {
+            let part = BatchPart {
+                n_rows: rows.len(),
+                is_tiled: tokens.len() >= MIN_TILE_TOKENS,
+                composition: spans[0].sequence.composition(),
+            };
+            let logits = &mut logits[..rows.len() * n_vocab];
+            self.output(&[part], rows, logits)?;
+            logits.chunks_exact(n_vocab).for_each(&mut *each);
+        }
+        spans[0].sequence.push(tokens);
+        Ok(())
+    }
+
+    fn check(&self, spans: &[Span<'_>]) -> Result<(), SessionError> {
+        let n_rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
+        if spans.is_empty() {
+            return Err(SessionError::Empty);
+        }
+        if spans.len() > MAX_SPANS || n_rows > self.n_batch {
+            return Err(SessionError::Batch {
+                n_sequences: spans.len(),
+                n_tokens: n_rows,
+                max_tokens: self.n_batch,
+            });
+        }
+        spans.iter().try_for_each(|span| self.check_span(span))
+    }
+
+    fn check_span(&self, span: &Span<'_>) -> Result<(), SessionError> {
+        let Span {
+            sequence,
+            tokens,
+            logits,
+        } = span;
+        let n_vocab = self.model.config().n_vocab;
+        let refuse = |reason| Err(SessionError::Options { reason });
+        if !sequence.model().is_same(&self.model) {
+            return refuse("the sequence is of another model than the worker");
+        }
+        if tokens.is_empty() {
+            return Err(SessionError::Empty);
+        }
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= n_vocab) {
+            return Err(SessionError::Token { id: *id, n_vocab });
+        }
+        let (n_ctx, n_past) = (sequence.n_ctx(), sequence.tokens().len());
+        if tokens.len() > n_ctx - n_past {
+            return Err(SessionError::ContextFull {
+                n_ctx,
+                n_past,
+                n_new: tokens.len(),
+            });
+        }
+        if tokens.len() > sequence.n_batch() {
+            return refuse("more tokens at once than the sequence was made for");
+        }
+        let is_whole = logits.len().is_multiple_of(n_vocab);
+        if !is_whole || logits.len() / n_vocab > tokens.len() {
+            return refuse("the logits' room is no whole number of rows, or more than the tokens");
+        }
+        Ok(())
+    }
+
+    /// Runs all layers, which leaves the residual stream in `scratch.x`, `[n_rows, n_embd]`.
+    fn run_layers(&mut self, spans: &mut [Span<'_>], places: &[Place]) -> Result<(), SessionError> {
+        let config = self.model.config();
+        let n_embd = config.n_embd;
+        let mut spans: ArrayVec<_, MAX_SPANS> = spans.iter_mut().map(Some).collect();
+        let mut rows = ArrayVec::<SpanRows<'_>, MAX_SPANS>::new();
+        let mut parts = ArrayVec::<BatchPart<'_>, MAX_SPANS>::new();
+        let scratch = &mut self.scratch;
+        for place in places {
+            let Some(span) = spans[place.span].take() else {
+                continue;
+            };
+            let x = &mut scratch.x[place.rows.start * n_embd..place.rows.end * n_embd];
+            embed(&self.model, span.tokens, x);
+            let first = span.sequence.tokens().len();
+            let frequencies = span.sequence.frequencies();
+            for (angles, frequencies) in scratch.angles.iter_mut().zip(frequencies) {
+                angles.turn(frequencies, place.rows.start, first, place.rows.len());
+            }
+            let (states, composition) = span.sequence.parts();
+            parts.push(BatchPart {
+                n_rows: place.rows.len(),
+                is_tiled: place.is_tiled,
+                composition,
+            });
+            rows.push(SpanRows {
+                rows: place.rows.clone(),
+                first,
+                states,
+            });
+        }
+        let batch = Batch::new(parts.iter().copied());
+        scratch.ranks.reserve(group_sizes(batch.groups()))?;
+        let n_threads = self.n_threads_of(batch.n_rows());
+        let mut pass = Pass {
+            step: Step {
+                level: self.level,
+                pool: limited(&self.pool, n_threads),
+                exact: self.exact,
+                batch: &batch,
+            },
+            config,
+            scratch: &mut self.scratch,
+            spans: &mut rows,
+        };
+        for (i, weights) in self.model.layers().iter().enumerate() {
+            layer(&mut pass, i, weights);
+        }
+        Ok(())
+    }
+
+    /// Computes the logits that spans want.
+    fn compute_logits(
+        &mut self,
+        spans: &mut [Span<'_>],
+        places: &[Place],
+    ) -> Result<(), SessionError> {
+        let n_vocab = self.model.config().n_vocab;
+        let mut wanted = ArrayVec::<Place, MAX_SPANS>::new();
+        for place in places {
+            let n = spans[place.span].logits.len() / n_vocab;
+            if n > 0 {
+                wanted.push(Place {
+                    span: place.span,
+                    rows: place.rows.end - n..place.rows.end,
+                    is_tiled: n >= MIN_TILE_TOKENS,
+                });
+            }
+        }
+        sort(&mut wanted, spans);
+        if let [Place { span, rows, .. }] = &wanted[..]
+            && rows.len() == 1
+        {
+            let Span {
+                sequence, logits, ..
+            } = &mut spans[*span];
+            let part = BatchPart {
+                n_rows: 1,
+                is_tiled: false,
+                composition: sequence.composition(),
+            };
+            return self.output(&[part], &[rows.start], logits);
+        }
+        if self.logits.is_empty() && !wanted.is_empty() {
+            self.logits = zeroed(LOGIT_ROWS * n_vocab)?;
+        }
+        let mut rest = &mut wanted[..];
+        while !rest.is_empty() {
+            rest = self.some_logits(spans, rest)?;
+        }
+        Ok(())
+    }
+
+    /// Computes [`LOGIT_ROWS`] of the logits that are wanted; returns what is left.
+    fn some_logits<'w>(
+        &mut self,
+        spans: &mut [Span<'_>],
+        wanted: &'w mut [Place],
+    ) -> Result<&'w mut [Place], SessionError> {
+        let n_vocab = self.model.config().n_vocab;
+        let mut parts = ArrayVec::<BatchPart<'_>, LOGIT_ROWS>::new();
+        let mut rows = ArrayVec::<usize, LOGIT_ROWS>::new();
+        let mut targets = ArrayVec::<Target, LOGIT_ROWS>::new();
+        let mut n_done = 0;
+        for place in wanted.iter_mut() {
+            let own = place.rows.start
+                ..place
+                    .rows
+                    .end
+                    .min(place.rows.start + rows.remaining_capacity());
+            if own.is_empty() {
+                break;
+            }
+            let span = &spans[place.span];
+            parts.push(BatchPart {
+                n_rows: own.len(),
+                is_tiled: place.is_tiled,
+                composition: span.sequence.composition(),
+            });
+            let first = span.logits.len() / n_vocab - place.rows.len();
+            for (i, row) in own.clone().enumerate() {
+                rows.push(row);
+                targets.push(Target {
+                    span: place.span,
+                    row: first + i,
+                });
+            }
+            place.rows.start = own.end;
+            n_done += usize::from(place.rows.is_empty());
+        }
+        let mut logits = core::mem::take(&mut self.logits);
+        let result = self.output(&parts, &rows, &mut logits[..rows.len() * n_vocab]);
+        drop(parts);
+        for (target, row) in targets.iter().zip(logits.chunks_exact(n_vocab)) {
+            let own = &mut spans[target.span].logits[target.row * n_vocab..][..n_vocab];
+            own.copy_from_slice(row);
+        }
+        self.logits = logits;
+        result?;
+        Ok(&mut wanted[n_done..])
+    }
+
+    /// Logits of these rows of the last pass, `[rows.len(), n_vocab]`.
+    fn output(
+        &mut self,
+        parts: &[BatchPart<'_>],
+        rows: &[usize],
+        y: &mut [f32],
+    ) -> Result<(), SessionError> {
+        let (config, output) = (self.model.config(), self.model.output());
+        let n_embd = config.n_embd;
+        let batch = Batch::new(parts.iter().copied());
+        let step = Step {
+            level: self.level,
+            pool: limited(&self.pool, self.n_threads_of(rows.len())),
+            exact: self.exact,
+            batch: &batch,
+        };
+        let s = &mut self.scratch;
+        s.ranks.reserve(group_sizes(batch.groups()))?;
+        let norm = RowNorm::new(config, self.model.output_norm());
+        for (row, h) in rows.iter().zip(s.h.f32.chunks_exact_mut(n_embd)) {
+            norm.row(&step, &s.x[row * n_embd..][..n_embd], h);
+        }
+        let h = s.h.input(&step, n_embd, &[output]);
+        let job = Job {
+            linear: output,
+            y: &mut *y,
+        };
+        matmul_many(&step, h, [job], &mut s.ranks);
+        if let Some(cap) = config.logit_softcap {
+            for logit in y {
+                *logit = cap * libm::tanhf(*logit / cap);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a row of logits goes.
+struct Target {
+    span: usize,
+    row: usize,
+}
+
+fn limited(pool: &SharedPool, n_threads: usize) -> Limited<'_> {
+    Limited::new(pool.get(), n_threads)
+}
+
+/// The spans' places: tiled rows first, and those of one composition beside each other.
+fn places(spans: &[Span<'_>]) -> ArrayVec<Place, MAX_SPANS> {
+    let place = |(i, span): (usize, &Span<'_>)| Place {
+        span: i,
+        rows: 0..span.tokens.len(),
+        is_tiled: span.tokens.len() >= MIN_TILE_TOKENS,
+    };
+    let mut places: ArrayVec<Place, MAX_SPANS> = spans.iter().enumerate().map(place).collect();
+    sort(&mut places, spans);
+    let mut end = 0;
+    for place in &mut places {
+        place.rows = end..end + place.rows.len();
+        end = place.rows.end;
+    }
+    places
+}
+
+fn sort(places: &mut [Place], spans: &[Span<'_>]) {
+    if places.len() > 1 {
+        places.sort_unstable_by_key(|place| {
+            let composition = spans[place.span].sequence.composition();
+            (!place.is_tiled, composition.map(|c| c.id().0), place.span)
+        });
+    }
+}
+
+/// The embeddings of `tokens` into `x`, `[n_tokens, n_embd]`. The ids were checked.
+fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) {
+    let (config, table) = (model.config(), model.token_embd().view());
+    for (id, x) in tokens.iter().zip(x.chunks_exact_mut(config.n_embd)) {
+        quant::dequantize(table.dtype(), table.row(*id as usize), x);
+        if config.embedding_scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= config.embedding_scale);
+        }
+    }
+}
