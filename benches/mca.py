@@ -61,7 +61,8 @@ def n_products(lines):
 
 
 def hot_loop(lines, prefetches):
-    """Of the innermost loops that do or do not prefetch, that with the most multiply-adds."""
+    """Of the innermost loops that prefetch, that with the fewest multiply-adds, which is a single token's
+    (others do several tokens at once); of those that do not, that with the most."""
     labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
     loops = []
     for end, line in enumerate(lines):
@@ -71,7 +72,7 @@ def hot_loop(lines, prefetches):
     inner = [l for l in loops if not any(o != l and l[0] <= o[0] and o[1] <= l[1] for o in loops)]
     bodies = [[i for i in lines[start : end + 1] if is_instruction(i)] for start, end in inner]
     bodies = [body for body in bodies if n_products(body) and any("prfm" in i for i in body) == prefetches]
-    return max(bodies, key=n_products, default=None)
+    return (min if prefetches else max)(bodies, key=n_products, default=None)
 
 
 def formats():
@@ -137,8 +138,8 @@ def report():
     print(f"""# Cycles of the hot loops on Arm
 
 Written by `benches/mca.py` (rustc {rustc_version()}, llvm-mca {re.search(r'version ([0-9.]+)', version)[1]}): per multiply-add,
-in one core, data in the first cache. A format's row is its decode loop, where a multiply-add is a
-weight; a tile's is prefill's, four tokens at once. LLVM models the A76 as it does the A57.
+in one core, data in the first cache. A format's row is its decode loop of a single token, where a
+multiply-add is a weight; a tile's is prefill's, four tokens at once. LLVM models the A76 as it does the A57.
 
 | level | loop | multiply-adds a turn | instructions | {' | '.join(f'{cpu}' for cpu in CPUS)} |
 |---|---|---:|---:|{'---:|' * len(CPUS)}""")

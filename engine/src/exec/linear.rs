@@ -8,7 +8,7 @@ use tandem_kernels::{
 use super::activations::{Activations, Forms, LinearInput};
 use super::batch::{BLOCK_OF_FEW, BLOCK_OF_MANY, BLOCK_OF_ONE, Block, MIN_OUTPUTS, Size};
 use super::compute::Step;
-use super::low_rank_pass::{LowRankPass, Ranks};
+use super::low_rank_pass::{Groups, LowRankPass, Ranks};
 use crate::model::Linear;
 
 /// A linear to be computed, and where its outputs go, `[n_rows, n_out]`.
@@ -50,8 +50,9 @@ pub(crate) fn matmul_many<const N: usize>(
     let max = outputs.clone().max().unwrap_or(1);
     let (n_threads, n_rows) = (step.pool.n_threads(), step.batch.n_rows());
     let task = outputs_per_task(n_threads, step.batch.size(), outputs.sum(), max);
+    let mut groups = Groups::new();
     let run = MatmulMany {
-        linears: Linears::new(step, x, linears, ranks),
+        linears: Linears::new(step, x, linears, ranks, &mut groups),
         y: jobs.map(|job| SharedMatrix::new(job.y, job.linear.w.n_rows(), n_rows, task)),
         task_outputs: task,
     };
@@ -94,8 +95,9 @@ pub(crate) fn matmul_gated<'y>(
     };
     {
         let (f32, q8) = y.outputs(n_rows, n_ff, wanted, task);
+        let mut groups = Groups::new();
         let run = MatmulGated {
-            linears: Linears::new(step, x, [pair.gate, pair.up], ranks),
+            linears: Linears::new(step, x, [pair.gate, pair.up], ranks, &mut groups),
             activation: pair.activation,
             n_ff,
             f32,
@@ -126,18 +128,19 @@ struct Linears<'a, const N: usize> {
 }
 
 impl<'a, const N: usize> Linears<'a, N> {
-    fn new(
-        step: &'a Step<'a>,
-        x: LinearInput<'a>,
-        linears: [&'a Linear; N],
-        ranks: &'a mut Ranks,
+    fn new<'o: 'a>(
+        step: &'o Step<'o>,
+        x: LinearInput<'o>,
+        linears: [&'o Linear; N],
+        ranks: &'o mut Ranks,
+        groups: &'a mut Groups<'o, N>,
     ) -> Linears<'a, N> {
         Linears {
             step,
             x,
             linears,
             w: linears.map(|linear| linear.w.view()),
-            low_rank: LowRankPass::new(step, x, linears, ranks),
+            low_rank: LowRankPass::new(step, x, linears, ranks, groups),
         }
     }
 

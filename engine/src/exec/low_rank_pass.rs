@@ -109,24 +109,26 @@ pub(crate) fn record_floats<'a>(terms: impl Iterator<Item = &'a LinearTerms>) ->
     RecordLayout::of(terms).row_len()
 }
 
+/// Each group's part in a run. It is larger than what one should move, so whoever runs keeps it.
+pub(super) type Groups<'a, const N: usize> = ArrayVec<GroupPass<'a, N>, MAX_SPANS>;
+
 /// What the compositions of a batch add to some linears with the same input.
 pub(super) struct LowRankPass<'a, const N: usize> {
-    groups: ArrayVec<GroupPass<'a, N>, MAX_SPANS>,
+    groups: &'a [GroupPass<'a, N>],
     n_tasks: usize,
 }
 
 impl<'a, const N: usize> LowRankPass<'a, N> {
-    pub(super) fn new(
-        step: &'a Step<'a>,
-        x: LinearInput<'a>,
-        linears: [&'a Linear; N],
-        ranks: &'a mut Ranks,
+    /// The groups are put into `groups`, which is empty.
+    pub(super) fn new<'o: 'a>(
+        step: &'o Step<'o>,
+        x: LinearInput<'o>,
+        linears: [&'o Linear; N],
+        ranks: &'o mut Ranks,
+        groups: &'a mut Groups<'o, N>,
     ) -> LowRankPass<'a, N> {
         let mut room = &mut ranks.records[..];
-        let mut pass = LowRankPass {
-            groups: ArrayVec::new(),
-            n_tasks: 0,
-        };
+        let mut n_tasks = 0;
         for group in step.batch.groups() {
             let terms = linears.map(|linear| group.composition.terms(linear.id));
             if terms.iter().all(|terms| terms.is_empty()) {
@@ -141,10 +143,10 @@ impl<'a, const N: usize> LowRankPass<'a, N> {
             };
             let (ranks, rest) = GroupRanks::new(&group, room);
             room = rest;
-            pass.n_tasks += ranks.as_ref().map_or(0, GroupRanks::n_tasks);
-            pass.groups.push(GroupPass { group, ranks });
+            n_tasks += ranks.as_ref().map_or(0, GroupRanks::n_tasks);
+            groups.push(GroupPass { group, ranks });
         }
-        pass
+        LowRankPass { groups, n_tasks }
     }
 
     /// Tasks that must be the first of the run.
@@ -154,7 +156,7 @@ impl<'a, const N: usize> LowRankPass<'a, N> {
 
     /// One of these tasks.
     pub(super) fn compute(&self, mut task: usize) {
-        for GroupPass { group, ranks } in &self.groups {
+        for GroupPass { group, ranks } in self.groups {
             let Some(ranks) = ranks else { continue };
             if task < ranks.n_tasks() {
                 return ranks.compute(group, task);
@@ -165,7 +167,7 @@ impl<'a, const N: usize> LowRankPass<'a, N> {
 
     /// Asks the memory for what will be added to a block of one row.
     pub(super) fn prefetch(&self, i: usize, block: &Block) {
-        for GroupPass { group, .. } in &self.groups {
+        for GroupPass { group, .. } in self.groups {
             if group.rows.contains(&block.rows.start) {
                 for factors in &group.terms[i].factors {
                     factors.b().prefetch(block.outputs.clone());
@@ -177,7 +179,7 @@ impl<'a, const N: usize> LowRankPass<'a, N> {
     /// Adds to `y`, a block of the outputs of linear number `i`, what the compositions add, when the
     /// ranks are there.
     pub(super) fn add(&self, i: usize, block: &Block, y: &mut TileMut<'_>) {
-        for GroupPass { group, ranks } in &self.groups {
+        for GroupPass { group, ranks } in self.groups {
             let rows = group.rows.start.max(block.rows.start)..group.rows.end.min(block.rows.end);
             if rows.is_empty() {
                 continue;
@@ -195,7 +197,7 @@ impl<'a, const N: usize> LowRankPass<'a, N> {
 }
 
 /// A group's part in a run; ranks where its composition has factors for the linears.
-struct GroupPass<'a, const N: usize> {
+pub(super) struct GroupPass<'a, const N: usize> {
     group: AdaptedRows<'a, N>,
     ranks: Option<GroupRanks<'a>>,
 }
