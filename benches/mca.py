@@ -98,12 +98,12 @@ def loops(functions):
             level, name = list(LEVELS)[n // len(names)], names[n % len(names)]
             found[level, name] = hot_loop(lines, prefetches=True)
             # A tile kernel that only one format uses is inlined there.
-            if not any("9neon_tile" in line for line in lines):
+            if not any("4neon4tile" in line for line in lines):
                 found[level, f"tile of {name}"] = hot_loop(lines, prefetches=False)
-        elif "9neon_tile" in symbol:
+        elif "4neon4tile" in symbol:
             plain = subprocess.check_output(["c++filt", "-s", "rust", symbol], text=True)
             match = re.search(
-                r"neon_tile::(\w+)::<.*(Symmetric|Affine)<(\d): u32, (true|false): bool.*>, 4: usize", plain
+                r"neon::tile::(\w+)::<.*(Symmetric|Affine)<(\d): u32, (true|false): bool.*>, 4: usize", plain
             )
             if match and match[1] in TILES:
                 minima = " and a minimum" if match[2] == "Affine" else ""

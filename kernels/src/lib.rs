@@ -40,21 +40,18 @@
 
 mod activation;
 mod attention;
-mod combine;
 mod dtype;
-mod factors;
 mod input;
 pub mod lanes;
 mod level;
 mod low_rank;
 mod matmul;
 mod matrix;
+mod merge;
 mod norm;
 mod parallel;
-mod product;
 pub mod quant;
 mod rope;
-mod select;
 mod simd;
 mod softmax;
 #[cfg(feature = "std")]
@@ -62,24 +59,25 @@ mod thread_pool;
 
 pub use activation::{Activation, gate};
 pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention, store_key};
-pub use combine::{Largest, Magnitudes, elected_mean, keep_largest, keep_random, weighted_sum};
 pub use dtype::DType;
-pub use factors::{decode_low_rank, decode_rows, encode_low_rank, encode_rows, largest_magnitude};
 pub use input::{
     Input, Q8_BLOCK, Q8_GROUP, Q8_SUPER, Q8Rows, Q8Super, quantize_q8, quantize_q8_columns,
 };
 pub use level::Level;
 pub use low_rank::{
     LOW_RANK_TILE, LowRank, LowRankInput, LowRankLayout, LowRankTerm, LowRankType, MAX_RANK,
-    RankScale, add_low_rank, quantize_h,
+    RankScale, add_low_rank, decode_low_rank, decode_rows, encode_low_rank, encode_rows,
+    largest_magnitude, quantize_h,
 };
 pub use matmul::{matmul, matmul_each, matmul_tiles};
 pub use matrix::{Matrix, MatrixLayout};
+pub use merge::{
+    Largest, Magnitudes, WIDE_COLS, add_gram, add_transposed_product, elected_mean, keep_largest,
+    keep_largest_as_pytorch, keep_random, multiply, transpose, weighted_sum, widen,
+};
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
-pub use product::{WIDE_COLS, add_gram, add_transposed_product, multiply, transpose, widen};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
-pub use select::keep_largest_as_pytorch;
 pub use simd::TILE_ROWS;
 pub use simd::int8::MIN_TILE_TOKENS;
 pub use softmax::softmax;

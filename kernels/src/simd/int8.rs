@@ -158,7 +158,10 @@ unsafe fn dots<S: Simd, F: Format, const N: usize>(
     y: &mut TileMut<'_>,
 ) -> usize {
     let n_bytes = super_bytes(F::DTYPE);
-    let (n_super, has_tail) = (w.n_cols() / SUPER, !w.n_cols().is_multiple_of(SUPER));
+    // Rows of other formats are always whole, and need no code for a rest.
+    let may_end_between = F::DTYPE.block_len() < SUPER;
+    let (n_super, n_rest) = (w.n_cols() / SUPER, w.n_cols() % SUPER);
+    let has_tail = may_end_between && n_rest > 0;
     let mut outputs = [core::ptr::null_mut(); N];
     for (i, output) in outputs.iter_mut().enumerate() {
         let y = y.row(t + i);
@@ -172,32 +175,34 @@ unsafe fn dots<S: Simd, F: Format, const N: usize>(
         return N;
     }
     let (x, stride) = x.tokens_from(t, N, n_super + usize::from(has_tail));
+    let mut tail;
     for r in 0..w.n_rows() {
         let row = w.row(r);
         assert!(row.len() >= n_super * n_bytes);
         // SAFETY: the caller's.
         let mut sums = unsafe { [S::zero(); N] };
-        for s in 0..n_super {
-            // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion, and the input as
-            // many times 256 elements, one more with a tail, of each token.
-            unsafe {
-                let here = row.as_ptr().add(s * n_bytes);
-                // Past the row lie the next rows, as a rule.
-                prefetch::<PREFETCH_BYTES>(here, n_bytes);
-                let w = F::load(here);
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    *sums = S::dot::<F::Kind>(w, x.add(s * stride + i), *sums);
+        // Whole 256 weights of the row, then its rest, filled up beside it: one loop for both.
+        for part in 0..1 + usize::from(has_tail) {
+            let first = part * n_super;
+            let (start, n) = match part {
+                0 => (row.as_ptr(), n_super),
+                _ => {
+                    tail = weight_tail(row, n_super * n_bytes);
+                    (tail.as_ptr(), 1)
                 }
-            }
-        }
-        if has_tail {
-            let bytes = weight_tail(row, n_super * n_bytes);
-            // SAFETY: the buffer is as long as 256 weights of a format with blocks of 32; the
-            // others have no tail.
-            unsafe {
-                let w = F::load(bytes.as_ptr());
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    *sums = S::dot::<F::Kind>(w, x.add(n_super * stride + i), *sums);
+            };
+            for s in 0..n {
+                // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion, the tail once, as
+                // it is as long as 256 weights of any format that has one; and the input has as
+                // many times 256 elements, one more with a tail, of each token.
+                unsafe {
+                    let here = start.add(s * n_bytes);
+                    // Past the row lie the next rows, as a rule.
+                    prefetch::<PREFETCH_BYTES>(here, n_bytes);
+                    let w = F::load(here);
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        *sums = S::dot::<F::Kind>(w, x.add((first + s) * stride + i), *sums);
+                    }
                 }
             }
         }

@@ -33,8 +33,6 @@ macro_rules! four {
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx2_tile;
-#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 pub(crate) mod factors;
 pub(crate) mod float;
@@ -43,8 +41,6 @@ mod load;
 pub(crate) mod low_rank;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
-#[cfg(target_arch = "aarch64")]
-mod neon_tile;
 mod plain;
 
 pub(crate) use plain::Plain;

@@ -1,9 +1,13 @@
 //! `y += s B h`: the second half of a low-rank term `s B (A x)`; the first, `h = A x`, is a matmul.
 
+mod factors;
+
 use core::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+
+pub use factors::{decode_low_rank, decode_rows, encode_low_rank, encode_rows, largest_magnitude};
 
 use crate::TileMut;
 use crate::input::{q8_scale, round_q8};

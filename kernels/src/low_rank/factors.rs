@@ -3,9 +3,9 @@
 
 use half::f16;
 
+use super::{GROUP_BYTES, SCALE_BYTES};
 use crate::lanes::f16_to_f32;
 use crate::level::multilevel;
-use crate::low_rank::{GROUP_BYTES, SCALE_BYTES};
 use crate::quant::{self, plain};
 use crate::{DType, LOW_RANK_TILE, Level, LowRank, LowRankType, simd};
 

@@ -10,11 +10,13 @@
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
 #![allow(clippy::needless_range_loop)] // indices name lanes, rows and tokens of several arrays at once
 
+mod tile;
+
 use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
 use super::load::{Kind, Super};
-use super::{Lanes, PANEL_ROWS, Panel, Simd, avx2_tile};
+use super::{Lanes, PANEL_ROWS, Panel, Simd};
 use crate::Q8Super;
 
 /// What is added to signed integers for VNNI.
@@ -283,7 +285,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 }
             }
         }
-        avx2_tile::transpose_lanes(q);
+        tile::transpose_lanes(q);
         if !VNNI && K::BITS == 8 {
             let high = high.as_mut_ptr().cast::<[__m256i; 2]>();
             let half = _mm256_set1_epi8(15);
@@ -299,7 +301,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     /// Each scale twice in 16 bits, as sums of pairs of products lie. In place of the minimum of the first
-    /// 16 of each 32 columns twice the scales of both, as [`offset_sums`](avx2_tile) lie.
+    /// 16 of each 32 columns twice the scales of both, as [`offset_sums`](tile) lie.
     #[inline(always)]
     unsafe fn arrange_scales(
         scale: &mut [[__m256; 2]; PANEL_ROWS],
@@ -332,7 +334,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         for i in 0..PANEL_ROWS {
             lanes[i] = [_mm256_castps_si256(m[i][0]), _mm256_castps_si256(m[i][1])];
         }
-        avx2_tile::transpose_lanes(&mut lanes);
+        tile::transpose_lanes(&mut lanes);
         for i in 0..PANEL_ROWS {
             m[i] = [
                 _mm256_castsi256_ps(lanes[i][0]),
@@ -400,10 +402,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             // The panels differ in their type only.
             let p: *const Panel<Self> = panel;
             match VNNI {
-                true => {
-                    avx2_tile::multiply_vnni::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y)
-                }
-                false => avx2_tile::multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
+                true => tile::multiply_vnni::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y),
+                false => tile::multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
             }
             for y in &mut y {
                 *y = y.wrapping_add(PANEL_ROWS);

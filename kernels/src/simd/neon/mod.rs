@@ -5,12 +5,14 @@
 #![allow(unsafe_op_in_unsafe_fn, clippy::missing_safety_doc)]
 #![allow(clippy::needless_range_loop)] // indices name lanes and rows of several arrays at once
 
+mod tile;
+
 use core::arch::aarch64::*;
 use core::arch::asm;
 use core::mem::MaybeUninit;
 
 use super::load::{Kind, Super};
-use super::{Lanes, PANEL_ROWS, Panel, Simd, neon_tile};
+use super::{Lanes, PANEL_ROWS, Panel, Simd};
 use crate::Q8Super;
 
 /// Armv8.0.
@@ -314,8 +316,8 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
         match EXTENSION {
             // As they are: this level's products sum along a row.
             BASE => {}
-            DOTPROD => neon_tile::transpose_lanes(q),
-            _ => neon_tile::interleave_pairs(q),
+            DOTPROD => tile::transpose_lanes(q),
+            _ => tile::interleave_pairs(q),
         }
     }
 
@@ -327,7 +329,7 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
                 lanes[i][j] = vreinterpretq_s8_f32(m[i][j]);
             }
         }
-        neon_tile::transpose_lanes(&mut lanes);
+        tile::transpose_lanes(&mut lanes);
         for i in 0..PANEL_ROWS {
             for j in 0..4 {
                 m[i][j] = vreinterpretq_f32_s8(lanes[i][j]);
@@ -388,11 +390,11 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
             // The panels differ in their type only.
             let p: *const Panel<Self> = panel;
             match EXTENSION {
-                BASE => neon_tile::multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
+                BASE => tile::multiply::<K, N>(&*p.cast(), x, n_blocks, first, y),
                 DOTPROD => {
-                    neon_tile::multiply_dotprod::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y)
+                    tile::multiply_dotprod::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y)
                 }
-                _ => neon_tile::multiply_i8mm::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y),
+                _ => tile::multiply_i8mm::<K::Centered, N>(&*p.cast(), x, n_blocks, first, y),
             }
             for y in &mut y {
                 *y = y.wrapping_add(PANEL_ROWS);

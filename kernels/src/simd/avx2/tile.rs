@@ -8,10 +8,10 @@ use core::arch::asm;
 use core::arch::x86_64::*;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::avx2::{Avx2, OFFSET, products};
-use super::load::Kind;
-use super::{Lanes, PANEL_ROWS, Panel, four, scale, start, sum};
+use super::{Avx2, OFFSET, products};
 use crate::input::INTEGER;
+use crate::simd::load::Kind;
+use crate::simd::{Lanes, PANEL_ROWS, Panel, four, scale, start, sum};
 use crate::{Q8_BLOCK, Q8Super};
 
 /// Has the value computed by here, of what was loaded last. The compiler would rather compute one sum

@@ -7,9 +7,9 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use super::load::Kind;
-use super::neon::{BASE, DOTPROD, I8MM, Neon, dot_32, products, products_32};
-use super::{PANEL_ROWS, Panel, scale, sum};
+use super::{BASE, DOTPROD, I8MM, Neon, dot_32, products, products_32};
+use crate::simd::load::Kind;
+use crate::simd::{PANEL_ROWS, Panel, scale, sum};
 use crate::{Q8_BLOCK, Q8Super};
 
 /// The scale and the sums of block `b` of the input, for its whole or its second half.
