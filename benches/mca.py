@@ -76,10 +76,9 @@ def hot_loop(lines, prefetches):
 
 
 def formats():
-    """The formats that kernels/src/simd/int8.rs lists, in its order."""
-    source = (ROOT / "kernels" / "src" / "simd" / "int8.rs").read_text()
-    listed = source[source.index("run!($simd, $features:") :]
-    return re.findall(r"(\w+) \w+[,)]", listed[listed.index(":") + 1 : listed.index("\n        };")])
+    """The quantized formats, in the order of the table in kernels/src/dtype.rs."""
+    source = (ROOT / "kernels" / "src" / "dtype.rs").read_text()
+    return re.findall(r"^ +(\w+) = \d+, \d+ in \d+, \w+, \w+ \w+;$", source, re.MULTILINE)
 
 
 def loops(functions):

@@ -1,85 +1,99 @@
 //! The element types a tensor may have, with the numbers that GGUF files give them.
 
-/// How a tensor's elements are stored. The discriminant is the type's number in GGUF files.
+/// Every type, a row each, from which all follows that asks for the type of a tensor: a new one cannot be
+/// forgotten anywhere. A row is its name, its number in GGUF files, the elements of a block `in` its bytes
+/// (plain types are blocks of one element), whether it can be `encoded` or is only `decoded`, and for
+/// quantized types the module of `quant` that does so and the format in `simd/load.rs` that loads it.
 ///
-/// Block types store [`DType::block_len`] consecutive elements of a row in
-/// [`DType::block_bytes`] bytes; plain types are blocks of one element.
-#[allow(non_camel_case_types, missing_docs)] // the names are ggml's, known to every user of it
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-#[repr(u32)]
-pub enum DType {
-    F32 = 0,
-    F16 = 1,
-    Q4_0 = 2,
-    Q4_1 = 3,
-    Q5_0 = 6,
-    Q5_1 = 7,
-    Q8_0 = 8,
-    Q8_1 = 9,
-    Q2_K = 10,
-    Q3_K = 11,
-    Q4_K = 12,
-    Q5_K = 13,
-    Q6_K = 14,
-    Q8_K = 15,
-    IQ2_XXS = 16,
-    IQ2_XS = 17,
-    IQ3_XXS = 18,
-    IQ1_S = 19,
-    IQ4_NL = 20,
-    IQ3_S = 21,
-    IQ2_S = 22,
-    IQ4_XS = 23,
-    I8 = 24,
-    I16 = 25,
-    I32 = 26,
-    I64 = 27,
-    F64 = 28,
-    IQ1_M = 29,
-    BF16 = 30,
-    TQ1_0 = 34,
-    TQ2_0 = 35,
-    MXFP4 = 39,
+/// `dtypes!(make extra)` is `make! { [extra] rows }`.
+macro_rules! dtypes {
+    ($make:ident $($extra:tt)*) => {
+        $make! {
+            [$($extra)*]
+            F32 = 0, 1 in 4, encoded;
+            F16 = 1, 1 in 2, encoded;
+            Q4_0 = 2, 32 in 18, encoded, q4_0 Q40;
+            Q4_1 = 3, 32 in 20, encoded, q4_1 Q41;
+            Q5_0 = 6, 32 in 22, encoded, q5_0 Q50;
+            Q5_1 = 7, 32 in 24, encoded, q5_1 Q51;
+            Q8_0 = 8, 32 in 34, encoded, q8_0 Q80;
+            Q8_1 = 9, 32 in 36, encoded, q8_1 Q81;
+            Q2_K = 10, 256 in 84, encoded, q2_k Q2K;
+            Q3_K = 11, 256 in 110, encoded, q3_k Q3K;
+            Q4_K = 12, 256 in 144, encoded, q4_k Q4K;
+            Q5_K = 13, 256 in 176, encoded, q5_k Q5K;
+            Q6_K = 14, 256 in 210, encoded, q6_k Q6K;
+            Q8_K = 15, 256 in 292, encoded, q8_k Q8K;
+            IQ2_XXS = 16, 256 in 66, decoded, iq2_xxs Iq2Xxs;
+            IQ2_XS = 17, 256 in 74, decoded, iq2_xs Iq2Xs;
+            IQ3_XXS = 18, 256 in 98, decoded, iq3_xxs Iq3Xxs;
+            IQ1_S = 19, 256 in 50, decoded, iq1_s Iq1S;
+            IQ4_NL = 20, 32 in 18, encoded, iq4_nl Iq4Nl;
+            IQ3_S = 21, 256 in 110, decoded, iq3_s Iq3S;
+            IQ2_S = 22, 256 in 82, decoded, iq2_s Iq2S;
+            IQ4_XS = 23, 256 in 136, encoded, iq4_xs Iq4Xs;
+            I8 = 24, 1 in 1, decoded;
+            I16 = 25, 1 in 2, decoded;
+            I32 = 26, 1 in 4, decoded;
+            I64 = 27, 1 in 8, decoded;
+            F64 = 28, 1 in 8, decoded;
+            IQ1_M = 29, 256 in 56, decoded, iq1_m Iq1M;
+            BF16 = 30, 1 in 2, encoded;
+            TQ1_0 = 34, 256 in 54, encoded, tq1_0 Tq10;
+            TQ2_0 = 35, 256 in 66, encoded, tq2_0 Tq20;
+            MXFP4 = 39, 32 in 17, decoded, mxfp4 Mxfp4;
+        }
+    };
+}
+pub(crate) use dtypes;
+
+macro_rules! define {
+    ([] $(
+        $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
+    )*) => {
+        /// How a tensor's elements are stored. The discriminant is the type's number in GGUF files.
+        ///
+        /// Block types store [`DType::block_len`] consecutive elements of a row in
+        /// [`DType::block_bytes`] bytes; plain types are blocks of one element.
+        #[allow(non_camel_case_types, missing_docs)] // the names are ggml's, known to every user of it
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        #[repr(u32)]
+        pub enum DType {
+            $($name = $id,)*
+        }
+
+        impl DType {
+            /// Every type, in the order of their numbers.
+            pub const ALL: [DType; [$($id),*].len()] = [$(DType::$name),*];
+
+            /// The name that ggml prints.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(DType::$name => stringify!($name),)*
+                }
+            }
+
+            /// Elements in one block: 1 for plain types, 32 or 256 for quantized ones.
+            pub const fn block_len(self) -> usize {
+                match self {
+                    $(DType::$name => $len,)*
+                }
+            }
+
+            /// Bytes of one block.
+            pub const fn block_bytes(self) -> usize {
+                match self {
+                    $(DType::$name => $bytes,)*
+                }
+            }
+        }
+    };
 }
 
-impl DType {
-    /// Every type, in the order of their numbers.
-    pub const ALL: [DType; 32] = [
-        DType::F32,
-        DType::F16,
-        DType::Q4_0,
-        DType::Q4_1,
-        DType::Q5_0,
-        DType::Q5_1,
-        DType::Q8_0,
-        DType::Q8_1,
-        DType::Q2_K,
-        DType::Q3_K,
-        DType::Q4_K,
-        DType::Q5_K,
-        DType::Q6_K,
-        DType::Q8_K,
-        DType::IQ2_XXS,
-        DType::IQ2_XS,
-        DType::IQ3_XXS,
-        DType::IQ1_S,
-        DType::IQ4_NL,
-        DType::IQ3_S,
-        DType::IQ2_S,
-        DType::IQ4_XS,
-        DType::I8,
-        DType::I16,
-        DType::I32,
-        DType::I64,
-        DType::F64,
-        DType::IQ1_M,
-        DType::BF16,
-        DType::TQ1_0,
-        DType::TQ2_0,
-        DType::MXFP4,
-    ];
+dtypes!(define);
 
+impl DType {
     /// The type with this number in a GGUF file, or `None` for numbers unknown or retired.
     pub fn from_ggml_id(id: u32) -> Option<DType> {
         Self::ALL.into_iter().find(|t| *t as u32 == id)
@@ -90,87 +104,6 @@ impl DType {
         Self::ALL
             .into_iter()
             .find(|t| t.name().eq_ignore_ascii_case(name))
-    }
-
-    /// The name that ggml prints.
-    pub fn name(self) -> &'static str {
-        use DType::*;
-        match self {
-            F32 => "F32",
-            F16 => "F16",
-            Q4_0 => "Q4_0",
-            Q4_1 => "Q4_1",
-            Q5_0 => "Q5_0",
-            Q5_1 => "Q5_1",
-            Q8_0 => "Q8_0",
-            Q8_1 => "Q8_1",
-            Q2_K => "Q2_K",
-            Q3_K => "Q3_K",
-            Q4_K => "Q4_K",
-            Q5_K => "Q5_K",
-            Q6_K => "Q6_K",
-            Q8_K => "Q8_K",
-            IQ2_XXS => "IQ2_XXS",
-            IQ2_XS => "IQ2_XS",
-            IQ3_XXS => "IQ3_XXS",
-            IQ1_S => "IQ1_S",
-            IQ4_NL => "IQ4_NL",
-            IQ3_S => "IQ3_S",
-            IQ2_S => "IQ2_S",
-            IQ4_XS => "IQ4_XS",
-            I8 => "I8",
-            I16 => "I16",
-            I32 => "I32",
-            I64 => "I64",
-            F64 => "F64",
-            IQ1_M => "IQ1_M",
-            BF16 => "BF16",
-            TQ1_0 => "TQ1_0",
-            TQ2_0 => "TQ2_0",
-            MXFP4 => "MXFP4",
-        }
-    }
-
-    /// Elements in one block: 1 for plain types, 32 or 256 for quantized ones.
-    pub const fn block_len(self) -> usize {
-        use DType::*;
-        match self {
-            F32 | F16 | BF16 | F64 | I8 | I16 | I32 | I64 => 1,
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q8_1 | IQ4_NL | MXFP4 => 32,
-            _ => 256,
-        }
-    }
-
-    /// Bytes of one block.
-    pub const fn block_bytes(self) -> usize {
-        use DType::*;
-        match self {
-            I8 => 1,
-            F16 | BF16 | I16 => 2,
-            F32 | I32 => 4,
-            F64 | I64 => 8,
-            MXFP4 => 17,
-            Q4_0 | IQ4_NL => 18,
-            Q4_1 => 20,
-            Q5_0 => 22,
-            Q5_1 => 24,
-            Q8_0 => 34,
-            Q8_1 => 36,
-            IQ1_S => 50,
-            TQ1_0 => 54,
-            IQ1_M => 56,
-            TQ2_0 | IQ2_XXS => 66,
-            IQ2_XS => 74,
-            IQ2_S => 82,
-            Q2_K => 84,
-            IQ3_XXS => 98,
-            Q3_K | IQ3_S => 110,
-            IQ4_XS => 136,
-            Q4_K => 144,
-            Q5_K => 176,
-            Q6_K => 210,
-            Q8_K => 292,
-        }
     }
 
     /// Bytes of a row of `n_cols` elements; `None` where the row is no whole number of blocks or

@@ -43,6 +43,7 @@ pub mod tq1_0;
 pub mod tq2_0;
 
 use crate::DType;
+use crate::dtype::dtypes;
 
 /// The elements of the largest block.
 pub const MAX_BLOCK_LEN: usize = 256;
@@ -99,21 +100,18 @@ impl Default for Unpacked {
 pub fn unpack(dtype: DType, block: &[u8], out: &mut Unpacked) {
     assert_eq!(block.len(), dtype.block_bytes(), "{dtype}: one block");
     macro_rules! unpack {
-        ($($dtype:ident $module:ident),* $(,)?) => {
+        ([] $(
+            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
+        )*) => {
             match dtype {
-                // Blocks are byte arrays of the size just asserted, aligned to 1: the cast holds.
-                $(DType::$dtype => $module::unpack(bytemuck::from_bytes(block), out),)*
-                _ => panic!("{dtype} is not quantized"),
+                $(DType::$name => unpack!(@ $($module)?),)*
             }
         };
+        (@) => { panic!("{dtype} is not quantized") };
+        // Blocks are byte arrays of the size just asserted, aligned to 1: the cast holds.
+        (@ $module:ident) => { $module::unpack(bytemuck::from_bytes(block), out) };
     }
-    unpack!(
-        Q4_0 q4_0, Q4_1 q4_1, Q5_0 q5_0, Q5_1 q5_1, Q8_0 q8_0, Q8_1 q8_1,
-        Q2_K q2_k, Q3_K q3_k, Q4_K q4_k, Q5_K q5_k, Q6_K q6_k, Q8_K q8_k,
-        IQ1_S iq1_s, IQ1_M iq1_m, IQ2_XXS iq2_xxs, IQ2_XS iq2_xs, IQ2_S iq2_s,
-        IQ3_XXS iq3_xxs, IQ3_S iq3_s, IQ4_NL iq4_nl, IQ4_XS iq4_xs,
-        TQ1_0 tq1_0, TQ2_0 tq2_0, MXFP4 mxfp4,
-    );
+    dtypes!(unpack);
 }
 
 /// Decodes elements of any type: `src` `[row_bytes(n)]` into `dst` `[n]`.
@@ -151,28 +149,18 @@ pub fn dequantize(dtype: DType, src: &[u8], dst: &mut [f32]) {
 
 /// Whether [`quantize`] can produce this type.
 pub const fn can_encode(dtype: DType) -> bool {
-    use DType::*;
-    matches!(
-        dtype,
-        F32 | F16
-            | BF16
-            | Q4_0
-            | Q4_1
-            | Q5_0
-            | Q5_1
-            | Q8_0
-            | Q8_1
-            | Q2_K
-            | Q3_K
-            | Q4_K
-            | Q5_K
-            | Q6_K
-            | Q8_K
-            | IQ4_NL
-            | IQ4_XS
-            | TQ1_0
-            | TQ2_0
-    )
+    macro_rules! can_encode {
+        ([] $(
+            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
+        )*) => {
+            match dtype {
+                $(DType::$name => can_encode!(@ $coding),)*
+            }
+        };
+        (@ encoded) => { true };
+        (@ decoded) => { false };
+    }
+    dtypes!(can_encode)
 }
 
 /// Encodes `src` `[n]` into `dst` `[row_bytes(n)]`.
@@ -217,21 +205,22 @@ pub fn quantize(dtype: DType, src: &[f32], dst: &mut [u8]) {
 /// Encodes one block of finite elements; the caller has checked the lengths.
 fn encode_block(dtype: DType, src: &[f32], dst: &mut [u8]) {
     macro_rules! encode {
-        ($($dtype:ident $module:ident),* $(,)?) => {
+        ([] $(
+            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
+        )*) => {
             match dtype {
-                $(DType::$dtype => {
-                    let src = src.try_into().expect("one block");
-                    dst.copy_from_slice(bytemuck::bytes_of(&$module::encode(src)));
-                })*
-                _ => unreachable!("{dtype} cannot be encoded"),
+                $(DType::$name => encode!(@ $coding $($module)?),)*
             }
         };
+        (@ encoded $module:ident) => {{
+            let src = src.try_into().expect("one block");
+            dst.copy_from_slice(bytemuck::bytes_of(&$module::encode(src)));
+        }};
+        (@ $coding:ident $($module:ident)?) => {
+            unreachable!("{dtype} is plain, or cannot be encoded")
+        };
     }
-    encode!(
-        Q4_0 q4_0, Q4_1 q4_1, Q5_0 q5_0, Q5_1 q5_1, Q8_0 q8_0, Q8_1 q8_1,
-        Q2_K q2_k, Q3_K q3_k, Q4_K q4_k, Q5_K q5_k, Q6_K q6_k, Q8_K q8_k,
-        IQ4_NL iq4_nl, IQ4_XS iq4_xs, TQ1_0 tq1_0, TQ2_0 tq2_0,
-    );
+    dtypes!(encode);
 }
 
 /// Makes a block of a type that [`can_encode`] decode to NaN throughout.

@@ -4,6 +4,7 @@ use core::mem::MaybeUninit;
 
 use super::load::{self, Format, Kind, super_bytes};
 use super::{PAIR_ROWS, PANEL_ROWS, Panel, SUPER, Simd, TILE_PAIRS, TILE_ROWS, on_level};
+use crate::dtype::dtypes;
 use crate::input::INTEGER;
 use crate::{DType, Level, Matrix, Q8_BLOCK, Q8Rows, Q8Super, TileMut};
 
@@ -43,28 +44,25 @@ pub(crate) fn matmul(
 ) -> bool {
     /// Calls the level's entry point for the format.
     macro_rules! run {
-        ($simd:ty, $features:literal) => {
-            run!($simd, $features:
-                Q4_0 Q40, Q4_1 Q41, Q5_0 Q50, Q5_1 Q51, Q8_0 Q80, Q8_1 Q81,
-                Q2_K Q2K, Q3_K Q3K, Q4_K Q4K, Q5_K Q5K, Q6_K Q6K, Q8_K Q8K,
-                IQ1_S Iq1S, IQ1_M Iq1M, IQ2_XXS Iq2Xxs, IQ2_XS Iq2Xs, IQ2_S Iq2S,
-                IQ3_XXS Iq3Xxs, IQ3_S Iq3S, IQ4_NL Iq4Nl, IQ4_XS Iq4Xs,
-                TQ1_0 Tq10, TQ2_0 Tq20, MXFP4 Mxfp4)
-        };
-        ($simd:ty, $features:literal: $($dtype:ident $format:ident),*) => {
+        ([$simd:ty, $features:literal] $(
+            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
+        )*) => {
             match w.dtype() {
-                $(DType::$dtype => {
-                    #[target_feature(enable = $features)]
-                    fn entry(method: Method, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
-                        // SAFETY: this function has the level's features.
-                        unsafe { matmul_format::<$simd, load::$format>(method, w, x, y) }
-                    }
-                    // SAFETY: the level's token proves that the CPU has the features.
-                    unsafe { entry(method, w, x, y) }
-                })*
-                other => unreachable!("{other} is not quantized"),
+                $(DType::$name => run!(@ $simd, $features $(, $format)?),)*
             }
         };
+        (@ $simd:ty, $features:literal) => { unreachable!("{} is not quantized", w.dtype()) };
+        (@ $simd:ty, $features:literal, $format:ident) => {{
+            #[target_feature(enable = $features)]
+            fn entry(method: Method, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
+                // SAFETY: this function has the level's features.
+                unsafe { matmul_format::<$simd, load::$format>(method, w, x, y) }
+            }
+            // SAFETY: the level's token proves that the CPU has the features.
+            unsafe { entry(method, w, x, y) }
+        }};
+        // Last, as nothing else is tried where this does not parse.
+        ($simd:ty, $features:literal) => { dtypes!(run $simd, $features) };
     }
     on_level!(level, run, return false);
     true
