@@ -3,17 +3,17 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use rayon::prelude::*;
-use tandem_engine::DType;
-use tandem_formats::{Value, Writer, write_atomically};
+use tandem_engine::{Config, DType, Linears};
+use tandem_formats::{Gguf, Value, Writer, write_atomically};
 use tandem_kernels::quant;
 
 use crate::progress::Progress;
-use crate::quantize::{Target, parse_target};
+use crate::quantize::{self, Target, parse_target};
 
 /// Write a model of random weights, for timing
 ///
@@ -76,18 +76,12 @@ struct Shape {
 }
 
 impl Shape {
-    /// A layer's linears: name, outputs, inputs.
-    fn linears(&self) -> [(&'static str, usize, usize); 7] {
-        let (n_q, n_kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
-        [
-            ("attn_q", n_q, self.n_embd),
-            ("attn_k", n_kv, self.n_embd),
-            ("attn_v", n_kv, self.n_embd),
-            ("attn_output", self.n_embd, n_q),
-            ("ffn_gate", self.n_ff, self.n_embd),
-            ("ffn_up", self.n_ff, self.n_embd),
-            ("ffn_down", self.n_embd, self.n_ff),
-        ]
+    /// The linears that the engine finds in such a model.
+    fn linears(&self, target: Target) -> Result<Linears> {
+        let mut writer = Writer::new();
+        metadata(&mut writer, self, target)?;
+        let file = writer.to_vec(&[])?;
+        Ok(Linears::of(&Config::from_gguf(&Gguf::parse(&file)?)?))
     }
 }
 
@@ -169,7 +163,7 @@ pub(crate) fn synth(args: &Args) -> Result<()> {
         }
         Some(rank) => {
             adapter_metadata(&mut writer, &shape, rank.get())?;
-            plan_adapter(&shape, rank.get(), args.target.dtype())?
+            plan_adapter(&shape, rank.get(), args.target)?
         }
     };
     for t in &tensors {
@@ -194,15 +188,18 @@ pub(crate) fn synth(args: &Args) -> Result<()> {
 }
 
 fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
+    let base = shape.linears(target)?;
+    let types = quantize::Plan {
+        target,
+        pure: false,
+        n_layer: shape.n_layer,
+        tied: shape.tied,
+        few_kv_heads: shape.n_head / shape.n_head_kv >= 4,
+    };
     let mut tensors = Vec::new();
     let mut matrix = |name: String, n_out: usize, n_in: usize| -> Result<()> {
-        let dtype = target.dtype_of(
-            &name,
-            n_in,
-            shape.n_layer,
-            shape.tied,
-            shape.n_head / shape.n_head_kv,
-        )?;
+        let dtype = types.matrix_type(&name, n_in);
+        let dtype = dtype.with_context(|| format!("tensor {name}: no type fits its rows"))?;
         tensors.push(Planned {
             name,
             shape: vec![n_in, n_out],
@@ -215,10 +212,8 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
     if !shape.tied {
         matrix("output.weight".to_string(), shape.n_vocab, shape.n_embd)?;
     }
-    for i in 0..shape.n_layer {
-        for (name, n_out, n_in) in shape.linears() {
-            matrix(format!("blk.{i}.{name}.weight"), n_out, n_in)?;
-        }
+    for linear in base.iter().filter(|linear| linear.layer.is_some()) {
+        matrix(format!("{}.weight", linear.name), linear.n_out, linear.n_in)?;
     }
     let mut vector = |name: String, n: usize, deviation| {
         tensors.push(Planned {
@@ -233,8 +228,10 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
         vector(format!("blk.{i}.attn_norm.weight"), shape.n_embd, None);
         vector(format!("blk.{i}.ffn_norm.weight"), shape.n_embd, None);
         if shape.arch == "qwen2" {
-            for (name, n, _) in &shape.linears()[..3] {
-                vector(format!("blk.{i}.{name}.bias"), *n, Some(0.1));
+            for linear in base.iter().filter(|linear| linear.layer == Some(i)) {
+                if matches!(linear.part, "attn_q" | "attn_k" | "attn_v") {
+                    vector(format!("{}.bias", linear.name), linear.n_out, Some(0.1));
+                }
             }
         }
     }
@@ -242,28 +239,29 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
 }
 
 /// The factors of an adapter on all linears.
-fn plan_adapter(shape: &Shape, rank: usize, dtype: DType) -> Result<Vec<Planned>> {
+fn plan_adapter(shape: &Shape, rank: usize, target: Target) -> Result<Vec<Planned>> {
+    let dtype = target.dtype();
     ensure!(
         [DType::F32, DType::F16, DType::BF16, DType::Q8_0].contains(&dtype),
         "adapters are stored as F32, F16, BF16 or Q8_0, not as {dtype}"
     );
+    let base = shape.linears(target)?;
     let mut tensors = Vec::new();
-    for i in 0..shape.n_layer {
-        for (name, n_out, n_in) in shape.linears() {
-            for (part, n_rows, n_cols) in [("lora_a", rank, n_in), ("lora_b", n_out, rank)] {
-                let name = format!("blk.{i}.{name}.weight.{part}");
-                ensure!(
-                    n_cols.is_multiple_of(dtype.block_len()),
-                    "tensor {name}: rows of {n_cols} elements are no whole number of {dtype} blocks"
-                );
-                tensors.push(Planned {
-                    name,
-                    shape: vec![n_cols, n_rows],
-                    dtype,
-                    // So small that the model's activations stay in range.
-                    deviation: Some(0.1 / (n_cols as f32).sqrt()),
-                });
-            }
+    for linear in base.iter().filter(|linear| linear.layer.is_some()) {
+        let (n_out, n_in) = (linear.n_out, linear.n_in);
+        for (part, n_rows, n_cols) in [("lora_a", rank, n_in), ("lora_b", n_out, rank)] {
+            let name = format!("{}.weight.{part}", linear.name);
+            ensure!(
+                n_cols.is_multiple_of(dtype.block_len()),
+                "tensor {name}: rows of {n_cols} elements are no whole number of {dtype} blocks"
+            );
+            tensors.push(Planned {
+                name,
+                shape: vec![n_cols, n_rows],
+                dtype,
+                // So small that the model's activations stay in range.
+                deviation: Some(0.1 / (n_cols as f32).sqrt()),
+            });
         }
     }
     Ok(tensors)
@@ -402,28 +400,6 @@ fn normal(rng: &mut Xoshiro256PlusPlus) -> f32 {
         .map(uniform)
         .sum();
     sum - 6.0
-}
-
-impl Target {
-    /// The type of a matrix with rows of `n_in` in a model that is not at hand.
-    fn dtype_of(
-        self,
-        name: &str,
-        n_in: usize,
-        n_layer: usize,
-        tied: bool,
-        group: usize,
-    ) -> Result<DType> {
-        let plan = crate::quantize::Plan {
-            target: self,
-            pure: false,
-            n_layer,
-            tied,
-            few_kv_heads: group >= 4,
-        };
-        plan.matrix_type(name, n_in)
-            .ok_or_else(|| anyhow!("tensor {name}: no type fits its rows"))
-    }
 }
 
 #[cfg(test)]

@@ -312,14 +312,14 @@ fn cat(name: &str, parts: &[(&Lora, f32)], scaled: bool) -> Lora {
         a.extend_from_slice(&lora.a.values);
         let scale = if scaled { weight * lora.scale } else { 1.0 };
         let columns = first..first + lora.b.n_cols;
-        put_columns((&lora.b.values, scale), columns.clone(), &mut b);
+        put_columns(&lora.b.values, scale, columns.clone(), &mut b);
         first = columns.end;
     }
     Lora::new(name.to_string(), a, b.values, (n_out, rank, n_in), 1.0)
 }
 
 /// Writes `scale x` to these columns of `y`.
-pub(super) fn put_columns((x, scale): (&[f32], f32), columns: Range<usize>, y: &mut Floats) {
+pub(super) fn put_columns(x: &[f32], scale: f32, columns: Range<usize>, y: &mut Floats) {
     let rows = x.chunks_exact(columns.len());
     for (x, y) in rows.zip(y.values.chunks_exact_mut(y.n_cols)) {
         let y = y[columns.clone()].iter_mut();

@@ -269,7 +269,8 @@ fn join(
     level: Level,
     members: &[Member<'_>],
     values: &mut Vec<f32>,
-    (a, b): (&mut Floats, &mut Floats),
+    a: &mut Floats,
+    b: &mut Floats,
 ) {
     let (n_out, _, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
     let rank = members.iter().map(|m| m.shape.1).sum();
@@ -282,7 +283,7 @@ fn join(
         member.a.decode(level, rows);
         let part = room(values, n_out * ranks.len());
         member.b.decode(level, part);
-        put_columns((part, member.weight * member.scale), ranks.clone(), b);
+        put_columns(part, member.weight * member.scale, ranks.clone(), b);
         first = ranks.end;
     }
 }
@@ -413,10 +414,10 @@ fn merge_module<'s>(
         .collect();
     let (n_out, _, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
     if options.method == MergeMethod::Cat {
-        join(level, members, &mut values[0], (a, b));
+        join(level, members, &mut values[0], a, b);
     } else if options.method == MergeMethod::Svd {
         let (joined_a, joined_b) = factors;
-        join(level, members, &mut values[0], (joined_a, joined_b));
+        join(level, members, &mut values[0], joined_a, joined_b);
         svd::cut_product(level, (joined_a, joined_b), rank, (a, b)).ok_or_else(not_finite)?;
     } else if options.dense {
         let mut dense = Floats::default();

@@ -72,7 +72,7 @@ pub(super) fn cut_product(
     if n > b.n_rows.min(a.n_cols) {
         // The Gram matrices would be larger than the product, and than all that they are made of.
         let mut dense = Floats::default();
-        product(level, (&b.values, &a.values), n, &mut dense);
+        product(level, &b.values, &a.values, n, &mut dense);
         let (b, a) = cut(matrix(&dense), rank)?;
         (*cut_a, *cut_b) = (floats(&a), floats(&b));
         return Some(());
@@ -130,8 +130,8 @@ pub(super) fn cut_product(
             to_b[k * n_kept + j] = (norms[k] * l_u.at(k, j)) as f32;
         }
     }
-    product(level, (&to_a, &a.values), n, cut_a);
-    product(level, (&b.values, &to_b), n, cut_b);
+    product(level, &to_a, &a.values, n, cut_a);
+    product(level, &b.values, &to_b, n, cut_b);
     Some(())
 }
 
@@ -208,7 +208,7 @@ fn gram(
 }
 
 /// `x w` for `x` `[_, n_inner]` and `w` `[n_inner, _]`.
-fn product(level: Level, (x, w): (&[f32], &[f32]), n_inner: usize, y: &mut Floats) {
+fn product(level: Level, x: &[f32], w: &[f32], n_inner: usize, y: &mut Floats) {
     y.reshape(x.len() / n_inner, w.len() / n_inner);
     multiply(level, x, w, n_inner, &mut y.values);
 }

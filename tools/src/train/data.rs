@@ -41,21 +41,30 @@ impl Example {
     }
 }
 
-/// Reads the examples of a file, at most `limit`; `form` is the prompt, with a mark for the input.
-pub(super) fn read(
-    path: &Path,
-    tokenizer: &Tokenizer,
-    form: &str,
-    n_ctx: usize,
-    too_long: TooLong,
-    limit: Option<usize>,
-) -> Result<Vec<Example>> {
+/// How texts become examples.
+pub(super) struct Form<'a> {
+    pub tokenizer: &'a Tokenizer,
+    /// With a mark for the input.
+    pub prompt: &'a str,
+    /// The most tokens of an example, and what is done about longer ones.
+    pub n_ctx: usize,
+    pub too_long: TooLong,
+}
+
+/// Reads the examples of a file, at most `limit`.
+pub(super) fn read(path: &Path, form: &Form<'_>, limit: Option<usize>) -> Result<Vec<Example>> {
+    let Form {
+        tokenizer,
+        prompt,
+        n_ctx,
+        too_long,
+    } = *form;
     let end = tokenizer.vocab().eos();
     let end = end.context("the model's vocabulary names no token that ends a text")?;
     let (mut examples, mut skipped) = (Vec::new(), Vec::new());
     for text in dataset::read(path, limit.unwrap_or(usize::MAX))? {
         let line = text.line;
-        let example = example(&text, tokenizer, form, end)
+        let example = example(&text, tokenizer, prompt, end)
             .with_context(|| format!("{}, line {line}", path.display()))?;
         match example.tokens.len() > n_ctx {
             false => examples.push(example),
@@ -82,10 +91,10 @@ pub(super) fn read(
 fn example(
     text: &dataset::Example,
     tokenizer: &Tokenizer,
-    form: &str,
+    prompt: &str,
     end: u32,
 ) -> Result<Example> {
-    let mut tokens = chat::fill(tokenizer, form, text.input.as_bytes())?;
+    let mut tokens = chat::fill(tokenizer, prompt, text.input.as_bytes())?;
     let n_prompt = tokens.len();
     ensure!(n_prompt > 0, "the prompt has no tokens");
     let options = EncodeOptions {

@@ -252,39 +252,8 @@ fn train(
     // ours have an example each.
     // SAFETY: no other thread of this process runs yet, so none reads the environment.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    // Asked before hours of work, not after.
-    for path in [out, args.curve.as_deref(), args.checkpoint.as_deref()]
-        .into_iter()
-        .flatten()
-    {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let is_there = folder.is_none_or(Path::is_dir);
-        ensure!(
-            is_there,
-            "there is no folder to write {} in",
-            path.display()
-        );
-    }
-    let checkpoint = args.checkpoint.clone().unwrap_or_else(|| {
-        let mut name = out.unwrap_or(&args.recipe).as_os_str().to_owned();
-        name.push(".checkpoint");
-        PathBuf::from(name)
-    });
-    ensure!(
-        out != Some(&*checkpoint) && args.curve.as_ref() != Some(&checkpoint),
-        "{} cannot be both the checkpoint and a result",
-        checkpoint.display()
-    );
-    let out_file = out.filter(|_| matches!(form, Form::Calibration { .. }));
-    for path in [out_file, args.curve.as_deref(), Some(&*checkpoint)]
-        .into_iter()
-        .flatten()
-    {
-        ensure!(!path.is_dir(), "{} is a folder", path.display());
-    }
-    let base_path = recipe.path(&recipe.base);
-    let model = open::model(&base_path)?;
-    let tokenizer = open::tokenizer(&base_path, &model)?;
+    let checkpoint = checkpoint_path(args, &form, out)?;
+    let model = open::model(&recipe.path(&recipe.base))?;
     let composition = Composed::read(recipe, &model)?;
     if matches!(form, Form::Calibration { .. }) {
         ensure!(
@@ -298,43 +267,13 @@ fn train(
         prompt.contains(INPUT_MARK),
         "the prompt {prompt:?} has no place for the input, {INPUT_MARK}"
     );
-
-    let options = SessionOptions::for_model(model.config());
-    let n_ctx = recipe.data.context.unwrap_or(options.n_ctx);
-    let data_path = args
-        .data
-        .clone()
-        .unwrap_or_else(|| recipe.path(&recipe.data.path));
-    let mut examples = data::read(
-        &data_path,
-        tokenizer,
-        &prompt,
-        n_ctx,
-        recipe.data.too_long,
-        recipe.data.limit,
-    )?;
-    // As a session refuses them: a vocabulary may have more tokens than there are embeddings.
-    let n_vocab = model.config().n_vocab;
-    for example in &examples {
-        let outside = example.tokens.iter().find(|id| **id as usize >= n_vocab);
-        if let Some(id) = outside.copied() {
-            let place = || format!("{}, line {}", data_path.display(), example.line);
-            return Err(SessionError::Token { id, n_vocab }).with_context(place);
-        }
-    }
-    let seed = recipe.train.seed;
-    random::shuffle(&mut random::generator(seed, FOR_SPLIT), &mut examples);
-    ensure!(
-        recipe.data.validation < examples.len(),
-        "{} has {} examples, of which {} are to be held out: none is left to learn from",
-        data_path.display(),
-        examples.len(),
-        recipe.data.validation
-    );
+    let default_ctx = SessionOptions::for_model(model.config()).n_ctx;
+    let n_ctx = recipe.data.context.unwrap_or(default_ctx);
+    let examples = shuffled_examples(args, recipe, &model, &prompt, n_ctx)?;
     let (validation, training) = examples.split_at(recipe.data.validation);
 
     let members = composition.members();
-    let mut values = random::generator(seed, FOR_VALUES);
+    let mut values = random::generator(recipe.train.seed, FOR_VALUES);
     let learned = Learned::new(
         model.linears(),
         form.clone(),
@@ -343,7 +282,7 @@ fn train(
         &mut values,
     )?;
     let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(0);
-    let network = composition.network(&model, &learned, options.n_ctx.max(n_ctx), longest)?;
+    let network = composition.network(&model, &learned, default_ctx.max(n_ctx), longest)?;
     let n_threads = args.threads.map_or(0, NonZeroUsize::get); // 0: all cores
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(n_threads)
@@ -397,19 +336,7 @@ fn train(
         recipe.train.batch
     );
     let end = trainer.run(&mut state)?;
-    let n_steps = state.course.losses.len();
-    let why = match end {
-        End::Finished => "",
-        End::Early => ", as validation got no better",
-        End::Stopped => ", as asked for",
-    };
-    tell!(
-        "ended after {n_steps} steps{why}, {:.1} s",
-        start.elapsed().as_secs_f64()
-    );
-    if let Some((step, loss)) = state.course.best() {
-        tell!("kept: step {step}, validation loss {loss:.4}");
-    }
+    tell_end(end, &state.course, start);
     write(Done {
         linears: model.linears(),
         learned: &learned,
@@ -423,6 +350,94 @@ fn train(
         _ => drop(std::fs::remove_file(&checkpoint)),
     }
     Ok(())
+}
+
+/// Where the state is kept. Whether all results can be written is asked here, before hours of work, not
+/// after.
+fn checkpoint_path(args: &CommonArgs, form: &Form, out: Option<&Path>) -> Result<PathBuf> {
+    let curve = args.curve.as_deref();
+    for path in [out, curve, args.checkpoint.as_deref()]
+        .into_iter()
+        .flatten()
+    {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let is_there = folder.is_none_or(Path::is_dir);
+        ensure!(
+            is_there,
+            "there is no folder to write {} in",
+            path.display()
+        );
+    }
+    let checkpoint = args.checkpoint.clone().unwrap_or_else(|| {
+        let mut name = out.unwrap_or(&args.recipe).as_os_str().to_owned();
+        name.push(".checkpoint");
+        PathBuf::from(name)
+    });
+    ensure!(
+        out != Some(&*checkpoint) && curve != Some(&*checkpoint),
+        "{} cannot be both the checkpoint and a result",
+        checkpoint.display()
+    );
+    let out_file = out.filter(|_| matches!(form, Form::Calibration { .. }));
+    for path in [out_file, curve, Some(&*checkpoint)].into_iter().flatten() {
+        ensure!(!path.is_dir(), "{} is a folder", path.display());
+    }
+    Ok(checkpoint)
+}
+
+/// The examples in the order that the seed gives; the first are to be held out.
+fn shuffled_examples(
+    args: &CommonArgs,
+    recipe: &Recipe,
+    model: &Model,
+    prompt: &str,
+    n_ctx: usize,
+) -> Result<Vec<data::Example>> {
+    let own_path = || recipe.path(&recipe.data.path);
+    let path = args.data.clone().unwrap_or_else(own_path);
+    let tokenizer = open::tokenizer(&recipe.path(&recipe.base), model)?;
+    let form = data::Form {
+        tokenizer,
+        prompt,
+        n_ctx,
+        too_long: recipe.data.too_long,
+    };
+    let mut examples = data::read(&path, &form, recipe.data.limit)?;
+    // As a session refuses them: a vocabulary may have more tokens than there are embeddings.
+    let n_vocab = model.config().n_vocab;
+    for example in &examples {
+        let outside = example.tokens.iter().find(|id| **id as usize >= n_vocab);
+        if let Some(id) = outside.copied() {
+            let place = || format!("{}, line {}", path.display(), example.line);
+            return Err(SessionError::Token { id, n_vocab }).with_context(place);
+        }
+    }
+    let seed = recipe.train.seed;
+    random::shuffle(&mut random::generator(seed, FOR_SPLIT), &mut examples);
+    ensure!(
+        recipe.data.validation < examples.len(),
+        "{} has {} examples, of which {} are to be held out: none is left to learn from",
+        path.display(),
+        examples.len(),
+        recipe.data.validation
+    );
+    Ok(examples)
+}
+
+fn tell_end(end: End, course: &checkpoint::Course, start: Instant) {
+    let why = match end {
+        End::Finished => "",
+        End::Early => ", as validation got no better",
+        End::Stopped => ", as asked for",
+    };
+    tell!(
+        "ended after {} steps{why}, {:.1} s",
+        course.losses.len(),
+        start.elapsed().as_secs_f64()
+    );
+    if let Some((step, loss)) = course.best() {
+        tell!("kept: step {step}, validation loss {loss:.4}");
+    }
 }
 
 /// A composition to be calibrated; without members, the base alone.
