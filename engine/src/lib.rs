@@ -44,6 +44,7 @@ extern crate alloc;
 
 pub mod adapters;
 pub mod blocks;
+mod buffer;
 #[cfg(feature = "c-api")]
 pub mod c_api;
 pub mod chat;

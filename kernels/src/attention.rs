@@ -100,6 +100,11 @@ pub fn store_key(dtype: DType, key: &[f32], position: usize, keys: &mut [u8]) {
 pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &mut TileMut<'_>) {
     assert!(kv.head_dim <= MAX_HEAD_DIM && y.n_cols().is_multiple_of(kv.head_dim));
     assert!(kv.n_places > 0 && kv.n_places.is_multiple_of(KEY_GROUP));
+    // What the first token sees from, to where the last one is.
+    let from = kv
+        .window
+        .map_or(0, |window| (kv.first + 1).saturating_sub(window));
+    assert!(kv.first + y.n_rows() - from <= kv.n_places);
     let group = y.n_cols() / kv.head_dim;
     assert!(group <= MAX_QUERIES);
     for t in (0..y.n_rows()).step_by(MAX_QUERIES / group) {

@@ -76,11 +76,14 @@ struct Shape {
 }
 
 impl Shape {
-    /// The linears that the engine finds in such a model.
+    /// The linears that the engine finds in the layers of such a model.
     fn linears(&self, target: Target) -> Result<Linears> {
         let mut writer = Writer::new();
         metadata(&mut writer, self, target)?;
-        let file = writer.to_vec(&[])?;
+        // A model is known by its metadata and its embeddings, of which one token's is enough here.
+        writer.add_tensor("token_embd.weight", &[self.n_embd, 1], DType::F32)?;
+        let embedding = vec![0; size_of::<f32>() * self.n_embd];
+        let file = writer.to_vec(&[&embedding])?;
         Ok(Linears::of(&Config::from_gguf(&Gguf::parse(&file)?)?))
     }
 }

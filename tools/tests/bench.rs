@@ -83,6 +83,54 @@ fn all_outputs_have_the_same_rows() {
 }
 
 #[test]
+fn passes_over_several_sequences_are_timed_beside_one_alone() {
+    let (model, bundle) = (fixture("pocket-q8_0.gguf"), fixture("pocket.tandem"));
+    let run = |parallel: &str, n: &str, output: &str| {
+        tandem!(
+            "bench",
+            "-m",
+            model,
+            "--bundle",
+            bundle,
+            "--compose",
+            "summarize-fr",
+            "-r1",
+            "-t1",
+            "--parallel",
+            parallel,
+            "-n",
+            n,
+            "-o",
+            output,
+            "--depth",
+            "5"
+        )
+    };
+    let rows = run("1,3", "2", "json").ok().json();
+    let column = |name: &str| -> Vec<_> {
+        let rows = rows.as_array().unwrap().iter();
+        rows.map(|row| row[name].as_f64().unwrap()).collect()
+    };
+    assert_eq!(column("sequences"), [1.0, 3.0]);
+    assert_eq!(column("compositions"), [1.0, 3.0]);
+    for name in ["tokens_per_second", "ms_per_pass", "of_one"] {
+        assert!(column(name).iter().all(|x| *x > 0.0), "{name}");
+    }
+    for output in ["csv", "md"] {
+        let text = run("2", "1", output).ok().text();
+        let mark = if output == "csv" { ',' } else { '|' };
+        let counts: Vec<_> = text
+            .lines()
+            .map(|line| line.matches(mark).count())
+            .collect();
+        assert!(counts.iter().all(|n| *n == counts[0]), "{text}");
+    }
+    run("65", "1", "json").fails(1, "at most 64 sequences");
+    run("2", "0", "json").fails(1, "nothing to measure");
+    run("0", "1", "json").fails(2, "--parallel");
+}
+
+#[test]
 fn switches_are_timed() {
     let Some(folder) = shared("peer/logits") else {
         return;

@@ -1,6 +1,5 @@
 //! A weighted list of adapters and calibrations, ready to run.
 
-use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -41,7 +40,10 @@ impl LinearTerms {
 /// Adapters and calibrations that are added to a model together. It owns what it adds, or shares it
 /// with the bundle that it is from. A copy is cheap: it is another handle to the same composition.
 #[derive(Clone, Debug)]
-pub struct Composition(Arc<Inner>);
+pub struct Composition {
+    inner: Arc<Inner>,
+    prompt: Option<Arc<str>>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -49,7 +51,6 @@ struct Inner {
     /// By [`LinearId::index`].
     terms: Vec<LinearTerms>,
     id: ContentId,
-    prompt: Option<String>,
     /// See [`Composition::max_record_floats`].
     max_record_floats: usize,
 }
@@ -89,41 +90,40 @@ impl Composition {
             let of_group = group.iter().map(|linear| &terms[linear.id.index()]);
             max_record_floats = max_record_floats.max(record_floats(of_group));
         }
-        Ok(Composition(Arc::new(Inner {
+        let inner = Inner {
             linears: base.clone(),
             terms,
             id: ContentId(*hasher.finalize().as_bytes()),
-            prompt: None,
             max_record_floats,
-        })))
+        };
+        Ok(Composition {
+            inner: Arc::new(inner),
+            prompt: None,
+        })
     }
 
     /// The same, to be asked with this text, in which `{{ input }}` stands for the input.
     pub fn with_prompt(self, prompt: Option<&str>) -> Composition {
-        match Arc::try_unwrap(self.0) {
-            Ok(inner) => Composition(Arc::new(Inner {
-                prompt: prompt.map(ToString::to_string),
-                ..inner
-            })),
-            // Of several handles none changes.
-            Err(shared) => Composition(shared),
+        Composition {
+            prompt: prompt.map(Arc::from),
+            ..self
         }
     }
 
     /// The hash of the content: of every part's bytes, and the weights. Two compositions with the
     /// same hash give the same results, on one model and in one kind of session.
     pub fn id(&self) -> ContentId {
-        self.0.id
+        self.inner.id
     }
 
     /// The text that it wants to be asked with, in which `{{ input }}` stands for the input.
     pub fn prompt(&self) -> Option<&str> {
-        self.0.prompt.as_deref()
+        self.prompt.as_deref()
     }
 
     /// The linears of the model that it is for.
     pub fn linears(&self) -> &Linears {
-        &self.0.linears
+        &self.inner.linears
     }
 
     /// Whether the weights of a linear would have to change for the same result without low-rank
@@ -176,18 +176,18 @@ impl Composition {
             let biases = terms.biases.iter().map(|bias| 4 * bias.values.len());
             factors.chain(biases).sum::<usize>()
         };
-        self.0.terms.iter().map(of_linear).sum()
+        self.inner.terms.iter().map(of_linear).sum()
     }
 
     /// What is added to a linear.
     pub(crate) fn terms(&self, id: LinearId) -> &LinearTerms {
-        &self.0.terms[id.index()]
+        &self.inner.terms[id.index()]
     }
 
     /// The most floats of one row's ranks that linears with one input have together; see
     /// [`Ranks`](crate::exec::Ranks).
     pub(crate) fn max_record_floats(&self) -> usize {
-        self.0.max_record_floats
+        self.inner.max_record_floats
     }
 }
 

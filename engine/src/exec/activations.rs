@@ -5,8 +5,8 @@ use alloc::vec::Vec;
 use tandem_kernels::{Input, Pool, Q8_BLOCK, Q8_SUPER, Q8Rows, Q8Super, SharedMatrix, quantize_q8};
 
 use super::compute::Step;
-use super::scratch::zeroed;
 use crate::SessionError;
+use crate::buffer::zeroed;
 use crate::model::Linear;
 
 /// Tasks of a thread that round floats.

@@ -3,9 +3,11 @@
 use tandem_kernels::{Level, Limited, Pool, Serial};
 
 use super::batch::Batch;
-use super::scratch::TOKENS_PER_TASK;
 use crate::adapters::PackedFactors;
 use crate::model::Linear;
+
+/// Tokens of one task in steps that go token by token.
+pub(crate) const TOKENS_PER_TASK: usize = 4;
 
 /// Instructions and threads.
 #[derive(Clone, Copy)]

@@ -8,7 +8,7 @@ use tandem_kernels::{
 use super::activations::{Activations, Forms, LinearInput};
 use super::batch::{BLOCK_OF_FEW, BLOCK_OF_MANY, BLOCK_OF_ONE, Block, MIN_OUTPUTS, Size};
 use super::compute::Step;
-use super::low_rank_pass::{Groups, LowRankPass, Ranks};
+use super::low_rank_pass::{Groups, LowRankPass, Ranks, add_bias};
 use crate::model::Linear;
 
 /// A linear to be computed, and where its outputs go, `[n_rows, n_out]`.
@@ -175,14 +175,6 @@ impl<'a, const N: usize> Linears<'a, N> {
             add_bias(y, bias, 1.0);
         }
         self.low_rank.add(i, block, y);
-    }
-}
-
-/// `y += weight bias`, row by row.
-pub(super) fn add_bias(y: &mut TileMut<'_>, bias: &[f32], weight: f32) {
-    for t in 0..y.n_rows() {
-        let y = y.row(t).iter_mut();
-        y.zip(bias).for_each(|(y, b)| *y += weight * b);
     }
 }
 

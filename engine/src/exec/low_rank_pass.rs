@@ -18,10 +18,9 @@ use tandem_kernels::{
 use super::activations::LinearInput;
 use super::batch::{Block, MAX_SPANS, RowGroup};
 use super::compute::Step;
-use super::linear::add_bias;
-use super::scratch::zeroed;
 use crate::SessionError;
 use crate::adapters::{LinearTerms, PackedFactors};
+use crate::buffer::zeroed;
 use crate::model::Linear;
 
 /// The fewest rows of a task: a multiple of what the kernels do at once.
@@ -193,6 +192,14 @@ impl<'a, const N: usize> LowRankPass<'a, N> {
                 ranks.add(group, i, first, block.outputs.clone(), &mut y);
             }
         }
+    }
+}
+
+/// `y += weight bias`, row by row.
+pub(super) fn add_bias(y: &mut TileMut<'_>, bias: &[f32], weight: f32) {
+    for t in 0..y.n_rows() {
+        let y = y.row(t).iter_mut();
+        y.zip(bias).for_each(|(y, b)| *y += weight * b);
     }
 }
 

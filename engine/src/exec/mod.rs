@@ -12,9 +12,9 @@ pub use batch::MAX_SPANS;
 pub(crate) use batch::Size;
 pub(crate) use batch::{Batch, BatchPart};
 pub use compute::Compute;
-pub(crate) use compute::Step;
+pub(crate) use compute::{Step, TOKENS_PER_TASK};
 #[cfg(feature = "std")]
 pub(crate) use linear::outputs_per_task;
 pub(crate) use linear::{GatedBuffers, GatedPair, Job, matmul_gated, matmul_many};
 pub(crate) use low_rank_pass::{Ranks, group_sizes, record_floats};
-pub(crate) use scratch::{RopeAngles, Scratch, TOKENS_PER_TASK, zeroed};
+pub(crate) use scratch::{RopeAngles, Scratch};

@@ -2,17 +2,14 @@
 
 use alloc::vec::Vec;
 
-use bytemuck::Zeroable;
 use tandem_kernels::rope_angles;
 
 use super::activations::Activations;
 use super::low_rank_pass::Ranks;
 use crate::SessionError;
+use crate::buffer::zeroed;
 use crate::model::Config;
 use crate::sequence::Frequencies;
-
-/// Tokens of one task in steps that go token by token.
-pub(crate) const TOKENS_PER_TASK: usize = 4;
 
 /// Buffers for `n_batch` rows at a time.
 #[derive(Debug)]
@@ -111,18 +108,4 @@ impl RopeAngles {
             rope_angles(first + t, inv_freq, *magnitude, cos, sin);
         }
     }
-}
-
-/// A buffer of zeros, or the error that there is no memory for it.
-pub(crate) fn zeroed<T: Zeroable + Clone>(n: usize) -> Result<Vec<T>, SessionError> {
-    let mut buffer = Vec::new();
-    buffer
-        .try_reserve_exact(n)
-        .map_err(|_| SessionError::OutOfMemory {
-            n_bytes: n.saturating_mul(size_of::<T>()),
-        })?;
-    // Written, not only asked for: a system that overcommits would else give what it does not have,
-    // and kill the process later.
-    buffer.resize(n, T::zeroed());
-    Ok(buffer)
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::sampler::{Sampler, Sampling};
 use super::session::Session;
-use crate::Error;
-use crate::tokenizer::StreamDecoder;
+use crate::tokenizer::{ControlTokens, StreamDecoder};
+use crate::{Error, Prompt, SessionError};
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,9 +77,53 @@ struct Clock {
     last: Option<Instant>,
 }
 
+impl Session {
+    /// Answers a prompt: an iterator of the answer's text. What of the prompt is the same as what was
+    /// evaluated before, as the conversation so far is, is not evaluated again.
+    ///
+    /// ```no_run
+    /// # use tandem_engine::{Model, Sampling};
+    /// # let model = Model::open("model.gguf")?;
+    /// # let mut session = model.session().build()?;
+    /// let mut answer = session.generate("Why is the sky blue?", &Sampling::default())?;
+    /// for piece in &mut answer {
+    ///     print!("{}", piece?);
+    /// }
+    /// println!("\n{} tokens", answer.tokens().len());
+    /// # Ok::<(), tandem_engine::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A prompt that has no tokens, more than the context or ids outside the vocabulary, that the
+    /// vocabulary cannot express or that the chat template refuses; a model without a vocabulary. Then
+    /// the session stays as it was.
+    pub fn generate<'p>(
+        &mut self,
+        prompt: impl Into<Prompt<'p>>,
+        sampling: &Sampling,
+    ) -> Result<Generation<'_>, Error> {
+        let ids = self.prompt_ids(prompt)?;
+        let vocab = self.model().tokenizer()?.vocab();
+        let decoder = vocab.stream_continuation(ControlTokens::Hide);
+        if ids.is_empty() {
+            return Err(SessionError::Empty.into());
+        }
+        if ids.len() > self.n_ctx() {
+            return Err(SessionError::PromptTooLong {
+                n_prompt: ids.len(),
+                n_ctx: self.n_ctx(),
+            }
+            .into());
+        }
+        self.check_ids(&ids)?;
+        Ok(Generation::new(self, decoder, &ids, sampling))
+    }
+}
+
 impl<'s> Generation<'s> {
     /// Goes on from what of `prompt` the session has already.
-    pub(super) fn new(
+    fn new(
         session: &'s mut Session,
         decoder: StreamDecoder,
         prompt: &[u32],
@@ -172,8 +216,8 @@ impl<'s> Generation<'s> {
                 while self.rest.len() > self.session.n_batch() {
                     self.prefill()?;
                 }
-                let rest = core::mem::take(&mut self.rest);
-                let logits = self.session.eval(&rest)?;
+                let logits = self.session.eval(&self.rest)?;
+                self.rest.clear();
                 if self.max_tokens == 0 {
                     self.stop_reason = Some(StopReason::MaxTokens);
                     return Ok(None);

@@ -3,6 +3,7 @@
 mod generate;
 #[cfg(feature = "std")]
 mod memory;
+mod options;
 mod pool;
 mod sampler;
 mod session;
@@ -15,7 +16,8 @@ pub use generate::Timings;
 pub use generate::{Generation, StopReason};
 #[cfg(feature = "std")]
 pub use memory::free_memory;
+pub use options::{MAX_BATCH, SessionOptions};
 pub use pool::SharedPool;
 pub use sampler::{MAX_PENALTY_WINDOW, Sampler, Sampling, argmax};
-pub use session::{MAX_BATCH, Memory, Session, SessionBuilder, SessionOptions};
+pub use session::{Memory, Session, SessionBuilder};
 pub use worker::{Span, Worker};

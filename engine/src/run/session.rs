@@ -5,54 +5,13 @@ use core::fmt;
 
 use tandem_kernels::{DType, Level};
 
-use super::generate::Generation;
+use super::options::SessionOptions;
 use super::pool::SharedPool;
-use super::sampler::Sampling;
 use super::worker::{Span, Worker};
+use crate::buffer::zeroed;
 use crate::chat::{Prompt, prompt_ids};
-use crate::exec::{Ranks, Scratch, zeroed};
+use crate::exec::{Ranks, Scratch};
 use crate::{Composition, Config, Error, Model, Sequence, SessionError};
-
-/// How sequences and workers, or sessions, which are both in one, are made. Start from
-/// [`SessionOptions::for_model`].
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct SessionOptions {
-    /// Positions of the context: prompt and reply together.
-    pub n_ctx: usize,
-    /// Tokens evaluated at once in prefill, at most [`MAX_BATCH`].
-    pub n_batch: usize,
-    /// Type of the KV cache: F32, F16 or Q8_0.
-    pub kv_type: DType,
-    /// Keep activations in float32 where they would be rounded to int8 for quantized weights.
-    pub exact: bool,
-    /// Instructions that the kernels may use.
-    pub level: Level,
-    /// The most threads of the pool that take part in prefill.
-    pub n_threads: usize,
-    /// The same for single tokens, where memory is the limit and all threads may be too many.
-    pub n_threads_decode: usize,
-}
-
-impl SessionOptions {
-    /// The context of the model, at most 4096 tokens; F16 cache; the best instructions; all threads.
-    pub fn for_model(config: &Config) -> SessionOptions {
-        SessionOptions {
-            n_ctx: config.n_ctx_train.min(4096),
-            n_batch: 256,
-            kv_type: DType::F16,
-            exact: false,
-            level: Level::detect(),
-            n_threads: usize::MAX,
-            n_threads_decode: usize::MAX,
-        }
-    }
-
-    /// The most rows of a pass.
-    pub(crate) fn batch_rows(&self) -> usize {
-        self.n_batch.min(self.n_ctx).min(MAX_BATCH)
-    }
-}
 
 /// Bytes that a session allocates, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +22,6 @@ pub struct Memory {
     /// All other buffers.
     pub scratch: usize,
 }
-
-/// The most tokens evaluated at once: buffers grow with them, the speed no longer does.
-pub const MAX_BATCH: usize = 1024;
 
 /// A model at work on one text at a time: a [`Worker`] with one [`Sequence`]. It answers texts by
 /// [`Session::generate`] and evaluates tokens by [`Session::eval`]. Everything it needs is allocated
@@ -88,8 +44,11 @@ impl Session {
         pool: impl Into<SharedPool>,
         options: SessionOptions,
     ) -> Result<Session, SessionError> {
+        let sequence = Sequence::new(model, &options)?;
+        let mut options = options;
+        options.n_batch = options.batch_rows();
         Ok(Session {
-            sequence: Sequence::new(model, &options)?,
+            sequence,
             worker: Worker::new(model, pool, &options)?,
             logits: zeroed(model.config().n_vocab)?,
         })
@@ -161,48 +120,6 @@ impl Session {
         self.sequence.set_composition(composition)
     }
 
-    /// Answers a prompt: an iterator of the answer's text. What of the prompt is the same as what was
-    /// evaluated before, as the conversation so far is, is not evaluated again.
-    ///
-    /// ```no_run
-    /// # use tandem_engine::{Model, Sampling};
-    /// # let model = Model::open("model.gguf")?;
-    /// # let mut session = model.session().build()?;
-    /// let mut answer = session.generate("Why is the sky blue?", &Sampling::default())?;
-    /// for piece in &mut answer {
-    ///     print!("{}", piece?);
-    /// }
-    /// println!("\n{} tokens", answer.tokens().len());
-    /// # Ok::<(), tandem_engine::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// A prompt that has no tokens, more than the context or ids outside the vocabulary, that the
-    /// vocabulary cannot express or that the chat template refuses; a model without a vocabulary. Then
-    /// the session stays as it was.
-    pub fn generate<'p>(
-        &mut self,
-        prompt: impl Into<Prompt<'p>>,
-        sampling: &Sampling,
-    ) -> Result<Generation<'_>, Error> {
-        let ids = self.prompt_ids(prompt)?;
-        let vocab = self.model().tokenizer()?.vocab();
-        let decoder = vocab.stream_continuation(crate::tokenizer::ControlTokens::Hide);
-        if ids.is_empty() {
-            return Err(SessionError::Empty.into());
-        }
-        if ids.len() > self.n_ctx() {
-            return Err(SessionError::PromptTooLong {
-                n_prompt: ids.len(),
-                n_ctx: self.n_ctx(),
-            }
-            .into());
-        }
-        self.check_ids(&ids)?;
-        Ok(Generation::new(self, decoder, &ids, sampling))
-    }
-
     /// The tokens that [`Session::generate`] would begin with.
     ///
     /// # Errors
@@ -228,7 +145,8 @@ impl Session {
         self.worker.model()
     }
 
-    /// What has been evaluated.
+    /// What has been evaluated: to fork, save or restore it. Its composition is set by
+    /// [`Session::set_composition`].
     pub fn sequence(&mut self) -> &mut Sequence {
         &mut self.sequence
     }
@@ -250,7 +168,7 @@ impl Session {
 
     /// The most tokens evaluated at once.
     pub fn n_batch(&self) -> usize {
-        self.worker.n_batch()
+        self.worker.n_batch().min(self.sequence.n_batch())
     }
 
     /// Instructions that the kernels use.
@@ -342,7 +260,7 @@ impl Session {
         Ok(())
     }
 
-    fn check_ids(&self, tokens: &[u32]) -> Result<(), SessionError> {
+    pub(super) fn check_ids(&self, tokens: &[u32]) -> Result<(), SessionError> {
         let n_vocab = self.model().config().n_vocab;
         match tokens.iter().find(|id| **id as usize >= n_vocab) {
             Some(id) => Err(SessionError::Token { id: *id, n_vocab }),

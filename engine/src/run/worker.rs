@@ -6,12 +6,11 @@ use core::ops::Range;
 use arrayvec::ArrayVec;
 use tandem_kernels::{Level, Limited, MIN_TILE_TOKENS, Pool, quant};
 
+use super::options::{MAX_BATCH, SessionOptions};
 use super::pool::SharedPool;
-use super::session::{MAX_BATCH, SessionOptions};
 use crate::blocks::{Pass, RowNorm, SpanRows, layer};
-use crate::exec::{
-    Batch, BatchPart, Job, MAX_SPANS, Scratch, Step, group_sizes, matmul_many, zeroed,
-};
+use crate::buffer::zeroed;
+use crate::exec::{Batch, BatchPart, Job, MAX_SPANS, Scratch, Step, group_sizes, matmul_many};
 use crate::{Composition, Model, Sequence, SessionError};
 
 /// Rows of logits computed at once where several are asked for.
@@ -79,7 +78,7 @@ impl Worker {
         pool: impl Into<SharedPool>,
         options: &SessionOptions,
     ) -> Result<Worker, SessionError> {
-        let n_batch = options.batch_rows();
+        let n_batch = options.n_batch.min(MAX_BATCH);
         Ok(Worker {
             model: model.clone(),
             level: options.level,
@@ -93,7 +92,8 @@ impl Worker {
         })
     }
 
-    /// Makes room for a composition's ranks in passes of `n_batch` rows, so that no pass has to.
+    /// Makes room for a composition's ranks in passes of `n_batch` rows, so that no pass has to that has
+    /// this composition only. Those of several make room when there is first one so large.
     ///
     /// # Errors
     ///

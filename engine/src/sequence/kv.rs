@@ -7,14 +7,13 @@ use tandem_kernels::{DType, KEY_GROUP, KvHead, Pool, SharedMatrix, quant, store_
 
 use crate::SessionError;
 use crate::blocks::AttentionConfig;
-use crate::exec::zeroed;
+use crate::buffer::zeroed;
 
 /// The KV cache of one layer: for each KV head the keys, and the values, of all positions together, so
 /// that attention reads each head's in one stream. Keys lie as [`store_key`] puts them.
 ///
 /// Where a window is enough it is a ring: a position's place is taken by a later one that no query sees
 /// together with it.
-#[derive(Debug)]
 pub(crate) struct Kv {
     dtype: DType,
     /// Places for positions, in whole groups of keys.
@@ -173,6 +172,11 @@ impl Kv {
         Ok(copy)
     }
 
+    /// Bytes that [`Kv::save`] writes.
+    pub(crate) fn saved_bytes(&self) -> usize {
+        size_of::<u64>() + 2 * self.n_head_kv * self.n_used() * self.row_bytes
+    }
+
     /// Appends what the cache holds to `out`.
     pub(crate) fn save(&self, out: &mut Vec<u8>) {
         out.extend((self.n_seen as u64).to_le_bytes());
@@ -205,5 +209,11 @@ impl Kv {
             }
         }
         Some(())
+    }
+}
+
+impl core::fmt::Debug for Kv {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Kv of {} places, {} seen", self.n_places, self.n_seen)
     }
 }

@@ -10,7 +10,7 @@ use tandem_kernels::rope_frequencies;
 
 pub(crate) use kv::{Kv, KvSize};
 
-use crate::exec::zeroed;
+use crate::buffer::zeroed;
 use crate::model::{Config, MixerConfig, RopeConfig, RopeFactors};
 use crate::{Composition, Model, SessionError, SessionOptions};
 
@@ -136,8 +136,8 @@ impl Sequence {
     }
 
     /// Forgets all tokens but the first `n`, and returns how many are left: `n`, or none where a layer
-    /// has forgotten what the token after the first `n` sees. Layers with a window can go back by
-    /// `n_batch` tokens at least, all others anywhere.
+    /// has forgotten what the token after the first `n` sees. Layers with a window can go back to
+    /// `n_batch` tokens before the farthest that was evaluated, all others anywhere.
     pub fn rewind(&mut self, n: usize) -> usize {
         // None at all is done in any case: states may be those of a restoring that failed.
         if n > 0 && n >= self.tokens.len() {

@@ -13,6 +13,8 @@ use crate::SessionError;
 const MARK: &[u8; 8] = b"TDMSEQ\0\x01";
 /// Bytes of a hash.
 const HASH_BYTES: usize = 32;
+/// Where what is hashed begins.
+const BODY: usize = MARK.len() + HASH_BYTES;
 
 impl Sequence {
     /// The sequence as bytes. They are of use to the same model and composition with the same options
@@ -20,22 +22,31 @@ impl Sequence {
     ///
     /// # Errors
     ///
-    /// A model whose metadata cannot be read again.
+    /// A model whose metadata cannot be read again, or too little memory.
     pub fn save(&self) -> Result<Vec<u8>, SessionError> {
-        let mut body = Vec::new();
-        body.extend_from_slice(&self.purpose()?);
-        body.extend((self.tokens.len() as u64).to_le_bytes());
+        let purpose = self.purpose()?;
+        let states = self.states.iter().map(|state| match state {
+            MixerState::Kv(kv) => kv.saved_bytes(),
+        });
+        let n_bytes = BODY + HASH_BYTES + 8 + 4 * self.tokens.len() + states.sum::<usize>();
+        let mut out = Vec::new();
+        let room = out.try_reserve_exact(n_bytes);
+        room.map_err(|_| SessionError::OutOfMemory { n_bytes })?;
+        out.extend_from_slice(MARK);
+        out.extend_from_slice(&[0; HASH_BYTES]);
+        out.extend_from_slice(&purpose);
+        out.extend((self.tokens.len() as u64).to_le_bytes());
         for token in &self.tokens {
-            body.extend(token.to_le_bytes());
+            out.extend(token.to_le_bytes());
         }
         for state in &self.states {
             match state {
-                MixerState::Kv(kv) => kv.save(&mut body),
+                MixerState::Kv(kv) => kv.save(&mut out),
             }
         }
-        let mut out = Vec::from(MARK);
-        out.extend_from_slice(blake3::hash(&body).as_bytes());
-        out.append(&mut body);
+        debug_assert_eq!(out.len(), n_bytes);
+        let hash = blake3::hash(&out[BODY..]);
+        out[MARK.len()..BODY].copy_from_slice(hash.as_bytes());
         Ok(out)
     }
 

@@ -21,6 +21,18 @@ pub struct StreamDecoder {
     text: String,
 }
 
+impl Vocab {
+    /// A decoder for ids that come one by one from the beginning of a text.
+    pub fn stream(&self, control: ControlTokens) -> StreamDecoder {
+        StreamDecoder::new(self.clone(), control, self.add_space_prefix())
+    }
+
+    /// A decoder for ids that continue a text: a space at their beginning is kept.
+    pub fn stream_continuation(&self, control: ControlTokens) -> StreamDecoder {
+        StreamDecoder::new(self.clone(), control, false)
+    }
+}
+
 impl StreamDecoder {
     pub(super) fn new(vocab: Vocab, control: ControlTokens, drop_space: bool) -> Self {
         StreamDecoder {

@@ -9,7 +9,6 @@ use tandem_formats::gguf::{Array, Gguf, ValueType};
 
 use super::error::TokenizerError;
 use super::pre_tokenizer;
-use super::stream::StreamDecoder;
 
 /// Which kind of vocabulary a file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -387,16 +386,6 @@ impl Vocab {
             bytes.remove(0);
         }
         Ok(bytes)
-    }
-
-    /// A decoder for ids that come one by one from the beginning of a text.
-    pub fn stream(&self, control: ControlTokens) -> StreamDecoder {
-        StreamDecoder::new(self.clone(), control, self.0.add_space_prefix)
-    }
-
-    /// A decoder for ids that continue a text: a space at their beginning is kept.
-    pub fn stream_continuation(&self, control: ControlTokens) -> StreamDecoder {
-        StreamDecoder::new(self.clone(), control, false)
     }
 
     pub(super) fn strip_after_special(&self) -> bool {

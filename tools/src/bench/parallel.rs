@@ -155,7 +155,9 @@ impl Parallel<'_> {
                     last.scale = first;
                 }
                 let parts = Parts::new(&lora, base, adapters.clone(), adapter_type)?;
-                all.extend(parts.composition(base)?);
+                // Where scales are the same it may be one that is there.
+                let other = parts.composition(base)?;
+                all.extend(other.filter(|other| all.iter().all(|c| c.id() != other.id())));
             }
         }
         Ok(all)
