@@ -173,36 +173,41 @@ unsafe fn dots<S: Simd, F: Format, const N: usize>(
         return N;
     }
     let (x, stride) = x.tokens_from(t, N, n_super + usize::from(has_tail));
-    let mut tail;
+    // Zero bytes are finite weights in every format with blocks of 32, and the input is zero there.
+    let mut tail = [0; MAX_TAIL_BYTES];
     for r in 0..w.n_rows() {
         let row = w.row(r);
         assert!(row.len() >= n_super * n_bytes);
         // SAFETY: the caller's.
         let mut sums = unsafe { [S::zero(); N] };
-        // Whole 256 weights of the row, then its rest, filled up beside it: one loop for both.
-        for part in 0..1 + usize::from(has_tail) {
-            let first = part * n_super;
-            let (start, n) = match part {
-                0 => (row.as_ptr(), n_super),
-                _ => {
-                    tail = weight_tail(row, n_super * n_bytes);
-                    (tail.as_ptr(), 1)
-                }
-            };
-            for s in 0..n {
-                // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion, the tail once, as
-                // it is as long as 256 weights of any format that has one; and the input has as
-                // many times 256 elements, one more with a tail, of each token.
-                unsafe {
-                    let here = start.add(s * n_bytes);
-                    // Past the row lie the next rows, as a rule.
-                    prefetch::<PREFETCH_BYTES>(here, n_bytes);
-                    let w = F::load(here);
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        *sums = S::dot::<F::Kind>(w, x.add((first + s) * stride + i), *sums);
-                    }
+        for s in 0..n_super {
+            // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion, and the input as
+            // many times 256 elements, one more with a tail, of each token.
+            unsafe {
+                let here = row.as_ptr().add(s * n_bytes);
+                // Past the row lie the next rows, as a rule.
+                prefetch::<PREFETCH_BYTES>(here, n_bytes);
+                let w = F::load(here);
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    *sums = S::dot::<F::Kind>(w, x.add(s * stride + i), *sums);
                 }
             }
+        }
+        if has_tail {
+            // Every row's rest is as long, so that what is behind stays zero.
+            let rest = &row[n_super * n_bytes..];
+            tail[..rest.len()].copy_from_slice(rest);
+            // In memory and token by token, which is less code.
+            let mut all = sums;
+            for (i, sums) in all.iter_mut().enumerate() {
+                // SAFETY: the buffer is as long as 256 weights of a format with blocks of 32; the
+                // others have no tail. The input as above.
+                unsafe {
+                    let w = F::load(tail.as_ptr());
+                    *sums = S::dot::<F::Kind>(w, x.add(n_super * stride + i), *sums);
+                }
+            }
+            sums = all;
         }
         for (output, sums) in outputs.iter().zip(sums) {
             // SAFETY: the caller's; each output has as many elements as there are rows, by the
