@@ -5,10 +5,15 @@
 //! them unsigned, and the offset times the scale joins the minimum. Formats with blocks of 32 are
 //! read eight blocks at a time, so that all kernels see the same shape.
 
+use bytemuck::AnyBitPattern;
+
 use super::Simd;
 use crate::DType;
 use crate::lanes::f16_to_f32;
-use crate::quant::{self, Unpacked, iq4_nl, q3_k, q4_k};
+use crate::quant::{
+    Unpacked, iq1_m, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, iq4_nl, mxfp4, q3_k, q4_k,
+    q8_1, q8_k, tq1_0, tq2_0,
+};
 
 /// What a dot product must know of a format: those of one kind share their code.
 pub(super) trait Kind {
@@ -390,7 +395,7 @@ unsafe fn q3_k<S: Simd>(p: *const u8) -> Super<S> {
 
 /// Formats without a body of their own here, by way of the scalar unpacker.
 macro_rules! unpacked_formats {
-    ($($name:ident: $dtype:ident;)*) => {$(
+    ($($name:ident: $dtype:ident, $module:ident;)*) => {$(
         pub(super) struct $name;
         impl Format for $name {
             const DTYPE: DType = DType::$dtype;
@@ -398,38 +403,43 @@ macro_rules! unpacked_formats {
             #[inline(always)]
             unsafe fn load<S: Simd>(p: *const u8) -> Super<S> {
                 // SAFETY: the trait's conditions are the function's.
-                unsafe { unpacked(DType::$dtype, p) }
+                unsafe { unpacked(DType::$dtype, p, $module::unpack) }
             }
         }
     )*};
 }
 
 unpacked_formats! {
-    Q81: Q8_1;
-    Q8K: Q8_K;
-    Iq1S: IQ1_S;
-    Iq1M: IQ1_M;
-    Iq2Xxs: IQ2_XXS;
-    Iq2Xs: IQ2_XS;
-    Iq2S: IQ2_S;
-    Iq3Xxs: IQ3_XXS;
-    Iq3S: IQ3_S;
-    Tq10: TQ1_0;
-    Tq20: TQ2_0;
-    Mxfp4: MXFP4;
+    Q81: Q8_1, q8_1;
+    Q8K: Q8_K, q8_k;
+    Iq1S: IQ1_S, iq1_s;
+    Iq1M: IQ1_M, iq1_m;
+    Iq2Xxs: IQ2_XXS, iq2_xxs;
+    Iq2Xs: IQ2_XS, iq2_xs;
+    Iq2S: IQ2_S, iq2_s;
+    Iq3Xxs: IQ3_XXS, iq3_xxs;
+    Iq3S: IQ3_S, iq3_s;
+    Tq10: TQ1_0, tq1_0;
+    Tq20: TQ2_0, tq2_0;
+    Mxfp4: MXFP4, mxfp4;
 }
 
+/// By the function that unpacks a block `B`.
 #[inline(always)]
-unsafe fn unpacked<S: Simd>(dtype: DType, p: *const u8) -> Super<S> {
+unsafe fn unpacked<S: Simd, B: AnyBitPattern>(
+    dtype: DType,
+    p: *const u8,
+    unpack: impl Fn(&B, &mut Unpacked),
+) -> Super<S> {
     // SAFETY: the bytes of 256 weights are readable.
     let bytes = unsafe { core::slice::from_raw_parts(p, super_bytes(dtype)) };
     let mut all = Unpacked::ZERO;
     if dtype.block_len() == 256 {
-        quant::unpack(dtype, bytes, &mut all);
+        unpack(bytemuck::from_bytes(bytes), &mut all);
     } else {
         let mut one = Unpacked::ZERO;
         for (b, bytes) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
-            quant::unpack(dtype, bytes, &mut one);
+            unpack(bytemuck::from_bytes(bytes), &mut one);
             all.q[32 * b..][..32].copy_from_slice(&one.q[..32]);
             all.scale[2 * b..][..2].copy_from_slice(&one.scale[..2]);
             all.min[2 * b..][..2].copy_from_slice(&one.min[..2]);
