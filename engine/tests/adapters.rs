@@ -330,13 +330,9 @@ fn a_projection_stands_between_the_factors() {
 }
 
 fn options(method: MergeMethod) -> MergeOptions {
-    MergeOptions {
-        method,
-        dense: false,
-        density: 1.0,
-        rank: None,
-        seed: 7,
-    }
+    let mut options = MergeOptions::new(method);
+    options.seed = 7;
+    options
 }
 
 #[test]
@@ -391,12 +387,9 @@ fn merges_are_deterministic_and_take_negative_weights() {
     };
     for method in MergeMethod::ALL {
         for dense_form in [false, true] {
-            let options = MergeOptions {
-                density: 0.6,
-                rank: Some(8),
-                dense: dense_form,
-                ..options(method)
-            };
+            let mut options = options(method);
+            (options.density, options.rank) = (0.6, Some(8));
+            options.dense = dense_form;
             let merged = merge(base, &adapters, &[0.5, -1.0], &options, serial()).unwrap();
             assert_eq!(
                 merged,
@@ -409,7 +402,8 @@ fn merges_are_deterministic_and_take_negative_weights() {
                 _ => 4,
             };
             assert_eq!((lora.a.n_rows, lora.scale), (rank, 1.0));
-            let seeded = MergeOptions { seed: 8, ..options };
+            let mut seeded = options.clone();
+            seeded.seed = 8;
             let other = merge(base, &adapters, &[0.5, -1.0], &seeded, serial()).unwrap();
             let is_random = matches!(method, MergeMethod::DareLinear | MergeMethod::DareTies);
             assert_eq!(other != merged, is_random, "{method:?}");
@@ -423,11 +417,8 @@ fn merges_are_deterministic_and_take_negative_weights() {
     let cat = merged(&options(MergeMethod::Cat), &[0.5, -1.0]);
     assert!(relative_error(&cat, &truth) < 1e-5);
     for method in [MergeMethod::Svd, MergeMethod::Linear] {
-        let options = MergeOptions {
-            rank: Some(8),
-            dense: true,
-            ..options(method)
-        };
+        let mut options = options(method);
+        (options.rank, options.dense) = (Some(8), true);
         assert!(relative_error(&merged(&options, &[0.5, -1.0]), &truth) < 1e-5);
     }
     // Of one adapter alone every method at full density is that adapter times its weight; the sign
@@ -450,11 +441,8 @@ fn merges_are_deterministic_and_take_negative_weights() {
         matches!(error, Err(CompositionError::Ranks { ref name, found: (4, 3) }) if name.starts_with("blk.0"))
     );
     // TIES of the products, by its definition.
-    let ties = MergeOptions {
-        dense: true,
-        rank: Some(model.config().n_embd),
-        ..options(MergeMethod::Ties)
-    };
+    let mut ties = options(MergeMethod::Ties);
+    (ties.dense, ties.rank) = (true, Some(model.config().n_embd));
     let found = merged(&ties, &[0.5, 2.0]);
     let (a, b) = (dense(adapters[0]), dense(adapters[1]));
     let truth: Vec<f32> = a
@@ -509,13 +497,8 @@ fn adapters_for_a_tensor_and_for_a_part_of_it_are_not_joined() {
     };
     for adapters in [[&part, &whole], [&whole, &part]] {
         for method in MergeMethod::ALL {
-            let options = MergeOptions {
-                method,
-                dense: false,
-                density: 0.5,
-                rank: None,
-                seed: 0,
-            };
+            let mut options = MergeOptions::new(method);
+            options.density = 0.5;
             let error = merge(base, &adapters, &[0.5, 0.5], &options, serial()).unwrap_err();
             assert!(is_refused(&error), "{error}");
         }

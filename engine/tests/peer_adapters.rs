@@ -53,13 +53,7 @@ impl Recipe {
                 calibration,
             };
         };
-        let mut options = MergeOptions {
-            method,
-            dense: false,
-            density: 1.0,
-            rank: None,
-            seed: 0,
-        };
+        let mut options = MergeOptions::new(method);
         let mut weights = Vec::new();
         for part in key[method.name().len() + 1..].split('_') {
             if let Some(density) = part.strip_prefix('d') {

@@ -330,19 +330,19 @@ fn a_saved_sequence_goes_on_as_if_nothing_had_happened() {
         let ids = tokens(60, 1, model.config().n_vocab);
         let mut session = new();
         session.eval(&ids).unwrap();
-        let saved = session.sequence().save().unwrap();
+        let saved = session.sequence_mut().save().unwrap();
         let mut restored = new();
         restored.eval(&ids[..5]).unwrap();
-        restored.sequence().restore(&saved).unwrap();
+        restored.sequence_mut().restore(&saved).unwrap();
         assert_eq!(restored.tokens(), ids, "{name}");
-        assert_eq!(restored.sequence().save().unwrap(), saved, "{name}");
+        assert_eq!(restored.sequence_mut().save().unwrap(), saved, "{name}");
         for token in [3, 4, 5] {
             let wanted = session.step(token).unwrap();
             assert_eq!(restored.step(token).unwrap(), wanted, "{name}");
         }
         // An empty one, too.
-        let empty = new().sequence().save().unwrap();
-        restored.sequence().restore(&empty).unwrap();
+        let empty = new().sequence_mut().save().unwrap();
+        restored.sequence_mut().restore(&empty).unwrap();
         assert!(restored.tokens().is_empty());
     }
 }
@@ -361,10 +361,10 @@ fn a_saved_sequence_is_refused_where_it_does_not_fit() {
     session
         .eval(&tokens(20, 1, model.config().n_vocab))
         .unwrap();
-    let saved = session.sequence().save().unwrap();
+    let saved = session.sequence_mut().save().unwrap();
     let refuse = |session: &mut Session, saved: &[u8]| {
         session.eval(&[1, 2]).unwrap();
-        let error = session.sequence().restore(saved).unwrap_err();
+        let error = session.sequence_mut().restore(saved).unwrap_err();
         assert!(matches!(error, SessionError::Saved { .. }), "{error}");
         // It is empty then, and of use.
         assert!(session.tokens().is_empty());
@@ -408,7 +408,7 @@ fn a_saved_sequence_is_refused_where_it_does_not_fit() {
     }
     // An id outside the vocabulary.
     refuse(&mut session, &forge(80, u64::MAX));
-    session.sequence().restore(&saved).unwrap();
+    session.sequence_mut().restore(&saved).unwrap();
     assert_eq!(session.tokens().len(), 20);
 }
 

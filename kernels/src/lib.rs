@@ -72,8 +72,8 @@ pub use low_rank::{
 pub use matmul::{matmul, matmul_each, matmul_tiles};
 pub use matrix::{Matrix, MatrixLayout};
 pub use merge::{
-    Largest, Magnitudes, WIDE_COLS, add_gram, add_transposed_product, elected_mean, keep_largest,
-    keep_largest_as_pytorch, keep_random, multiply, transpose, weighted_sum, widen,
+    Largest, Magnitudes, WIDE_COLS, WideMatrix, add_gram, add_transposed_product, elected_mean,
+    keep_largest, keep_largest_as_pytorch, keep_random, multiply, transpose, weighted_sum, widen,
 };
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};

@@ -1,9 +1,10 @@
 //! Whole factors and their merges: every level against plain definitions, to the bit.
 
 use tandem_kernels::{
-    DType, Level, LowRank, LowRankType, Magnitudes, WIDE_COLS, add_gram, add_transposed_product,
-    decode_low_rank, decode_rows, elected_mean, encode_low_rank, encode_rows, keep_largest,
-    keep_random, largest_magnitude, multiply, quant, transpose, weighted_sum, widen,
+    DType, Level, LowRank, LowRankType, Magnitudes, WIDE_COLS, WideMatrix, add_gram,
+    add_transposed_product, decode_low_rank, decode_rows, elected_mean, encode_low_rank,
+    encode_rows, keep_largest, keep_random, largest_magnitude, multiply, quant, transpose,
+    weighted_sum, widen,
 };
 
 /// Numbers between -1 and 1, the same in every run; with few `steps` many are equal.
@@ -329,7 +330,8 @@ fn transposed_products_are_those_of_the_definition() {
         let (x, y) = (wide(1, n_inner * n_rows), wide(2, n_inner * n_cols));
         let run = |level| {
             let mut z = vec![0.5; n_rows * n_cols];
-            add_transposed_product(level, (&x, n_rows), (&y, n_cols), &mut z);
+            let matrix = |values, n_cols| WideMatrix { values, n_cols };
+            add_transposed_product(level, matrix(&x, n_rows), matrix(&y, n_cols), &mut z);
             z
         };
         let scalar = run(Level::Scalar);

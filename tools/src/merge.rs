@@ -155,13 +155,11 @@ fn load(args: &Args, base: &Linears) -> Result<Parts> {
         bail!("a calibration goes with the method cat, on which it was learned");
     }
     let weights: Vec<f32> = args.adapters.lora.iter().map(|lora| lora.scale).collect();
-    let options = MergeOptions {
-        method: args.method,
-        dense: args.dense,
-        density: args.density,
-        rank: args.rank,
-        seed: args.seed,
-    };
+    let mut options = MergeOptions::new(args.method);
+    options.dense = args.dense;
+    options.density = args.density;
+    options.rank = args.rank;
+    options.seed = args.seed;
     let adapters: Vec<&Adapter> = adapters.iter().collect();
     let pool = threads::all();
     let compute = Compute::new(Level::detect(), &pool);

@@ -223,8 +223,20 @@ impl Adapter {
         let mut loras = Vec::new();
         for f in factors {
             let (a, b) = f.values(dtype).ok_or_else(|| misfit(base, f))?;
-            let shape = (f.n_out, f.rank, f.n_in);
-            loras.push(Lora::new(f.linear.to_string(), a, b, shape, f.scale));
+            loras.push(Lora {
+                module: f.linear.to_string(),
+                a: Floats {
+                    n_rows: f.rank,
+                    n_cols: f.n_in,
+                    values: a,
+                },
+                b: Floats {
+                    n_rows: f.n_out,
+                    n_cols: f.rank,
+                    values: b,
+                },
+                scale: f.scale,
+            });
         }
         Adapter::new(base, loras)
     }

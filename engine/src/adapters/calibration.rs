@@ -305,17 +305,24 @@ fn cat(name: &str, parts: &[(&Lora, f32)], scaled: bool) -> Lora {
     let (n_out, n_in) = parts
         .first()
         .map_or((0, 0), |(lora, _)| (lora.b.n_rows, lora.a.n_cols));
-    let (mut a, mut b) = (Vec::with_capacity(rank * n_in), Floats::default());
+    let (mut a, mut b) = (Floats::default(), Floats::default());
+    a.reshape(rank, n_in);
     b.reshape(n_out, rank);
     let mut first = 0;
     for (lora, weight) in parts {
-        a.extend_from_slice(&lora.a.values);
+        let rows = &mut a.values[first * n_in..][..lora.a.values.len()];
+        rows.copy_from_slice(&lora.a.values);
         let scale = if scaled { weight * lora.scale } else { 1.0 };
         let columns = first..first + lora.b.n_cols;
         put_columns(&lora.b.values, scale, columns.clone(), &mut b);
         first = columns.end;
     }
-    Lora::new(name.to_string(), a, b.values, (n_out, rank, n_in), 1.0)
+    Lora {
+        module: name.to_string(),
+        a,
+        b,
+        scale: 1.0,
+    }
 }
 
 /// Writes `scale x` to these columns of `y`.

@@ -22,12 +22,14 @@ use tandem_kernels::{
 
 use super::calibration::{put_columns, same_shape};
 use super::packed::{FactorValues, Users};
+use super::svd::LowRankProduct;
 use super::{Adapter, AdapterType, CompositionError, ContentId, PackedAdapter, PackedFactors, svd};
 use crate::exec::Compute;
 use crate::model::Linears;
 
 /// How adapters are merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MergeMethod {
     /// Factors one after the other, the ranks add up: exactly the sum of the adapters.
     Cat,
@@ -82,8 +84,9 @@ impl MergeMethod {
     }
 }
 
-/// What a merge is to do.
+/// What a merge is to do. Start from [`MergeOptions::new`].
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct MergeOptions {
     /// How.
     pub method: MergeMethod,
@@ -96,6 +99,19 @@ pub struct MergeOptions {
     pub rank: Option<usize>,
     /// Decides which values DARE drops.
     pub seed: u64,
+}
+
+impl MergeOptions {
+    /// A merge of the factors that keeps all values.
+    pub fn new(method: MergeMethod) -> MergeOptions {
+        MergeOptions {
+            method,
+            dense: false,
+            density: 1.0,
+            rank: None,
+            seed: 0,
+        }
+    }
 }
 
 /// Merges `adapters` with `weights`, which may be negative. A module that only some adapters have
@@ -265,25 +281,20 @@ impl<'a> Member<'a> {
 
 /// The members' factors beside each other, with weights and scales times the columns of B. `values` is
 /// scratch.
-fn join(
-    level: Level,
-    members: &[Member<'_>],
-    values: &mut Vec<f32>,
-    a: &mut Floats,
-    b: &mut Floats,
-) {
+fn join(level: Level, members: &[Member<'_>], values: &mut Vec<f32>, joined: &mut LowRankProduct) {
     let (n_out, _, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
     let rank = members.iter().map(|m| m.shape.1).sum();
-    a.reshape(rank, n_in);
-    b.reshape(n_out, rank);
+    joined.a.reshape(rank, n_in);
+    joined.b.reshape(n_out, rank);
     let mut first = 0;
     for member in members {
         let ranks = first..first + member.shape.1;
-        let rows = &mut a.values[ranks.start * n_in..ranks.end * n_in];
+        let rows = &mut joined.a.values[ranks.start * n_in..ranks.end * n_in];
         member.a.decode(level, rows);
         let part = room(values, n_out * ranks.len());
         member.b.decode(level, part);
-        put_columns(part, member.weight * member.scale, ranks.clone(), b);
+        let scale = member.weight * member.scale;
+        put_columns(part, scale, ranks.clone(), &mut joined.b);
         first = ranks.end;
     }
 }
@@ -352,8 +363,10 @@ pub(super) fn merge_modules<T: Send>(
             let mut tile = shared.tile(task, 0);
             for row in 0..tile.n_rows() {
                 let i = task * n_at_once + row;
-                let merged = merge_module(i, modules[i], options, compute, &mut scratch);
-                let kept = merged.and_then(|(a, b)| keep(modules[i].0, a, b));
+                let (name, members) = modules[i];
+                let module = Module { i, name, members };
+                let merged = module.merge(options, compute, &mut scratch);
+                let kept = merged.and_then(|merged| keep(name, &merged.a, &merged.b));
                 tile.row(row)[0] = Some(kept);
             }
         }
@@ -372,9 +385,8 @@ struct Scratch {
     /// One factor, or the product of both, of each adapter.
     values: Vec<Vec<f32>>,
     /// Both factors of one adapter, or those of all joined.
-    factors: (Floats, Floats),
-    a: Floats,
-    b: Floats,
+    factors: LowRankProduct,
+    merged: LowRankProduct,
     pruning: Pruning,
 }
 
@@ -385,108 +397,161 @@ struct Pruning {
     order: Vec<u64>,
 }
 
-/// The merged A and B of the `i`-th module.
-fn merge_module<'s>(
+/// A module to be merged.
+struct Module<'m> {
+    /// Its number among all.
     i: usize,
-    (name, members): (&&str, &Vec<Member<'_>>),
-    options: &MergeOptions,
-    compute: Compute<'_>,
-    scratch: &'s mut Scratch,
-) -> Result<(&'s Floats, &'s Floats), CompositionError> {
-    let level = compute.level;
-    let not_finite = || CompositionError::NotFinite {
-        name: name.to_string(),
-    };
-    let ranks = || members.iter().map(|member| member.shape.1);
-    let rank = options.rank.or(ranks().max()).unwrap_or(1);
-    let Scratch {
-        values,
-        factors,
-        a,
-        b,
-        pruning,
-    } = scratch;
-    values.resize_with(members.len().max(values.len()), Vec::new);
-    let streams: Vec<u64> = members
-        .iter()
-        // The factors of all modules, for each adapter.
-        .map(|member| ((member.i as u64) << 32) | (2 * i as u64))
-        .collect();
-    let (n_out, _, n_in) = members.first().map_or((0, 0, 0), |m| m.shape);
-    if options.method == MergeMethod::Cat {
-        join(level, members, &mut values[0], a, b);
-    } else if options.method == MergeMethod::Svd {
-        let (joined_a, joined_b) = factors;
-        join(level, members, &mut values[0], joined_a, joined_b);
-        svd::cut_product(level, (joined_a, joined_b), rank, (a, b)).ok_or_else(not_finite)?;
-    } else if options.dense {
+    name: &'m str,
+    members: &'m [Member<'m>],
+}
+
+impl Module<'_> {
+    /// The merged factors.
+    fn merge<'s>(
+        &self,
+        options: &MergeOptions,
+        compute: Compute<'_>,
+        scratch: &'s mut Scratch,
+    ) -> Result<&'s LowRankProduct, CompositionError> {
+        let level = compute.level;
+        let not_finite = || CompositionError::NotFinite {
+            name: self.name.to_string(),
+        };
+        let n_values = self.members.len().max(scratch.values.len());
+        scratch.values.resize_with(n_values, Vec::new);
+        match options.method {
+            MergeMethod::Cat => {
+                join(
+                    level,
+                    self.members,
+                    &mut scratch.values[0],
+                    &mut scratch.merged,
+                );
+            }
+            MergeMethod::Svd => {
+                let joined = &mut scratch.factors;
+                join(level, self.members, &mut scratch.values[0], joined);
+                svd::cut_product(level, joined, self.rank(options), &mut scratch.merged)
+                    .ok_or_else(not_finite)?;
+            }
+            _ if options.dense => {
+                let mut dense = self.merge_products(options, level, scratch);
+                svd::cut_dense(compute, &mut dense, self.rank(options), &mut scratch.merged)
+                    .ok_or_else(not_finite)?;
+            }
+            _ => self.merge_factors(options, level, scratch)?,
+        }
+        let merged = &scratch.merged;
+        for factor in [&merged.a, &merged.b] {
+            let mut largest = 0.0;
+            largest_magnitude(level, &factor.values, &mut largest);
+            if !largest.is_finite() {
+                return Err(not_finite());
+            }
+        }
+        Ok(merged)
+    }
+
+    /// The rank of a result that is cut to one.
+    fn rank(&self, options: &MergeOptions) -> usize {
+        let ranks = self.members.iter().map(|member| member.shape.1);
+        options.rank.or(ranks.max()).unwrap_or(1)
+    }
+
+    /// Of each member the random numbers' stream for one factor: those of all modules differ, for each
+    /// adapter.
+    fn streams(&self, is_b: bool) -> Vec<u64> {
+        let factor = 2 * self.i as u64 + u64::from(is_b);
+        let streams = self.members.iter().map(|m| ((m.i as u64) << 32) | factor);
+        streams.collect()
+    }
+
+    /// The members' products `b a`, combined.
+    fn merge_products(
+        &self,
+        options: &MergeOptions,
+        level: Level,
+        scratch: &mut Scratch,
+    ) -> Floats {
+        let Scratch {
+            values,
+            factors,
+            pruning,
+            ..
+        } = scratch;
+        let (n_out, _, n_in) = self.members.first().map_or((0, 0, 0), |m| m.shape);
         let mut dense = Floats::default();
         dense.reshape(n_out, n_in);
-        let mut products = rooms(values, members.len(), dense.values.len());
-        for (member, product) in members.iter().zip(&mut products) {
+        let mut products = rooms(values, self.members.len(), dense.values.len());
+        for (member, product) in self.members.iter().zip(&mut products) {
             let rank = member.shape.1;
-            let (a, b) = (&mut factors.0.values, &mut factors.1.values);
-            let (a, b) = (room(a, rank * n_in), room(b, n_out * rank));
+            let a = room(&mut factors.a.values, rank * n_in);
+            let b = room(&mut factors.b.values, n_out * rank);
             member.a.decode(level, a);
             member.b.decode(level, b);
             multiply(level, b, a, rank, product);
             product.iter_mut().for_each(|x| *x *= member.scale);
         }
-        let weights: Vec<f32> = members.iter().map(|member| member.weight).collect();
-        let mut stored = members.iter().flat_map(|m| [m.a, m.b]);
+        let weights: Vec<f32> = self.members.iter().map(|member| member.weight).collect();
+        let mut stored = self.members.iter().flat_map(|m| [m.a, m.b]);
         let combine = Combine {
             options,
             level,
             is_original: stored.all(Stored::is_original),
         };
+        let streams = self.streams(false);
         combine.run(products, &weights, &streams, pruning, &mut dense.values);
-        svd::cut_dense(compute, &mut dense, rank, (a, b)).ok_or_else(not_finite)?;
-    } else {
-        let first = ranks().next().unwrap_or(1);
-        if let Some(other) = ranks().find(|rank| *rank != first) {
+        dense
+    }
+
+    /// The members' factors, each combined for itself, which they can be where they have one rank.
+    fn merge_factors(
+        &self,
+        options: &MergeOptions,
+        level: Level,
+        scratch: &mut Scratch,
+    ) -> Result<(), CompositionError> {
+        let (n_out, rank, n_in) = self.members.first().map_or((0, 1, 0), |m| m.shape);
+        let ranks = self.members.iter().map(|member| member.shape.1);
+        if let Some(other) = ranks.into_iter().find(|other| *other != rank) {
             return Err(CompositionError::Ranks {
-                name: name.to_string(),
-                found: (first, other),
+                name: self.name.to_string(),
+                found: (rank, other),
             });
         }
-        let products = members.iter().map(|m| f64::from(m.weight * m.scale));
-        let roots: Vec<f64> = products
-            .clone()
-            .map(|v| libm::sqrt(libm::fabs(v)))
-            .collect();
-        let signed = products
-            .zip(&roots)
-            .map(|(v, root)| libm::copysign(*root, v));
-        let signed: Vec<f32> = signed.map(|w| w as f32).collect();
-        let roots: Vec<f32> = roots.iter().map(|w| *w as f32).collect();
-        for (is_b, weights) in [(false, &signed), (true, &roots)] {
-            let (merged, shape) = match is_b {
-                false => (&mut *a, (first, n_in)),
-                true => (&mut *b, (n_out, first)),
-            };
-            merged.reshape(shape.0, shape.1);
-            let stored = members.iter().map(|m| if is_b { m.b } else { m.a });
-            let mut values = rooms(values, members.len(), merged.values.len());
+        let weight = |m: &Member<'_>| f64::from(m.weight * m.scale);
+        let root = |m: &Member<'_>| libm::sqrt(libm::fabs(weight(m)));
+        let signed = |m: &Member<'_>| libm::copysign(root(m), weight(m)) as f32;
+        let Scratch {
+            values,
+            merged,
+            pruning,
+            ..
+        } = scratch;
+        merged.a.reshape(rank, n_in);
+        merged.b.reshape(n_out, rank);
+        for is_b in [false, true] {
+            let merged = if is_b { &mut merged.b } else { &mut merged.a };
+            let stored = self.members.iter().map(|m| if is_b { m.b } else { m.a });
+            let mut values = rooms(values, self.members.len(), merged.values.len());
             for (stored, values) in stored.clone().zip(&mut values) {
                 stored.decode(level, values);
             }
-            let streams: Vec<u64> = streams.iter().map(|s| s | u64::from(is_b)).collect();
+            // The sign goes to one of both.
+            let weights: Vec<f32> = match is_b {
+                false => self.members.iter().map(signed).collect(),
+                true => self.members.iter().map(|m| root(m) as f32).collect(),
+            };
             let combine = Combine {
                 options,
                 level,
                 is_original: stored.clone().all(Stored::is_original),
             };
-            combine.run(values, weights, &streams, pruning, &mut merged.values);
+            let streams = self.streams(is_b);
+            combine.run(values, &weights, &streams, pruning, &mut merged.values);
         }
+        Ok(())
     }
-    for factor in [&*a, &*b] {
-        let mut largest = 0.0;
-        largest_magnitude(level, &factor.values, &mut largest);
-        if !largest.is_finite() {
-            return Err(not_finite());
-        }
-    }
-    Ok((a, b))
 }
 
 /// How one tensor is made of several.

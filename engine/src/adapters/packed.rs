@@ -19,6 +19,7 @@ use crate::model::{LinearId, Linears, Tensor};
 
 /// How factors are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AdapterType {
     /// Float32 as it is.
     F32,

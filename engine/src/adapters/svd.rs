@@ -9,8 +9,8 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use tandem_formats::adapter::Floats;
 use tandem_kernels::{
-    Level, Pool, SharedMatrix, WIDE_COLS, add_gram, add_transposed_product, largest_magnitude,
-    multiply, transpose, widen,
+    Level, Pool, SharedMatrix, WIDE_COLS, WideMatrix, add_gram, add_transposed_product,
+    largest_magnitude, multiply, transpose, widen,
 };
 
 use crate::exec::Compute;
@@ -22,6 +22,15 @@ const N_POWERS: usize = 8;
 const OVERSAMPLING: usize = 8;
 /// Directions followed are a multiple of it: whole columns of the kernels.
 const DIRECTIONS: usize = 32;
+
+/// A matrix `b a` by its factors.
+#[derive(Default)]
+pub(super) struct LowRankProduct {
+    /// `[rank, n_cols]`.
+    pub a: Floats,
+    /// `[n_rows, rank]`.
+    pub b: Floats,
+}
 
 fn matrix(x: &Floats) -> DMatrix<f64> {
     let values = x.values.iter().map(|x| f64::from(*x));
@@ -39,7 +48,7 @@ fn floats(x: &DMatrix<f64>) -> Floats {
 
 /// The factors of `u s v^T` cut to `rank`: `b = u s`, `a = v^T`. `None` where a value is not finite,
 /// or the decomposition does not converge.
-fn cut(x: DMatrix<f64>, rank: usize) -> Option<(DMatrix<f64>, DMatrix<f64>)> {
+fn cut(x: DMatrix<f64>, rank: usize) -> Option<LowRankProduct> {
     if !x.iter().all(|x| x.is_finite()) {
         return None;
     }
@@ -50,7 +59,10 @@ fn cut(x: DMatrix<f64>, rank: usize) -> Option<(DMatrix<f64>, DMatrix<f64>)> {
     for (mut column, s) in b.column_iter_mut().zip(svd.singular_values.iter()) {
         column *= *s;
     }
-    Some((b, v_t.rows(0, n).into_owned()))
+    Some(LowRankProduct {
+        a: floats(&v_t.rows(0, n).into_owned()),
+        b: floats(&b),
+    })
 }
 
 /// Cuts `b a` to `rank`: the best approximation, by way of the factors' Gram matrices, which
@@ -64,17 +76,17 @@ fn cut(x: DMatrix<f64>, rank: usize) -> Option<(DMatrix<f64>, DMatrix<f64>)> {
 /// directions as small.
 pub(super) fn cut_product(
     level: Level,
-    (a, b): (&Floats, &Floats),
+    x: &LowRankProduct,
     rank: usize,
-    (cut_a, cut_b): (&mut Floats, &mut Floats),
+    cut_to: &mut LowRankProduct,
 ) -> Option<()> {
+    let LowRankProduct { a, b } = x;
     let n = a.n_rows;
     if n > b.n_rows.min(a.n_cols) {
         // The Gram matrices would be larger than the product, and than all that they are made of.
         let mut dense = Floats::default();
         product(level, &b.values, &a.values, n, &mut dense);
-        let (b, a) = cut(matrix(&dense), rank)?;
-        (*cut_a, *cut_b) = (floats(&a), floats(&b));
+        *cut_to = cut(matrix(&dense), rank)?;
         return Some(());
     }
     let mut gram_a = gram(level, n, a.n_cols, |columns, rows, width| {
@@ -130,8 +142,8 @@ pub(super) fn cut_product(
             to_b[k * n_kept + j] = (norms[k] * l_u.at(k, j)) as f32;
         }
     }
-    product(level, &to_a, &a.values, n, cut_a);
-    product(level, &b.values, &to_b, n, cut_b);
+    product(level, &to_a, &a.values, n, &mut cut_to.a);
+    product(level, &b.values, &to_b, n, &mut cut_to.b);
     Some(())
 }
 
@@ -172,11 +184,17 @@ impl Wide {
         &mut self.values[i * self.n_cols + j]
     }
 
+    fn view(&self) -> WideMatrix<'_> {
+        WideMatrix {
+            values: &self.values,
+            n_cols: self.n_cols,
+        }
+    }
+
     /// `self^T y`.
     fn transposed_product(&self, level: Level, y: &Wide) -> Wide {
         let mut z = Wide::zeros(self.n_cols, y.n_cols);
-        let (x, y) = ((&self.values[..], self.n_cols), (&y.values[..], y.n_cols));
-        add_transposed_product(level, x, y, &mut z.values);
+        add_transposed_product(level, self.view(), y.view(), &mut z.values);
         z
     }
 }
@@ -220,7 +238,7 @@ pub(super) fn cut_dense(
     compute: Compute<'_>,
     x: &mut Floats,
     rank: usize,
-    (cut_a, cut_b): (&mut Floats, &mut Floats),
+    cut_to: &mut LowRankProduct,
 ) -> Option<()> {
     let Compute { level, ref pool } = compute;
     let mut largest = 0.0;
@@ -231,8 +249,7 @@ pub(super) fn cut_dense(
     let rank = rank.min(x.n_rows).min(x.n_cols);
     let n_kept = (rank + OVERSAMPLING).next_multiple_of(DIRECTIONS);
     if n_kept >= x.n_rows.min(x.n_cols) {
-        let (b, a) = cut(matrix(x), rank)?;
-        (*cut_a, *cut_b) = (floats(&a), floats(&b));
+        *cut_to = cut(matrix(x), rank)?;
         return Some(());
     }
     let mut random = Xoshiro256PlusPlus::seed_from_u64(0);
@@ -256,8 +273,8 @@ pub(super) fn cut_dense(
         transposed(&q, &mut q_t);
         product_on(pool, level, &q_t, x, &mut p_t);
     }
-    cut_product(level, (&p_t, &q), rank, (cut_a, &mut *cut_b))?;
-    let values = cut_b.values.iter_mut();
+    cut_product(level, &LowRankProduct { a: p_t, b: q }, rank, cut_to)?;
+    let values = cut_to.b.values.iter_mut();
     values.for_each(|b| *b *= power(exponent));
     Some(())
 }
@@ -358,10 +375,10 @@ mod tests {
         }
     }
 
-    fn product_cut(a: &Floats, b: &Floats, rank: usize) -> (Floats, Floats) {
-        let mut cut = <(Floats, Floats)>::default();
-        let (cut_a, cut_b) = (&mut cut.0, &mut cut.1);
-        cut_product(Level::detect(), (a, b), rank, (cut_a, cut_b)).unwrap();
+    fn product_cut(a: &Floats, b: &Floats, rank: usize) -> LowRankProduct {
+        let mut cut = LowRankProduct::default();
+        let (a, b) = (a.clone(), b.clone());
+        cut_product(Level::detect(), &LowRankProduct { a, b }, rank, &mut cut).unwrap();
         cut
     }
 
@@ -369,15 +386,15 @@ mod tests {
         Compute::new(Level::detect(), &Serial)
     }
 
-    fn dense_cut(mut x: Floats, rank: usize) -> (Floats, Floats) {
-        let mut cut = <(Floats, Floats)>::default();
-        cut_dense(compute(), &mut x, rank, (&mut cut.0, &mut cut.1)).unwrap();
+    fn dense_cut(mut x: Floats, rank: usize) -> LowRankProduct {
+        let mut cut = LowRankProduct::default();
+        cut_dense(compute(), &mut x, rank, &mut cut).unwrap();
         cut
     }
 
     /// What is left of `x` beyond `b a`, squared.
-    fn rest(x: &DMatrix<f64>, (a, b): &(Floats, Floats)) -> f64 {
-        (x - matrix(b) * matrix(a)).norm_squared()
+    fn rest(x: &DMatrix<f64>, found: &LowRankProduct) -> f64 {
+        (x - matrix(&found.b) * matrix(&found.a)).norm_squared()
     }
 
     /// The same for the best `b a`: the sum of the smaller singular values' squares.
@@ -393,7 +410,7 @@ mod tests {
         for rank in [1, 4, 9, 20] {
             let least = least_rest(&dense, rank);
             for found in [product_cut(&a, &b, rank), dense_cut(floats(&dense), rank)] {
-                assert!(found.0.n_rows <= rank && found.0.n_rows == found.1.n_cols);
+                assert!(found.a.n_rows <= rank && found.a.n_rows == found.b.n_cols);
                 assert!(rest(&dense, &found) <= least * 1.00001 + 1e-9);
             }
         }
@@ -415,7 +432,7 @@ mod tests {
             n_rows: 30,
             n_cols: 6,
         };
-        let (a, b) = product_cut(&a, &nothing, 6);
+        let LowRankProduct { a, b } = product_cut(&a, &nothing, 6);
         assert_eq!((a.n_rows, b.n_cols), (1, 1));
         assert!(a.values.iter().chain(&b.values).all(|x| *x == 0.0));
     }
@@ -428,16 +445,16 @@ mod tests {
                 let (mut a, mut b) = (random(rank, 40, 1), random(n_out, rank, 2));
                 a.values[3] = bad;
                 b.values[1] = f32::MAX;
-                let (mut cut_a, mut cut_b) = <(Floats, Floats)>::default();
-                let cut = cut_product(Level::detect(), (&a, &b), 2, (&mut cut_a, &mut cut_b));
+                let mut cut = LowRankProduct::default();
+                let done = cut_product(Level::detect(), &LowRankProduct { a, b }, 2, &mut cut);
                 let is_finite = |x: &Floats| x.values.iter().all(|x| x.is_finite());
-                assert!(cut.is_none() || !is_finite(&cut_a) || !is_finite(&cut_b));
+                assert!(done.is_none() || !is_finite(&cut.a) || !is_finite(&cut.b));
             }
             let mut dense = random(100, 90, 3);
             dense.values[7] = bad;
-            let (mut cut_a, mut cut_b) = <(Floats, Floats)>::default();
-            let cut = cut_dense(compute(), &mut dense, 3, (&mut cut_a, &mut cut_b));
-            assert!(bad == f32::MAX || cut.is_none());
+            let mut cut = LowRankProduct::default();
+            let done = cut_dense(compute(), &mut dense, 3, &mut cut);
+            assert!(bad == f32::MAX || done.is_none());
         }
     }
 
@@ -451,7 +468,7 @@ mod tests {
         };
         let dense = matrix(&b) * matrix(&a);
         let found = product_cut(&a, &b, 100);
-        assert_eq!(found.0.n_rows, 60);
+        assert_eq!(found.a.n_rows, 60);
         assert!(rest(&dense, &found) <= 1e-11 * dense.norm_squared());
     }
 
@@ -505,7 +522,7 @@ mod tests {
             n_cols: 400,
             values: vec![0.0; 300 * 400],
         };
-        let (a, b) = dense_cut(nothing, 5);
+        let LowRankProduct { a, b } = dense_cut(nothing, 5);
         assert!(a.values.iter().chain(&b.values).all(|x| *x == 0.0));
     }
 
@@ -535,7 +552,7 @@ mod tests {
                 let found = dense_cut(x.clone(), n_rows);
                 let all = matrix(&x);
                 let square = |x: DMatrix<f64>| (x / f64::from(size)).norm_squared();
-                let rest = square(&all - matrix(&found.1) * matrix(&found.0));
+                let rest = square(&all - matrix(&found.b) * matrix(&found.a));
                 assert!(rest <= 1e-11 * square(all), "{n_rows} rows of {size}");
             }
         }

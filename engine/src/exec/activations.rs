@@ -40,13 +40,14 @@ impl Activations {
     /// Room for `n_batch` rows of up to `n_cols` columns.
     pub(super) fn new(n_batch: usize, n_cols: usize) -> Result<Activations, SessionError> {
         Ok(Activations {
-            f32: zeroed(n_batch * n_cols)?,
-            q8: zeroed(n_batch * n_cols.div_ceil(Q8_SUPER))?,
+            f32: zeroed(n_batch.saturating_mul(n_cols))?,
+            q8: zeroed(n_batch.saturating_mul(n_cols.div_ceil(Q8_SUPER)))?,
         })
     }
 
-    pub(super) fn n_bytes(n_batch: usize, n_cols: usize) -> usize {
-        n_batch * (4 * n_cols + size_of::<Q8Super>() * n_cols.div_ceil(Q8_SUPER))
+    /// Bytes of a row.
+    pub(super) fn row_bytes(n_cols: usize) -> usize {
+        size_of::<f32>() * n_cols + size_of::<Q8Super>() * n_cols.div_ceil(Q8_SUPER)
     }
 
     /// The batch's rows of `n_cols` as the input of `users`, rounded to int8 if one of them wants it.

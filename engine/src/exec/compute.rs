@@ -11,6 +11,7 @@ pub(crate) const TOKENS_PER_TASK: usize = 4;
 
 /// Instructions and threads.
 #[derive(Clone, Copy)]
+#[non_exhaustive]
 pub struct Compute<'p> {
     /// The instructions that kernels may use.
     pub level: Level,

@@ -18,10 +18,10 @@ use tandem_kernels::{
 use super::activations::LinearInput;
 use super::batch::{Block, MAX_SPANS, RowGroup};
 use super::compute::Step;
-use crate::SessionError;
 use crate::adapters::{LinearTerms, PackedFactors};
 use crate::buffer::zeroed;
 use crate::model::Linear;
+use crate::{Composition, SessionError};
 
 /// The fewest rows of a task: a multiple of what the kernels do at once.
 const MIN_ROWS: usize = 64;
@@ -42,14 +42,8 @@ pub(crate) struct Ranks {
 }
 
 impl Ranks {
-    /// Makes room for a batch whose groups have `n_rows` and up to `n_floats` a row each.
-    pub(crate) fn reserve(
-        &mut self,
-        groups: impl Iterator<Item = (usize, usize)>,
-    ) -> Result<(), SessionError> {
-        let n_floats = groups.map(|(n_rows, n_floats)| Ranks::n_floats(n_rows, n_floats));
-        // Where it saturates there is no memory for it either.
-        let n_floats = n_floats.fold(0, usize::saturating_add);
+    /// Makes room for so many floats, see [`Ranks::n_floats`] and [`batch_floats`].
+    pub(crate) fn reserve(&mut self, n_floats: usize) -> Result<(), SessionError> {
         if self.records.len() < n_floats {
             self.records = Vec::new();
             self.records = zeroed(n_floats)?;
@@ -57,14 +51,11 @@ impl Ranks {
         Ok(())
     }
 
-    /// Floats of a group.
-    fn n_floats(n_rows: usize, n_floats: usize) -> usize {
+    /// Floats that `n_rows` rows of a composition take. Where it saturates there is no memory for them
+    /// either.
+    pub(crate) fn n_floats(n_rows: usize, composition: &Composition) -> usize {
+        let n_floats = composition.max_record_floats();
         n_rows.saturating_add(1).saturating_mul(n_floats)
-    }
-
-    /// Bytes of the same.
-    pub(crate) fn n_bytes(n_rows: usize, n_floats: usize) -> usize {
-        Ranks::n_floats(n_rows, n_floats).saturating_mul(size_of::<f32>())
     }
 }
 
@@ -460,11 +451,9 @@ impl<'a> GroupRanks<'a> {
     }
 }
 
-/// Floats that the groups of a batch take at most, see [`Ranks::reserve`].
-pub(crate) fn group_sizes<'g>(
-    groups: &'g [RowGroup<'_>],
-) -> impl Iterator<Item = (usize, usize)> + use<'g> {
-    groups
-        .iter()
-        .map(|group| (group.rows.len(), group.composition.max_record_floats()))
+/// Floats that the ranks of a batch take at most.
+pub(crate) fn batch_floats(groups: &[RowGroup<'_>]) -> usize {
+    let groups = groups.iter();
+    let n_floats = groups.map(|group| Ranks::n_floats(group.rows.len(), group.composition));
+    n_floats.fold(0, usize::saturating_add)
 }

@@ -16,5 +16,5 @@ pub(crate) use compute::{Step, TOKENS_PER_TASK};
 #[cfg(feature = "std")]
 pub(crate) use linear::outputs_per_task;
 pub(crate) use linear::{GatedBuffers, GatedPair, Job, matmul_gated, matmul_many};
-pub(crate) use low_rank_pass::{Ranks, group_sizes, record_floats};
+pub(crate) use low_rank_pass::{Ranks, batch_floats, record_floats};
 pub(crate) use scratch::{RopeAngles, Scratch};

@@ -68,28 +68,28 @@ impl Scratch {
             let n_pairs = rope.n_rot / 2;
             Ok(RopeAngles {
                 n_pairs,
-                cos: zeroed(n_batch * n_pairs)?,
-                sin: zeroed(n_batch * n_pairs)?,
+                cos: zeroed(n_batch.saturating_mul(n_pairs))?,
+                sin: zeroed(n_batch.saturating_mul(n_pairs))?,
             })
         });
         Ok(Scratch {
-            x: zeroed(n_batch * widths.n_embd)?,
+            x: zeroed(n_batch.saturating_mul(widths.n_embd))?,
             h: Activations::new(n_batch, widths.n_embd)?,
-            y: zeroed(n_batch * widths.y)?,
+            y: zeroed(n_batch.saturating_mul(widths.y))?,
             inner: Activations::new(n_batch, widths.inner)?,
             angles: angles.collect::<Result<_, SessionError>>()?,
             ranks: Ranks::default(),
         })
     }
 
-    /// Bytes of the buffers.
-    pub(crate) fn n_bytes(config: &Config, n_batch: usize) -> usize {
+    /// Bytes of the buffers; `None` where that overflows.
+    pub(crate) fn n_bytes(config: &Config, n_batch: usize) -> Option<usize> {
         let widths = Widths::of(config);
         let angles: usize = config.ropes.iter().map(|rope| rope.n_rot).sum();
-        let floats = widths.n_embd + widths.y + angles;
-        4 * n_batch * floats
-            + Activations::n_bytes(n_batch, widths.n_embd)
-            + Activations::n_bytes(n_batch, widths.inner)
+        let a_row = size_of::<f32>() * (widths.n_embd + widths.y + angles)
+            + Activations::row_bytes(widths.n_embd)
+            + Activations::row_bytes(widths.inner);
+        n_batch.checked_mul(a_row)
     }
 }
 

@@ -62,13 +62,13 @@ impl Session {
         composition: Option<&Composition>,
     ) -> Option<Memory> {
         let n_batch = options.batch_rows();
-        let n_floats = composition.map_or(0, Composition::max_record_floats);
+        let n_floats = composition.map_or(0, |c| Ranks::n_floats(n_batch, c));
         let words = options.n_ctx.checked_add(config.n_vocab)?;
         Some(Memory {
             kv_cache: Sequence::n_bytes(config, options)?,
-            scratch: Scratch::n_bytes(config, n_batch)
+            scratch: Scratch::n_bytes(config, n_batch)?
                 .checked_add(words.checked_mul(size_of::<u32>())?)?
-                .checked_add(Ranks::n_bytes(n_batch, n_floats))?,
+                .checked_add(n_floats.checked_mul(size_of::<f32>())?)?,
         })
     }
 
@@ -147,7 +147,7 @@ impl Session {
 
     /// What has been evaluated: to fork, save or restore it. Its composition is set by
     /// [`Session::set_composition`].
-    pub fn sequence(&mut self) -> &mut Sequence {
+    pub fn sequence_mut(&mut self) -> &mut Sequence {
         &mut self.sequence
     }
 

@@ -10,7 +10,9 @@ use super::options::{MAX_BATCH, SessionOptions};
 use super::pool::SharedPool;
 use crate::blocks::{Pass, RowNorm, SpanRows, layer};
 use crate::buffer::zeroed;
-use crate::exec::{Batch, BatchPart, Job, MAX_SPANS, Scratch, Step, group_sizes, matmul_many};
+use crate::exec::{
+    Batch, BatchPart, Job, MAX_SPANS, Ranks, Scratch, Step, batch_floats, matmul_many,
+};
 use crate::{Composition, Model, Sequence, SessionError};
 
 /// Rows of logits computed at once where several are asked for.
@@ -99,8 +101,8 @@ impl Worker {
     ///
     /// Too little memory.
     pub fn reserve(&mut self, composition: &Composition) -> Result<(), SessionError> {
-        let group = (self.n_batch, composition.max_record_floats());
-        self.scratch.ranks.reserve(core::iter::once(group))
+        let n_floats = Ranks::n_floats(self.n_batch, composition);
+        self.scratch.ranks.reserve(n_floats)
     }
 
     /// The model.
@@ -269,7 +271,7 @@ impl Worker {
             });
         }
         let batch = Batch::new(parts.iter().copied());
-        scratch.ranks.reserve(group_sizes(batch.groups()))?;
+        scratch.ranks.reserve(batch_floats(batch.groups()))?;
         let n_threads = self.n_threads_of(batch.n_rows());
         let mut pass = Pass {
             step: Step {
@@ -396,7 +398,7 @@ impl Worker {
             batch: &batch,
         };
         let s = &mut self.scratch;
-        s.ranks.reserve(group_sizes(batch.groups()))?;
+        s.ranks.reserve(batch_floats(batch.groups()))?;
         let norm = RowNorm::new(config, self.model.output_norm());
         for (row, h) in rows.iter().zip(s.h.f32.chunks_exact_mut(n_embd)) {
             norm.row(&step, &s.x[row * n_embd..][..n_embd], h);

@@ -56,33 +56,6 @@ pub struct Lora {
     pub scale: f32,
 }
 
-impl Lora {
-    /// Of the factors' values, row by row: A `[rank, n_in]` and B `[n_out, rank]` with `shape`
-    /// being `(n_out, rank, n_in)`.
-    pub fn new(
-        module: String,
-        a: Vec<f32>,
-        b: Vec<f32>,
-        (n_out, rank, n_in): (usize, usize, usize),
-        scale: f32,
-    ) -> Lora {
-        Lora {
-            module,
-            a: Floats {
-                n_rows: rank,
-                n_cols: n_in,
-                values: a,
-            },
-            b: Floats {
-                n_rows: n_out,
-                n_cols: rank,
-                values: b,
-            },
-            scale,
-        }
-    }
-}
-
 /// Decodes `data`, whose size was checked against the shape.
 fn floats(
     name: &str,

@@ -133,7 +133,20 @@ pub fn add_gram(level: Level, x: &[f64], n: usize, g: &mut [f64]) {
         is_wide: is_wide(level),
         is_gram: true,
     };
-    add_wide(level, how, x, n, x, n, g);
+    let x = WideMatrix {
+        values: x,
+        n_cols: n,
+    };
+    add_wide(level, how, x, x, g);
+}
+
+/// A matrix in float64.
+#[derive(Clone, Copy, Debug)]
+pub struct WideMatrix<'a> {
+    /// Row by row.
+    pub values: &'a [f64],
+    /// Columns.
+    pub n_cols: usize,
 }
 
 /// `z += x^T y` for `x` `[n_inner, n_rows]`, `y` `[n_inner, n_cols]` and `z` `[n_rows, n_cols]`.
@@ -141,18 +154,13 @@ pub fn add_gram(level: Level, x: &[f64], n: usize, g: &mut [f64]) {
 /// # Panics
 ///
 /// If `n_rows` or `n_cols` is not a multiple of [`WIDE_COLS`], or the slices are not of these sizes.
-pub fn add_transposed_product(
-    level: Level,
-    (x, n_rows): (&[f64], usize),
-    (y, n_cols): (&[f64], usize),
-    z: &mut [f64],
-) {
+pub fn add_transposed_product(level: Level, x: WideMatrix<'_>, y: WideMatrix<'_>, z: &mut [f64]) {
     let how = How {
         is_fused: false,
         is_wide: is_wide(level),
         is_gram: false,
     };
-    add_wide(level, how, x, n_rows, y, n_cols, z);
+    add_wide(level, how, x, y, z);
 }
 
 #[derive(Clone, Copy)]
@@ -167,16 +175,15 @@ multilevel! {
     fn add_wide(
         level: Level,
         how: How,
-        x: &[f64],
-        n_rows: usize,
-        y: &[f64],
-        n_cols: usize,
+        x: WideMatrix<'_>,
+        y: WideMatrix<'_>,
         z: &mut [f64],
     ) {
+        let (n_rows, n_cols) = (x.n_cols, y.n_cols);
         assert!(n_rows.is_multiple_of(WIDE_COLS) && n_cols.is_multiple_of(WIDE_COLS));
-        assert!(x.len().is_multiple_of(n_rows) && y.len() == x.len() / n_rows * n_cols);
+        let n_inner = x.values.len() / n_rows;
+        assert!(x.values.len() == n_inner * n_rows && y.values.len() == n_inner * n_cols);
         assert!(z.len() == n_rows * n_cols);
-        let (x, y) = ((x, n_rows), (y, n_cols));
         #[cfg(feature = "std")]
         if how.is_fused {
             let add = |sum, x: f64, y| x.mul_add(y, sum);
@@ -199,10 +206,12 @@ multilevel! {
 fn add_in<const COLS: usize, const ROWS: usize>(
     add: impl Fn(f64, f64, f64) -> f64,
     how: How,
-    (x, n_rows): (&[f64], usize),
-    (y, n_cols): (&[f64], usize),
+    x: WideMatrix<'_>,
+    y: WideMatrix<'_>,
     z: &mut [f64],
 ) {
+    let (n_rows, n_cols) = (x.n_cols, y.n_cols);
+    let (x, y) = (x.values, y.values);
     let mut panel = [[0.0; COLS]; INNER];
     for (x, y) in x.chunks(INNER * n_rows).zip(y.chunks(INNER * n_cols)) {
         let panel = &mut panel[..y.len() / n_cols];

@@ -49,22 +49,26 @@ unsafe fn matmul_runs<S: Lanes>(w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) 
             // Tokens and rows at once: as many sums as registers hold.
             let mut t = 0;
             while t < n_tokens {
-                let inputs = &x[t * n_cols + c..];
+                let inputs = Columns {
+                    values: &x[t * n_cols + c..],
+                    n,
+                    stride: n_cols,
+                };
                 // SAFETY: the caller's.
                 t += unsafe {
                     match (n_rows, n_tokens - t) {
                         (ROWS, 4..) if S::WIDE_TILE => {
-                            multiply::<S, 4, 4>(&decoded, inputs, (n, n_cols), y, (t, r))
+                            multiply::<S, 4, 4>(&decoded, inputs, y, t, r)
                         }
                         (ROWS, 2..) => {
-                            multiply::<S, 2, 2>(&decoded, inputs, (n, n_cols), y, (t, r));
-                            multiply::<S, 2, 2>(&decoded[2..], inputs, (n, n_cols), y, (t, r + 2))
+                            multiply::<S, 2, 2>(&decoded, inputs, y, t, r);
+                            multiply::<S, 2, 2>(&decoded[2..], inputs, y, t, r + 2)
                         }
-                        (ROWS, _) => multiply::<S, 4, 1>(&decoded, inputs, (n, n_cols), y, (t, r)),
+                        (ROWS, _) => multiply::<S, 4, 1>(&decoded, inputs, y, t, r),
                         _ => {
                             for i in 0..n_rows {
                                 let row = &decoded[i..];
-                                multiply::<S, 1, 1>(row, inputs, (n, n_cols), y, (t, r + i));
+                                multiply::<S, 1, 1>(row, inputs, y, t, r + i);
                             }
                             1
                         }
@@ -117,8 +121,18 @@ pub(crate) unsafe fn decode<S: Lanes>(dtype: DType, bytes: &[u8], floats: &mut [
     plain::decode(dtype, &bytes[2 * n..], &mut floats[n..]);
 }
 
-/// Adds the products of the first `n` decoded columns of `R` rows and of `T` tokens, whose inputs
-/// are `n_cols` apart, to the outputs from token `t` and row `r` on. Gives `T`.
+/// Some columns of the input from a token on.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    values: &'a [f32],
+    /// Columns.
+    n: usize,
+    /// From one token to the next.
+    stride: usize,
+}
+
+/// Adds the products of decoded columns of `R` rows and of `T` tokens to the outputs from token `t` and
+/// row `r` on. Gives `T`.
 ///
 /// # Safety
 ///
@@ -126,12 +140,17 @@ pub(crate) unsafe fn decode<S: Lanes>(dtype: DType, bytes: &[u8], floats: &mut [
 #[inline(always)]
 unsafe fn multiply<S: Lanes, const R: usize, const T: usize>(
     w: &[[f32; RUN]],
-    x: &[f32],
-    (n, n_cols): (usize, usize),
+    x: Columns<'_>,
     y: &mut TileMut<'_>,
-    (t, r): (usize, usize),
+    t: usize,
+    r: usize,
 ) -> usize {
-    assert!(w.len() >= R && n <= RUN && x.len() >= (T - 1) * n_cols + n);
+    let Columns {
+        values: x,
+        n,
+        stride,
+    } = x;
+    assert!(w.len() >= R && n <= RUN && x.len() >= (T - 1) * stride + n);
     let n_whole = n / 16 * 16;
     // SAFETY: the caller's; 16 elements from `c` on are in each row of `w` and token of `x`.
     unsafe {
@@ -139,7 +158,7 @@ unsafe fn multiply<S: Lanes, const R: usize, const T: usize>(
         for c in (0..n_whole).step_by(16) {
             let mut inputs = [S::splat_float(0.0); T];
             for (j, input) in inputs.iter_mut().enumerate() {
-                *input = S::floats(x.as_ptr().add(j * n_cols + c));
+                *input = S::floats(x.as_ptr().add(j * stride + c));
             }
             for i in 0..R {
                 let w = S::floats(w[i].as_ptr().add(c));
@@ -151,7 +170,7 @@ unsafe fn multiply<S: Lanes, const R: usize, const T: usize>(
         for j in 0..T {
             let y = &mut y.row(t + j)[r..][..R];
             for i in 0..R {
-                let rest = w[i][n_whole..n].iter().zip(&x[j * n_cols + n_whole..]);
+                let rest = w[i][n_whole..n].iter().zip(&x[j * stride + n_whole..]);
                 y[i] += S::sum(sums[i][j]) + rest.map(|(w, x)| w * x).sum::<f32>();
             }
         }

@@ -328,17 +328,19 @@ unsafe fn tile<S: Simd, F: Format>(
                 unsafe {
                     let pair = pair.assume_init_ref();
                     let y = y.add(t * stride + first + i * PAIR_ROWS);
-                    let part = (n_blocks, c == 0, stride);
                     let mut tokens = Tokens {
                         x: x.as_ptr().add(t),
                         y,
                         n,
+                        stride,
+                        n_blocks,
+                        is_first: c == 0,
                     };
                     if S::WIDE_TILE && <F::Kind as Kind>::WIDE {
-                        multiply::<S, F::Kind, 6>(pair, &mut tokens, part);
+                        multiply::<S, F::Kind, 6>(pair, &mut tokens);
                     }
-                    multiply::<S, F::Kind, 4>(pair, &mut tokens, part);
-                    multiply::<S, F::Kind, 1>(pair, &mut tokens, part);
+                    multiply::<S, F::Kind, 4>(pair, &mut tokens);
+                    multiply::<S, F::Kind, 1>(pair, &mut tokens);
                 }
             }
         }
@@ -452,20 +454,27 @@ struct Tokens {
     n: usize,
     x: *const Q8Super,
     y: *mut f32,
+    /// From one token's outputs to the next.
+    stride: usize,
+    /// Blocks of each input.
+    n_blocks: usize,
+    /// Whether the outputs hold nothing yet.
+    is_first: bool,
 }
 
-/// [`Simd::multiply`] of the first `n_blocks` blocks for `N` tokens at once, as long as there are so
-/// many; their outputs are `stride` apart.
+/// [`Simd::multiply`] for `N` tokens at once, as long as there are so many.
 ///
 /// # Safety
 ///
-/// As [`matmul_format`]; the inputs have so many blocks, and each output 32 elements.
+/// As [`matmul_format`]; the inputs have as many blocks as it says, and each output 32 elements.
 #[inline(always)]
-unsafe fn multiply<S: Simd, K: Kind, const N: usize>(
-    panels: &[Panel<S>; 2],
-    tokens: &mut Tokens,
-    (n_blocks, is_first, stride): (usize, bool, usize),
-) {
+unsafe fn multiply<S: Simd, K: Kind, const N: usize>(panels: &[Panel<S>; 2], tokens: &mut Tokens) {
+    let Tokens {
+        stride,
+        n_blocks,
+        is_first,
+        ..
+    } = *tokens;
     while tokens.n >= N {
         let mut outputs = [tokens.y; N];
         for (i, output) in outputs.iter_mut().enumerate() {

@@ -77,7 +77,11 @@ unsafe fn add_tokens<S: Simd, const T: usize>(
         let Some((tiles, h)) = term.tiles(start) else {
             continue;
         };
-        let term = (tiles, h, term.scale);
+        let term = QuantizedTerm {
+            tiles,
+            h,
+            scale: term.scale,
+        };
         // SAFETY: the caller's.
         unsafe {
             match tiles.is_q4 {
@@ -89,7 +93,14 @@ unsafe fn add_tokens<S: Simd, const T: usize>(
     T
 }
 
-/// [`add_tokens`] of one term, times `scale`.
+/// A term whose factor and ranks are integers.
+struct QuantizedTerm<'a> {
+    tiles: Tiles<'a>,
+    h: QuantizedRanks<'a>,
+    scale: f32,
+}
+
+/// [`add_tokens`] of one term.
 ///
 /// In decode each tile comes from memory, and the fewer instructions are between them, the more of
 /// them the CPU asks for at once: what does not depend on the tile is done before.
@@ -99,7 +110,7 @@ unsafe fn add_tokens<S: Simd, const T: usize>(
 /// As [`add`].
 #[inline(always)]
 unsafe fn add_term<S: Simd, const Q4: bool, const T: usize>(
-    (tiles, h, scale): (Tiles<'_>, QuantizedRanks<'_>, f32),
+    QuantizedTerm { tiles, h, scale }: QuantizedTerm<'_>,
     y: &mut TileMut<'_>,
     t: usize,
 ) {

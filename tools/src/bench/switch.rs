@@ -92,13 +92,8 @@ impl Switching<'_> {
         let methods = MergeMethod::ALL.into_iter();
         // The sum needs no merge.
         for method in methods.filter(|method| *method != MergeMethod::Cat) {
-            let options = MergeOptions {
-                method,
-                dense: false,
-                density: 0.5,
-                rank: None,
-                seed: 0,
-            };
+            let mut options = MergeOptions::new(method);
+            options.density = 0.5;
             let make = || {
                 let packed =
                     merge_packed(base, &adapters, &weights, &options, adapter_type, compute)?;

@@ -14,7 +14,7 @@ use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind
 /// The most KV heads: each is at least one task of an attention step.
 const MAX_HEAD_KV: usize = SharedMatrix::<f32>::MAX_TILES;
 
-/// Above this the buffers' sizes could overflow on 32-bit machines; no model comes near.
+/// Above this a row's buffers could overflow on 32-bit machines; no model comes near.
 const MAX_DIMENSION: usize = 1 << 24;
 
 /// The most layers; no model comes near.

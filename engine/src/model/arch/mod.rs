@@ -74,6 +74,7 @@ enum Windows {
 
 /// What files call a linear of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ModuleName {
     /// Hugging Face's module: `self_attn.q_proj`.
     pub hf: &'static str,

@@ -12,10 +12,55 @@ use crate::simd::load::Kind;
 use crate::simd::{PANEL_ROWS, Panel, scale, sum};
 use crate::{Q8_BLOCK, Q8Super};
 
-/// The scale and the sums of block `b` of the input, for its whole or its second half.
-#[inline(always)]
-unsafe fn factors(x: *const Q8Super, b: usize, half: usize) -> (f32, f32) {
-    (scale(x, b), sum(x, 2 * b + half))
+/// What sums with a token are multiplied with.
+struct Factors {
+    /// The token's scale.
+    scale: f32,
+    /// The sum of its integers, times that; for minima.
+    sum: f32,
+}
+
+impl Factors {
+    /// Those of block `b` of the input, for its whole or its second half.
+    #[inline(always)]
+    unsafe fn of(x: *const Q8Super, b: usize, half: usize) -> Factors {
+        Factors {
+            scale: scale(x, b),
+            sum: sum(x, 2 * b + half),
+        }
+    }
+}
+
+/// Half of a block of 32 columns, and eight rows of a panel.
+#[derive(Clone, Copy)]
+struct Part {
+    b: usize,
+    half: usize,
+    octet: usize,
+}
+
+impl Part {
+    /// The group of 16 columns that it is.
+    #[inline(always)]
+    fn group(self) -> usize {
+        2 * self.b + self.half
+    }
+}
+
+/// Inputs of tokens in pairs; of an odd number the last is its own partner.
+#[derive(Clone, Copy)]
+struct Pairs {
+    x: *const Q8Super,
+    /// The number of the last token.
+    last: usize,
+}
+
+impl Pairs {
+    /// The input of token `t`.
+    #[inline(always)]
+    unsafe fn token(self, t: usize) -> *const Q8Super {
+        self.x.add(self.last.min(t))
+    }
 }
 
 /// 16 columns of the input from column `c` on.
@@ -33,20 +78,20 @@ unsafe fn start(y: *const f32, first: bool) -> float32x4_t {
     }
 }
 
-/// `acc + scale_w scale sums + min_w sum` for a group of 16 columns and a quad of rows of the panel.
+/// `acc + scale token.scale sums + min token.sum` for 16 columns of four rows with these scales and minima.
 #[inline(always)]
-unsafe fn add_scaled<K: Kind, const EXTENSION: u8>(
+unsafe fn add_scaled<K: Kind>(
     acc: float32x4_t,
     sums: int32x4_t,
-    panel: &Panel<Neon<EXTENSION>>,
-    (group, quad): (usize, usize),
-    (scale, sum): (f32, f32),
+    scale: float32x4_t,
+    min: float32x4_t,
+    token: Factors,
 ) -> float32x4_t {
-    let scale = vmulq_n_f32(panel.scale[group][quad], scale);
+    let scale = vmulq_n_f32(scale, token.scale);
     let acc = vfmaq_f32(acc, vcvtq_f32_s32(sums), scale);
     // Offsets are off the integers.
     match K::OFFSET.is_none() {
-        true => vfmaq_n_f32(acc, panel.min[group][quad], sum),
+        true => vfmaq_n_f32(acc, min, token.sum),
         false => acc,
     }
 }
@@ -78,8 +123,9 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
                 for i in 0..N {
                     let q = [sixteen(x.add(i), c), sixteen(x.add(i), c + 16)];
                     let sums = quad_32::<K>(w, q);
-                    let factors = factors(x.add(i), b, 0);
-                    acc[i] = add_scaled::<K, _>(acc[i], sums, panel, (2 * b, quad), factors);
+                    let (scale, min) = (panel.scale[2 * b][quad], panel.min[2 * b][quad]);
+                    let token = Factors::of(x.add(i), b, 0);
+                    acc[i] = add_scaled::<K>(acc[i], sums, scale, min, token);
                 }
                 continue;
             }
@@ -87,9 +133,10 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
                 let w = [w[0][half], w[1][half], w[2][half], w[3][half]];
                 for i in 0..N {
                     let sums = quad_16(w, sixteen(x.add(i), c + 16 * half));
-                    let at = (2 * b + half, quad);
-                    acc[i] =
-                        add_scaled::<K, _>(acc[i], sums, panel, at, factors(x.add(i), b, half));
+                    let group = 2 * b + half;
+                    let (scale, min) = (panel.scale[group][quad], panel.min[group][quad]);
+                    let token = Factors::of(x.add(i), b, half);
+                    acc[i] = add_scaled::<K>(acc[i], sums, scale, min, token);
                 }
             }
         }
@@ -144,14 +191,15 @@ pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
         }
         for b in 0..n_blocks {
             let zero = [[vdupq_n_s32(0); 2]; N];
-            let mut sums = sixteen_dotprod(zero, panel, x, (b, 0), octet);
+            let part = |half| Part { b, half, octet };
+            let mut sums = sixteen_dotprod(zero, panel, x, part(0));
             if !K::WIDE {
-                acc = scaled_dotprod::<K, N>(acc, sums, panel, x, (b, 0), octet);
+                acc = scaled_dotprod::<K, N>(acc, sums, panel, x, part(0));
                 sums = zero;
             }
-            sums = sixteen_dotprod(sums, panel, x, (b, 1), octet);
+            sums = sixteen_dotprod(sums, panel, x, part(1));
             let half = if K::WIDE { 0 } else { 1 };
-            acc = scaled_dotprod::<K, N>(acc, sums, panel, x, (b, half), octet);
+            acc = scaled_dotprod::<K, N>(acc, sums, panel, x, part(half));
         }
         for i in 0..N {
             for j in 0..2 {
@@ -167,8 +215,7 @@ unsafe fn sixteen_dotprod<const N: usize>(
     mut sums: [[int32x4_t; 2]; N],
     panel: &Panel<Neon<DOTPROD>>,
     x: *const Q8Super,
-    (b, half): (usize, usize),
-    octet: usize,
+    Part { b, half, octet }: Part,
 ) -> [[int32x4_t; 2]; N] {
     let w = &panel.q[b / 2][8 * (b % 2) + 4 * half..][..4];
     for i in 0..N {
@@ -191,14 +238,15 @@ unsafe fn scaled_dotprod<K: Kind, const N: usize>(
     sums: [[int32x4_t; 2]; N],
     panel: &Panel<Neon<DOTPROD>>,
     x: *const Q8Super,
-    (b, half): (usize, usize),
-    octet: usize,
+    part: Part,
 ) -> [[float32x4_t; 2]; N] {
+    let group = part.group();
     for i in 0..N {
-        let factors = factors(x.add(i), b, half);
         for j in 0..2 {
-            let at = (2 * b + half, 2 * octet + j);
-            acc[i][j] = add_scaled::<K, _>(acc[i][j], sums[i][j], panel, at, factors);
+            let quad = 2 * part.octet + j;
+            let (scale, min) = (panel.scale[group][quad], panel.min[group][quad]);
+            let token = Factors::of(x.add(i), part.b, part.half);
+            acc[i][j] = add_scaled::<K>(acc[i][j], sums[i][j], scale, min, token);
         }
     }
     acc
@@ -233,8 +281,8 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
     first: bool,
     y: &[*mut f32],
 ) {
-    // A single token is its own partner.
     let last = y.len() - 1;
+    let x = Pairs { x, last };
     // Eight rows at a time: four pairs of them, with `PAIRS` pairs of tokens.
     for octet in 0..PANEL_ROWS / 8 {
         // Of each pair of tokens two quads of rows for the first, then for the second.
@@ -247,14 +295,15 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
         }
         for b in 0..n_blocks {
             let zero = [[vdupq_n_s32(0); 4]; PAIRS];
-            let mut sums = sixteen_i8mm(zero, panel, (x, last), (b, 0), octet);
+            let part = |half| Part { b, half, octet };
+            let mut sums = sixteen_i8mm(zero, panel, x, part(0));
             if !K::WIDE {
-                acc = scaled_i8mm::<K, PAIRS>(acc, sums, panel, (x, last), (b, 0), octet);
+                acc = scaled_i8mm::<K, PAIRS>(acc, sums, panel, x, part(0));
                 sums = zero;
             }
-            sums = sixteen_i8mm(sums, panel, (x, last), (b, 1), octet);
+            sums = sixteen_i8mm(sums, panel, x, part(1));
             let half = if K::WIDE { 0 } else { 1 };
-            acc = scaled_i8mm::<K, PAIRS>(acc, sums, panel, (x, last), (b, half), octet);
+            acc = scaled_i8mm::<K, PAIRS>(acc, sums, panel, x, part(half));
         }
         for t in 0..PAIRS {
             for j in 0..4 {
@@ -265,20 +314,18 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
     }
 }
 
-/// Adds the products of 16 columns, a half of block `b`, of four pairs of rows and `PAIRS` of tokens,
-/// the last of which is number `last`.
+/// Adds the products of 16 columns, a half of block `b`, of four pairs of rows and `PAIRS` of tokens.
 #[inline(always)] // into functions with the level's features
 unsafe fn sixteen_i8mm<const PAIRS: usize>(
     mut sums: [[int32x4_t; 4]; PAIRS],
     panel: &Panel<Neon<I8MM>>,
-    (x, last): (*const Q8Super, usize),
-    (b, half): (usize, usize),
-    octet: usize,
+    x: Pairs,
+    Part { b, half, octet }: Part,
 ) -> [[int32x4_t; 4]; PAIRS] {
     let (c, k) = (b * Q8_BLOCK + 16 * half, 8 * (b % 2) + 4 * half + octet);
     let w = [&panel.q[b / 2][k], &panel.q[b / 2][k + 2]];
     for t in 0..PAIRS {
-        let x = |i: usize| vreinterpretq_s64_s8(sixteen(x.add(last.min(2 * t + i)), c));
+        let x = |i: usize| vreinterpretq_s64_s8(sixteen(x.token(2 * t + i), c));
         let (low, high) = (vzip1q_s64(x(0), x(1)), vzip2q_s64(x(0), x(1)));
         for pair in 0..4 {
             let sum = smmla(sums[t][pair], w[0][pair], vreinterpretq_s8_s64(low));
@@ -294,10 +341,10 @@ unsafe fn scaled_i8mm<K: Kind, const PAIRS: usize>(
     mut acc: [[float32x4_t; 4]; PAIRS],
     sums: [[int32x4_t; 4]; PAIRS],
     panel: &Panel<Neon<I8MM>>,
-    (x, last): (*const Q8Super, usize),
-    (b, half): (usize, usize),
-    octet: usize,
+    x: Pairs,
+    part: Part,
 ) -> [[float32x4_t; 4]; PAIRS] {
+    let group = part.group();
     for t in 0..PAIRS {
         // Sums of two rows and two tokens become sums of four rows.
         let sums = [
@@ -307,9 +354,10 @@ unsafe fn scaled_i8mm<K: Kind, const PAIRS: usize>(
             vuzp2q_s32(sums[t][2], sums[t][3]),
         ];
         for j in 0..4 {
-            let factors = factors(x.add(last.min(2 * t + j / 2)), b, half);
-            let at = (2 * b + half, 2 * octet + j % 2);
-            acc[t][j] = add_scaled::<K, _>(acc[t][j], sums[j], panel, at, factors);
+            let quad = 2 * part.octet + j % 2;
+            let (scale, min) = (panel.scale[group][quad], panel.min[group][quad]);
+            let token = Factors::of(x.token(2 * t + j / 2), part.b, part.half);
+            acc[t][j] = add_scaled::<K>(acc[t][j], sums[j], scale, min, token);
         }
     }
     acc

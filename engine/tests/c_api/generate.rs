@@ -1,0 +1,169 @@
+//! Generating: answers, seeds, stops, and how a session is used.
+
+use std::ffi::{CStr, c_char};
+use std::ptr::{null, null_mut};
+use std::sync::mpsc;
+
+use tandem_engine::c_api::tandem_status::*;
+use tandem_engine::c_api::*;
+
+use crate::calls::*;
+
+#[test]
+fn answers_as_the_command_does() {
+    let session = session(c"summarize-fr");
+    // Twice: the second time the prompt is known.
+    for _ in 0..2 {
+        let (status, pieces, result) = generate(session, INPUT.as_bytes(), &greedy(), |_| true);
+        assert_eq!((status, pieces.concat().as_str()), (TANDEM_OK, ANSWER));
+        assert!(pieces.len() > 2);
+        assert_eq!((result.n_prompt, result.n_generated), (12, 7));
+        assert_eq!(result.stop, tandem_stop::TANDEM_STOP_END_OF_TEXT);
+    }
+    let options = tandem_generate_options {
+        max_tokens: 2,
+        ..greedy()
+    };
+    let (status, _, result) = generate(session, INPUT.as_bytes(), &options, |_| true);
+    assert_eq!((status, result.n_generated), (TANDEM_OK, 2));
+    assert_eq!(result.stop, tandem_stop::TANDEM_STOP_MAX_TOKENS);
+    // Without options, and without a place for the result.
+    let mut reply = Reply {
+        pieces: Vec::new(),
+        go_on: &mut |_| true,
+    };
+    let (text, user) = (INPUT.as_ptr().cast(), (&raw mut reply).cast());
+    let none = null_mut();
+    let status = unsafe {
+        let on_text = Some(on_text as _);
+        tandem_generate(session, text, INPUT.len(), null(), on_text, user, none)
+    };
+    assert_eq!((status, reply.pieces.is_empty()), (TANDEM_OK, false));
+    assert_eq!(tandem_session_free(session), TANDEM_OK);
+}
+
+#[test]
+fn the_seed_decides() {
+    // In a new session each: a known prompt's last token is computed alone, which rounds otherwise.
+    let text = |seed| {
+        let session = session(c"summarize-fr");
+        let options = tandem_generate_options {
+            temperature: 1.5,
+            seed,
+            ..greedy()
+        };
+        let (status, pieces, _) = generate(session, b"A game.", &options, |_| true);
+        assert_eq!(status, TANDEM_OK, "{}", message());
+        assert_eq!(tandem_session_free(session), TANDEM_OK);
+        pieces.concat()
+    };
+    assert_eq!(text(7), text(7));
+    assert_ne!(text(7), text(8));
+}
+
+/// The header promises that this much stack is enough.
+#[test]
+fn runs_on_a_small_stack() {
+    let run = || {
+        let session = session(c"summarize-fr");
+        let (status, pieces, _) = generate(session, INPUT.as_bytes(), &greedy(), |_| true);
+        assert_eq!((status, pieces.concat().as_str()), (TANDEM_OK, ANSWER));
+        assert_eq!(tandem_session_free(session), TANDEM_OK);
+    };
+    let thread = std::thread::Builder::new().stack_size(512 << 10);
+    thread.spawn(run).unwrap().join().unwrap();
+}
+
+#[test]
+fn runs_from_memory_and_without_a_bundle() {
+    let read = |name| -> &'static [u8] { std::fs::read(fixture(name)).unwrap().leak() };
+    let bytes = read("pocket-q8_0.gguf");
+    let (mut model, mut bundle) = (null_mut(), null_mut());
+    let status =
+        unsafe { tandem_model_open_memory(bytes.as_ptr().cast(), bytes.len(), &mut model) };
+    assert_eq!(status, TANDEM_OK, "{}", message());
+    let bytes = read("pocket.tandem");
+    let status =
+        unsafe { tandem_bundle_open_memory(bytes.as_ptr().cast(), bytes.len(), &mut bundle) };
+    assert_eq!(status, TANDEM_OK, "{}", message());
+    assert!(tandem_bundle_n_compositions(bundle) > 4);
+    let name = unsafe { CStr::from_ptr(tandem_bundle_composition(bundle, 0)) };
+    assert_eq!(name, c"summarize");
+    assert!(tandem_bundle_composition(bundle, 1000).is_null());
+
+    let answer = |bundle: *mut tandem_bundle, name: *const c_char| {
+        let mut session = null_mut();
+        let status = unsafe { tandem_session_new(model, bundle, name, null(), &mut session) };
+        assert_eq!(status, TANDEM_OK, "{}", message());
+        let (status, pieces, _) = generate(session, INPUT.as_bytes(), &greedy(), |_| true);
+        assert_eq!(status, TANDEM_OK);
+        assert_eq!(tandem_session_free(session), TANDEM_OK);
+        pieces.concat()
+    };
+    assert_eq!(answer(bundle, c"summarize-fr".as_ptr()), ANSWER);
+    assert_ne!(answer(null_mut(), null()), ANSWER);
+
+    let (mut ids, mut n_ids) = ([0; 4], 0);
+    let mut tokenize = |capacity| {
+        let (text, n) = (INPUT.as_ptr().cast(), INPUT.len());
+        let ids = ids.as_mut_ptr();
+        let status = unsafe { tandem_tokenize(model, text, n, 0, ids, capacity, &mut n_ids) };
+        assert_eq!(status, TANDEM_OK);
+        n_ids
+    };
+    assert_eq!((tokenize(0), tokenize(3)), (8, 8));
+    assert_eq!(ids, [1, 529, 551, 0]);
+    assert_eq!(tandem_bundle_free(bundle), TANDEM_OK);
+    assert_eq!(tandem_model_free(model), TANDEM_OK);
+}
+
+#[test]
+fn stops_when_told() {
+    let session = session(c"summarize-fr");
+    // By the callback's value.
+    let (status, pieces, result) = generate(session, INPUT.as_bytes(), &greedy(), |n| n < 2);
+    assert_eq!((status, pieces.len()), (TANDEM_OK, 2));
+    assert_eq!(result.stop, tandem_stop::TANDEM_STOP_CANCELLED);
+
+    // From another thread, while the callback waits for that to have happened.
+    let handle = session.addr();
+    let (begun, may_cancel) = mpsc::channel();
+    let (cancelled, done) = mpsc::channel();
+    let other = std::thread::spawn(move || {
+        may_cancel.recv().unwrap();
+        let session = std::ptr::without_provenance(handle);
+        assert_eq!(tandem_cancel(session), TANDEM_OK);
+        cancelled.send(()).unwrap();
+    });
+    let (status, pieces, result) = generate(session, INPUT.as_bytes(), &greedy(), |_| {
+        begun.send(()).unwrap();
+        done.recv().unwrap();
+        true
+    });
+    other.join().unwrap();
+    assert_eq!((status, pieces.len()), (TANDEM_OK, 1));
+    assert_eq!(result.stop, tandem_stop::TANDEM_STOP_CANCELLED);
+
+    // What came too late stops nothing.
+    assert_eq!(tandem_cancel(session), TANDEM_OK);
+    let (status, pieces, _) = generate(session, INPUT.as_bytes(), &greedy(), |_| true);
+    assert_eq!((status, pieces.concat().as_str()), (TANDEM_OK, ANSWER));
+    assert_eq!(tandem_session_free(session), TANDEM_OK);
+}
+
+#[test]
+fn a_session_runs_one_generation_at_a_time() {
+    let session = session(c"summarize-fr");
+    let mut inner = Vec::new();
+    let (status, pieces, _) = generate(session, INPUT.as_bytes(), &greedy(), |n| {
+        if n == 1 {
+            inner.push(generate(session, b"again", &greedy(), |_| true).0);
+            // Freed at work, it ends its work first.
+            inner.push(tandem_session_free(session));
+            inner.push(tandem_session_free(session));
+        }
+        true
+    });
+    assert_eq!((status, pieces.concat().as_str()), (TANDEM_OK, ANSWER));
+    assert_eq!(inner, [TANDEM_BUSY, TANDEM_OK, TANDEM_HANDLE]);
+}
