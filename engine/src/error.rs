@@ -241,7 +241,7 @@ impl core::error::Error for SessionError {}
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file cannot be opened, or is no model's.
+    /// A file cannot be opened, or is not a model.
     #[cfg(feature = "std")]
     File(tandem_formats::FileError),
     /// A model cannot be run.

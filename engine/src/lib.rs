@@ -26,7 +26,7 @@
 //!
 //! Files and prompts are not trusted: what is malformed, misshapen or not supported is an error by
 //! name, never a panic, and nothing is passed over that would change a result. A sequence's result does
-//! not depend on who shares its pass. A step allocates nothing.
+//! not depend on who shares its pass. A session's step allocates nothing.
 //!
 //! # Cargo features
 //!
@@ -34,7 +34,7 @@
 //!   the crate needs `alloc` only: models and bundles are byte slices, and texts are encoded by
 //!   SentencePiece vocabularies.
 //! - `merge` (default): adapters merged into one by TIES, DARE, SVD and others; brings a linear algebra
-//!   library. The sum of adapters needs it not.
+//!   library. The plain sum of adapters does not need it.
 //! - `c-api`: the interface for C, see `include/tandem.h`.
 
 #![cfg_attr(not(feature = "std"), no_std)]

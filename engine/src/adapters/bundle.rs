@@ -39,7 +39,7 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// Bytes that are no bundle, or one for another model.
+    /// Bytes that are not a bundle, or a bundle for another model.
     pub fn new(model: &Model, bytes: impl Into<Bytes>) -> Result<Bundle, Error> {
         Bundle::from_parsed(model, Arc::new(bundle::Bundle::parse(bytes)?))
     }
@@ -83,7 +83,7 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// A name that the bundle has not, damage, a merge that cannot be computed.
+    /// A name that the bundle does not have, damage, a merge that cannot be computed.
     #[cfg(feature = "std")]
     pub fn composition(&self, name: &str) -> Result<Composition, Error> {
         let pool = crate::threads::all();
@@ -96,7 +96,7 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// A name that the bundle has not, damage, a merge that cannot be computed.
+    /// A name that the bundle does not have, damage, a merge that cannot be computed.
     #[cfg(not(feature = "std"))]
     pub fn composition(&self, name: &str) -> Result<Composition, Error> {
         let adapter_type = AdapterType::for_model(&self.model, false);
@@ -134,7 +134,7 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// A name that the bundle has not, or damage.
+    /// A name that the bundle does not have, or damage.
     pub fn adapter(&self, name: &str) -> Result<Composition, Error> {
         let (adapter, checksum) = self.bundle.adapter(name)?;
         let packed = from_bundled_adapter(self.model.linears(), adapter, checksum)?;

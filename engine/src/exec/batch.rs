@@ -15,7 +15,7 @@ pub const MAX_SPANS: usize = 64;
 /// Rows up to this number are few: weights take longer to come from memory than to be multiplied.
 const FEW_ROWS: usize = 16;
 
-/// How many rows a batch has, which decides how its work is cut. Here alone it is told.
+/// How many rows a batch has, which decides how its work is cut. Nothing else asks how many rows there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
     /// A single one: decode.
@@ -105,7 +105,7 @@ impl<'a> Batch<'a> {
                 continue;
             };
             let last = batch.groups.last_mut();
-            // A group of rows of both kinds would be one of neither.
+            // Rows that are multiplied differently cannot share a group.
             let is_alike = |last: &&mut RowGroup<'_>| {
                 last.rows.end == rows.start
                     && (part.is_tiled || rows.start > batch.n_tiled)

@@ -1,8 +1,7 @@
 //! Linears over the pool: several at once where they share their input.
 
 use tandem_kernels::{
-    Activation, Matrix, Pool, Q8_SUPER, Q8Super, SharedMatrix, TileMut, matmul_each, matmul_tiles,
-    quantize_q8_columns,
+    Activation, Matrix, Pool, Q8_SUPER, Q8Super, SharedMatrix, TileMut, quantize_q8_columns,
 };
 
 use super::activations::{Activations, Forms, LinearInput};
@@ -157,7 +156,7 @@ impl<'a, const N: usize> Linears<'a, N> {
 
     /// A block of the outputs of linear number `i`.
     fn block(&self, i: usize, block: &Block, y: &mut TileMut<'_>) {
-        let (linear, w, level) = (self.linears[i], &self.w[i], self.step.level);
+        let (linear, w) = (self.linears[i], &self.w[i]);
         let x = match self.x.q8 {
             Some(q8) if self.step.wants_q8(linear) => q8,
             _ => self.x.f32,
@@ -167,10 +166,8 @@ impl<'a, const N: usize> Linears<'a, N> {
         if block.rows.len() == 1 {
             self.low_rank.prefetch(i, block);
         }
-        match block.rows.start < self.step.batch.n_tiled() {
-            true => matmul_tiles(level, w, outputs.clone(), &x, y),
-            false => matmul_each(level, w, outputs.clone(), &x, y),
-        }
+        let first_row = block.rows.start;
+        self.step.multiply(first_row, w, outputs.clone(), &x, y);
         if let Some(bias) = linear.bias.get(outputs) {
             add_bias(y, bias, 1.0);
         }

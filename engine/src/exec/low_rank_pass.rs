@@ -11,8 +11,7 @@ use core::ops::Range;
 use arrayvec::ArrayVec;
 use bytemuck::{cast_slice, cast_slice_mut};
 use tandem_kernels::{
-    Handover, Input, LowRankInput, LowRankTerm, Pool, RankScale, TileMut, add_low_rank,
-    matmul_each, matmul_tiles, quantize_h,
+    Handover, Input, LowRankInput, LowRankTerm, Pool, RankScale, TileMut, add_low_rank, quantize_h,
 };
 
 use super::activations::LinearInput;
@@ -51,7 +50,7 @@ impl Ranks {
         Ok(())
     }
 
-    /// Floats that `n_rows` rows of a composition take. Where it saturates there is no memory for them
+    /// Floats that `n_rows` rows of a composition take. It saturates, as there is no memory for so many
     /// either.
     pub(crate) fn n_floats(n_rows: usize, composition: &Composition) -> usize {
         let n_floats = composition.max_record_floats();
@@ -99,7 +98,7 @@ pub(crate) fn record_floats<'a>(terms: impl Iterator<Item = &'a LinearTerms>) ->
     RecordLayout::of(terms).row_len()
 }
 
-/// Each group's part in a run. It is larger than what one should move, so whoever runs keeps it.
+/// Each group's part in a run. It is too large to move, so it stays where it is made.
 pub(super) type Groups<'a, const N: usize> = ArrayVec<GroupPass<'a, N>, MAX_SPANS>;
 
 /// What the compositions of a batch add to some linears with the same input.
@@ -231,14 +230,11 @@ impl<'a, const N: usize> AdaptedRows<'a, N> {
         ranks: Range<usize>,
         y: &mut TileMut<'_>,
     ) {
-        let (level, a) = (self.step.level, factors.a());
+        let a = factors.a();
         let x = self.q8_input(linear, factors).unwrap_or(self.x.f32);
         let rows = self.rows.start + rows.start..self.rows.start + rows.end;
         let x = x.tokens(rows, a.n_cols());
-        match self.rows.start < self.step.batch.n_tiled() {
-            true => matmul_tiles(level, &a, ranks, &x, y),
-            false => matmul_each(level, &a, ranks, &x, y),
-        }
+        self.step.multiply(self.rows.start, &a, ranks, &x, y);
     }
 
     /// Rounds the ranks of a record to int8, where they are added so.

@@ -196,7 +196,7 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// Metadata that has not what it is made of.
+    /// Metadata that lacks what it is made of.
     pub fn fingerprint(&self) -> Result<BaseFingerprint, BundleError> {
         let compute = || BaseFingerprint::of(&self.gguf()?);
         let found = self.0.fingerprint.get_or_init(|| Box::new(compute()));
@@ -246,7 +246,7 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// A file that cannot be opened, that is no bundle, or a damaged one, or for another model.
+    /// A file that cannot be opened or is not a bundle; a bundle that is damaged or for another model.
     #[cfg(feature = "std")]
     pub fn bundle(&self, path: impl AsRef<std::path::Path>) -> Result<Bundle, Error> {
         let path = path.as_ref();

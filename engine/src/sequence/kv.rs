@@ -71,7 +71,7 @@ impl Kv {
     ///
     /// # Errors
     ///
-    /// A type that is none for caches, heads that are no whole number of its blocks, or no memory.
+    /// A type that caches cannot have, heads that are not whole blocks of it, or too little memory.
     pub(crate) fn new(config: &AttentionConfig, size: KvSize) -> Result<Kv, SessionError> {
         let sizes = size.n_bytes(config).zip(size.n_places(config));
         let (n_bytes, n_places) = sizes.ok_or(SessionError::Options {
