@@ -112,6 +112,7 @@ pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &
         let mut queries = Queries::new(kv, q, q_stride, tokens, y);
         macro_rules! run {
             ($simd:ty, $features:literal) => {{
+                #[inline(never)] // the buffers of two levels would lie on the stack
                 #[target_feature(enable = $features)]
                 fn entry(kv: &KvHead<'_>, queries: &mut Queries) {
                     // SAFETY: this function has the level's features, and the pointers are good as
@@ -122,9 +123,15 @@ pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &
                 unsafe { entry(kv, &mut queries) }
             }};
         }
-        // SAFETY: plain Rust needs no features; the pointers as above.
-        on_level!(level, run, unsafe { attend::<Plain>(kv, &mut queries) });
+        on_level!(level, run, attend_plain(kv, &mut queries));
     }
+}
+
+/// The scalar level; never inlined, as the other levels' entries.
+#[inline(never)]
+fn attend_plain(kv: &KvHead<'_>, queries: &mut Queries) {
+    // SAFETY: plain Rust needs no features; the pointers are good as long as the borrows they come from.
+    unsafe { attend::<Plain>(kv, queries) }
 }
 
 /// Positions whose places follow each other.

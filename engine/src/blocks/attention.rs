@@ -171,6 +171,9 @@ impl Attention {
 
     /// Attention of `q` `[n_rows, n_q]` over the caches of layer `i`, each row over its own sequence's,
     /// into `y` `[n_rows, n_q]` (which may be longer).
+    ///
+    /// Never inlined: what it holds of each span would lie on the stack below the layer's linears.
+    #[inline(never)]
     fn attend(
         &self,
         step: &Step<'_>,

@@ -202,6 +202,9 @@ impl<const N: usize> MatmulMany<'_, N> {
     }
 
     /// A task's outputs of linear number `i`.
+    ///
+    /// Never inlined: its buffer would lie on the stack below whatever its caller calls besides.
+    #[inline(never)]
     fn tile<const LEN: usize>(&self, i: usize, tile: usize) {
         let mut buffer = [0.0; LEN];
         let (start, mut y) = (tile * self.task_outputs, self.y[i].tile(0, tile));
@@ -232,6 +235,8 @@ impl MatmulGated<'_> {
         }
     }
 
+    /// A task's outputs; never inlined, as [`MatmulMany::tile`].
+    #[inline(never)]
     fn tile<const LEN: usize>(&self, tile: usize) {
         let (mut gate, mut up) = ([0.0; LEN], [0.0; LEN]);
         let start = tile * self.task_outputs;

@@ -8,14 +8,14 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use arrayvec::ArrayVec;
 use bytemuck::{cast_slice, cast_slice_mut};
+use smallvec::SmallVec;
 use tandem_kernels::{
     Handover, Input, LowRankInput, LowRankTerm, Pool, RankScale, TileMut, add_low_rank, quantize_h,
 };
 
 use super::activations::LinearInput;
-use super::batch::{Block, MAX_SPANS, RowGroup};
+use super::batch::{Block, RowGroup};
 use super::compute::Step;
 use crate::adapters::{LinearTerms, PackedFactors};
 use crate::buffer::zeroed;
@@ -98,8 +98,9 @@ pub(crate) fn record_floats<'a>(terms: impl Iterator<Item = &'a LinearTerms>) ->
     RecordLayout::of(terms).row_len()
 }
 
-/// Each group's part in a run. It is too large to move, so it stays where it is made.
-pub(super) type Groups<'a, const N: usize> = ArrayVec<GroupPass<'a, N>, MAX_SPANS>;
+/// Each group's part in a run. A few are on the stack; more compositions in one pass are rare, and room
+/// for as many as there could be would take 40 kB of it.
+pub(super) type Groups<'a, const N: usize> = SmallVec<[GroupPass<'a, N>; 4]>;
 
 /// What the compositions of a batch add to some linears with the same input.
 pub(super) struct LowRankPass<'a, const N: usize> {

@@ -14,6 +14,7 @@ const ROWS: usize = 4;
 pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) -> bool {
     macro_rules! run {
         ($simd:ty, $features:literal) => {{
+            #[inline(never)] // as the int8 products' entry
             #[target_feature(enable = $features)]
             fn entry(w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_>) {
                 // SAFETY: this function has the level's features.

@@ -53,6 +53,7 @@ pub(crate) fn matmul(
         };
         (@ $simd:ty, $features:literal) => { unreachable!("{} is not quantized", w.dtype()) };
         (@ $simd:ty, $features:literal, $format:ident) => {{
+            #[inline(never)] // a tile's buffers would lie on the caller's stack for every method
             #[target_feature(enable = $features)]
             fn entry(method: Method, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
                 // SAFETY: this function has the level's features.
