@@ -65,6 +65,8 @@ typedef enum tandem_stop {
   TANDEM_STOP_CONTEXT_FULL = 2,
   // The callback or `tandem_cancel` stopped it.
   TANDEM_STOP_CANCELLED = 3,
+  // One of the options' `stop` was next.
+  TANDEM_STOP_STRING = 4,
 } tandem_stop;
 
 // An open bundle of adapters.
@@ -127,6 +129,11 @@ typedef struct tandem_generate_options {
   float presence_penalty;
   // How many tokens count as recent, at most 4096. Default: 64.
   uint32_t penalty_window;
+  // How many texts `stop` has. Default: 0.
+  uint32_t n_stop;
+  // Texts in UTF-8, each with a zero at its end, that end the answer and are not part of it. They are
+  // read when the call begins. Default: NULL.
+  const char *const *stop;
 } tandem_generate_options;
 
 // Gets the text as it is generated, in whole characters of UTF-8: `n_bytes` bytes, and a zero
@@ -291,6 +298,15 @@ enum tandem_status tandem_session_free(struct tandem_session *session);
 enum tandem_status tandem_session_set_composition(const struct tandem_session *session,
                                                   const struct tandem_bundle *bundle,
                                                   const char *composition);
+
+// What the model's chat template is given from now on beside the messages: the members of a JSON object,
+// such as `{"enable_thinking": false}`; `tools` and `documents` are given so, too. NULL is nothing.
+//
+// JSON that is not valid, or no object, gives `TANDEM_ARGUMENT`.
+//
+// `json` is NULL or ends with a zero.
+enum tandem_status tandem_session_set_template_args(const struct tandem_session *session,
+                                                    const char *json);
 
 // Evaluates token ids after those that the session has, and writes the logits for the token that
 // follows the last, `tandem_n_vocab` floats, to `logits`. `capacity` is the room there in floats: at

@@ -16,6 +16,13 @@ use crate::tokenizer::TokenizerError;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// The vocabulary has not as many tokens as the embeddings have rows.
+    Vocabulary {
+        /// Tokens in the vocabulary.
+        n_tokens: usize,
+        /// Rows of `token_embd.weight`.
+        n_rows: usize,
+    },
     /// The file's metadata could not be read.
     Gguf(GgufError),
     /// The file is something else than a language model, or of an architecture that is not
@@ -80,6 +87,10 @@ impl fmt::Display for ModelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ModelError::Gguf(_) => write!(f, "the model's metadata cannot be read"),
+            ModelError::Vocabulary { n_tokens, n_rows } => write!(
+                f,
+                "the vocabulary has {n_tokens} tokens, but the embeddings have {n_rows} rows"
+            ),
             ModelError::Architecture { found } => write!(
                 f,
                 "architecture {found:?} is not supported (supported: {})",
@@ -186,6 +197,13 @@ pub enum SessionError {
         /// Tokens in the vocabulary.
         n_vocab: usize,
     },
+    /// Somebody interrupted the pass between two layers, see [`Worker::set_interrupt`](crate::Worker::set_interrupt).
+    Interrupted,
+    /// Logits that are no finite numbers: weights are broken, or activations overflow.
+    NotFinite {
+        /// The tensor whose weights are no finite numbers, if there is one.
+        tensor: Option<String>,
+    },
 }
 
 impl fmt::Display for SessionError {
@@ -231,6 +249,15 @@ impl fmt::Display for SessionError {
             SessionError::Token { id, n_vocab } => {
                 write!(f, "token id {id} is outside the vocabulary of {n_vocab}")
             }
+            SessionError::Interrupted => f.write_str("the evaluation was interrupted"),
+            SessionError::NotFinite { tensor: Some(name) } => write!(
+                f,
+                "the logits are no finite numbers (NaN or infinite), as the weights of {name} are not"
+            ),
+            SessionError::NotFinite { tensor: None } => f.write_str(
+                "the logits are no finite numbers (NaN or infinite), though all weights are: \
+                 activations overflow, or an adapter is broken",
+            ),
         }
     }
 }

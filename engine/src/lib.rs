@@ -67,7 +67,7 @@ pub use run::{
     SessionOptions, SharedPool, Span, StopReason, Worker, argmax,
 };
 #[cfg(feature = "std")]
-pub use run::{Timings, free_memory, threads};
+pub use run::{GroupLimit, Timings, free_memory, group_limits, threads};
 pub use sequence::Sequence;
 pub use tandem_formats as formats;
 #[cfg(feature = "std")]

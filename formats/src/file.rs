@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -187,9 +188,38 @@ fn part_name(stem: &str, no: u64, count: u64) -> String {
     format!("{stem}{}", part_suffix(no, count))
 }
 
+/// How the names of temporary files begin and end.
+const TEMPORARY: (&str, &str) = (".tandem-", ".tmp");
+
+/// How old a temporary file must be before it can be taken for abandoned: its writer locks it directly after
+/// making it.
+const MIN_AGE: Duration = Duration::from_secs(10);
+
+/// Removes the temporary files in a folder that no living process holds locked. What cannot be asked or
+/// removed stays.
+fn remove_abandoned(folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let is_ours = name
+            .to_str()
+            .is_some_and(|name| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1));
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if !is_ours || age().is_none_or(|age| age < MIN_AGE) {
+            continue;
+        }
+        let file = File::open(entry.path());
+        if file.is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes a file such that `path` holds either what it held before or all of the new content: the
 /// content goes to a temporary file in the same folder, is flushed to the disk and renamed. A
 /// symbolic link is kept, the file it points to is replaced.
+///
+/// A writer that was killed leaves its temporary file; the next one in the same folder removes it.
 ///
 /// # Errors
 /// Those of `write` and of the file system; [`InvalidInput`](io::ErrorKind::InvalidInput) where
@@ -213,12 +243,15 @@ pub fn write_atomically<T, E: From<io::Error>>(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    remove_abandoned(folder);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".tandem-").suffix(".tmp");
+    builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
     // Temporary files are private; this one becomes an ordinary file, as the umask allows.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let temp = builder.tempfile_in(folder)?;
+    // Held as long as we live, so that others see that it is not abandoned. Not every file system can.
+    let _ = temp.as_file().lock();
     // Of large writes Linux makes large pages, which are mapped faster.
     let mut out = BufWriter::with_capacity(1 << 22, temp.as_file());
     let value = write(&mut out)?;

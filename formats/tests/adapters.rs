@@ -92,6 +92,69 @@ fn factors_and_scales_are_read() {
     );
 }
 
+/// As PEFT and others name them: with the adapter's name, without a beginning, of a model with other modes
+/// or without its head.
+#[test]
+fn modules_have_their_plain_names() {
+    let layer = "layers.0.self_attn.q_proj";
+    let plain = format!("model.{layer}");
+    for (prefix, suffix) in [
+        ("base_model.model.model.", ""),
+        ("base_model.model.", ""),
+        ("base_model.model.model.language_model.", ""),
+        ("base_model.model.language_model.model.", ""),
+        ("base_model.model.language_model.", ""),
+        ("language_model.", ".default"),
+        ("model.", ""),
+        ("", ""),
+        ("base_model.model.model.", ".default"),
+    ] {
+        let name = |factor: &str| format!("{prefix}{layer}.lora_{factor}{suffix}.weight");
+        let weights = tensors(&[(&name("A"), &[2, 3]), (&name("B"), &[4, 2])]);
+        let loras = peft::read(CONFIG.as_bytes(), &weights).unwrap();
+        assert_eq!(loras[0].module, plain, "{prefix}");
+    }
+    // Other towers than the language model's are not taken for it.
+    let vision = "base_model.model.model.vision_tower.layers.0.self_attn.q_proj.lora_";
+    let names_of = [format!("{vision}A.weight"), format!("{vision}B.weight")];
+    let weights = tensors(&[(&names_of[0], &[2, 3]), (&names_of[1], &[4, 2])]);
+    let loras = peft::read(CONFIG.as_bytes(), &weights).unwrap();
+    assert_eq!(
+        loras[0].module,
+        "model.vision_tower.layers.0.self_attn.q_proj"
+    );
+    // The same module under two names.
+    let twice = ["base_model.model.model.", "base_model.model."]
+        .map(|prefix| ["A", "B"].map(|factor| format!("{prefix}{layer}.lora_{factor}.weight")));
+    let [[a, b], [c, d]] = &twice;
+    let weights = tensors(&[(a, &[2, 3]), (b, &[4, 2]), (c, &[2, 3]), (d, &[4, 2])]);
+    names(&refused(CONFIG, &weights), &plain);
+    // What PEFT saves beside the factors of the output, and of nothing else.
+    let head = |rest: &str| format!("base_model.model.lm_head.{rest}.weight");
+    let (a, b, copy) = (head("lora_A"), head("lora_B"), head("base_layer"));
+    let weights = tensors(&[(&a, &[2, 3]), (&b, &[4, 2]), (&copy, &[4, 3])]);
+    let loras = peft::read(CONFIG.as_bytes(), &weights).unwrap();
+    assert_eq!((loras.len(), &*loras[0].module), (1, "lm_head"));
+    let weights = tensors(&[(A, &[2, 3]), (B, &[4, 2]), (&copy, &[4, 3])]);
+    names(&refused(CONFIG, &weights), &copy);
+}
+
+#[test]
+fn doubles_are_read() {
+    let entry = |shape, start: usize| {
+        let end = start + 16;
+        format!(r#"{{"dtype":"F64","shape":{shape},"data_offsets":[{start},{end}]}}"#)
+    };
+    let header = format!(
+        r#"{{"{A}":{},"{B}":{}}}"#,
+        entry("[2,1]", 0),
+        entry("[1,2]", 16)
+    );
+    let data = 1.5_f64.to_le_bytes().repeat(4);
+    let loras = peft::read(CONFIG.as_bytes(), &file(&header, &data)).unwrap();
+    assert_eq!(loras[0].b.values, [1.5, 1.5]);
+}
+
 #[test]
 fn half_floats_are_read() {
     for (dtype, one) in [("F16", 0x3c00_u16), ("BF16", 0x3f80)] {
@@ -120,7 +183,6 @@ fn what_would_change_the_result_is_refused_by_name() {
         r#""use_dora": true"#,
         r#""lora_bias": true"#,
         r#""modules_to_save": ["lm_head"]"#,
-        r#""fan_in_fan_out": true"#,
         r#""layer_replication": [[0, 2], [1, 3]]"#,
         r#""alora_invocation_tokens": [1, 2]"#,
         r#""trainable_token_indices": [5]"#,
@@ -128,7 +190,8 @@ fn what_would_change_the_result_is_refused_by_name() {
         r#""use_qalora": true"#,
         r#""arrow_config": {"top_k": 2}"#,
         r#""loftq_config": {"loftq_bits": 4}"#,
-        r#""invented_next_year": 1"#,
+        r#""lora_gain_of_next_year": 1"#,
+        r#""use_what_comes": true"#,
         r#""init_lora_weights": "pissa""#,
         r#""alpha_pattern": {"(?<=x)q_proj": 2}"#,
     ] {
@@ -150,7 +213,8 @@ fn what_would_change_the_result_is_refused_by_name() {
         "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias",
         "base_model.model.model.embed_tokens.lora_embedding_A",
-        "model.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.base_layer.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.other.weight",
         "",
     ] {
         let weights = tensors(&[(A, &[2, 3]), (B, &[4, 2]), (name, &[1, 1])]);
@@ -161,6 +225,8 @@ fn what_would_change_the_result_is_refused_by_name() {
         r#""use_dora": false, "modules_to_save": null, "layer_replication": []"#,
         r#""lora_dropout": 0.1, "peft_version": "0.21.2", "target_modules": ["q_proj"]"#,
         r#""init_lora_weights": "gaussian", "loftq_config": {}, "invented": null"#,
+        r#""use_rslora": null, "rank_pattern": null, "alpha_pattern": null, "fan_in_fan_out": true"#,
+        r#""unsloth_version": "2026.1", "learning_rate": 1e-4, "epochs": 3, "_comment": "a", "run": {}"#,
     ] {
         assert!(peft::read(config(key).as_bytes(), &adapter()).is_ok());
     }

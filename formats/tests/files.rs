@@ -267,6 +267,31 @@ fn atomic_write_replaces() {
 }
 
 #[test]
+fn what_killed_writers_left_is_removed_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    let make = |name: &str, modified| {
+        let file = fs::File::create(folder.path().join(name)).unwrap();
+        file.set_modified(modified).unwrap();
+        file
+    };
+    drop(make(".tandem-abandoned.tmp", old));
+    drop(make(".tandem-young.tmp", std::time::SystemTime::now()));
+    drop(make(".other-old.tmp", old));
+    let alive = make(".tandem-alive.tmp", old);
+    alive.lock().unwrap();
+    write_atomically::<_, io::Error>(folder.path().join("file"), |out| out.write_all(b"x"))
+        .unwrap();
+    let left = [
+        ".other-old.tmp",
+        ".tandem-alive.tmp",
+        ".tandem-young.tmp",
+        "file",
+    ];
+    assert_eq!(names(folder.path()), left);
+}
+
+#[test]
 fn atomic_write_that_fails_leaves_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");

@@ -1,26 +1,30 @@
 //! Flags that several subcommands share.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
 use tandem_engine::adapters::calibration::Kind;
+use tandem_engine::chat::TemplateArgs;
 use tandem_engine::{
     AdapterType, Composition, Compute, DType, Level, MAX_PENALTY_WINDOW, Model, Sampling, Session,
     SessionError, SessionOptions, SharedPool, ThreadPool, threads,
 };
 
-use crate::adapters::Parts;
+use crate::adapters::{Parts, bundle_for};
 
 /// Which model, and how it runs.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
     /// The model: a GGUF file (of a split model, the first part)
-    #[arg(long, short, value_name = "FILE")]
-    pub model: PathBuf,
+    #[arg(value_name = "MODEL", required_unless_present = "model")]
+    file: Option<PathBuf>,
+    /// The same
+    #[arg(long, short, value_name = "FILE", conflicts_with = "file")]
+    model: Option<PathBuf>,
     #[command(flatten)]
     pub adapters: AdapterArgs,
     #[command(flatten)]
@@ -30,6 +34,28 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// The model's file.
+    pub(crate) fn path(&self) -> &Path {
+        let path = self.model.as_deref().or(self.file.as_deref());
+        // One of them is required.
+        path.unwrap_or(Path::new(""))
+    }
+
+    /// Another composition of the bundle that the flags name.
+    pub(crate) fn composition_named(
+        &self,
+        model: &Model,
+        name: &str,
+    ) -> Result<Option<Composition>> {
+        let path = self.bundle.bundle.as_deref();
+        let path = path.context("there is no bundle to take it from: give one by --bundle")?;
+        let bundle = bundle_for(path, model)?;
+        let pool = self.session.pool();
+        let compute = self.session.compute(&pool);
+        let adapter_type = self.session.adapter_type(model);
+        Parts::of_bundle(&bundle, name, adapter_type, compute)?.composition(model.linears())
+    }
+
     /// A session of the model as the flags want it, with what they add to the model.
     pub(crate) fn session(&self, model: &Model) -> Result<Session> {
         self.session_of(model, None)
@@ -83,7 +109,13 @@ pub(crate) struct Lora {
 fn lora(text: &str) -> std::result::Result<Lora, String> {
     // A path may have an equals sign in it, too.
     let (path, scale) = match text.rsplit_once('=') {
+        _ if Path::new(text).exists() => (text, 1.0),
         Some((path, scale)) if scale.parse::<f32>().is_ok() => (path, finite(scale)?),
+        Some((path, scale)) if Path::new(path).exists() => {
+            return Err(format!(
+                "the scale '{scale}' is no number: PATH=SCALE is wanted"
+            ));
+        }
         _ => (text, 1.0),
     };
     match path.is_empty() {
@@ -108,11 +140,58 @@ pub(crate) enum Output {
     Csv,
 }
 
+/// What goes with the model's chat template.
+#[derive(clap::Args)]
+pub(crate) struct ChatArgs {
+    /// What the model is told before the conversation begins
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Give the model's chat template a value, in JSON or else as a text: enable_thinking=false,
+    /// tools=[...]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_arg)]
+    pub template_arg: Vec<TemplateArg>,
+}
+
+/// One `--template-arg`.
+#[derive(Clone, Debug)]
+pub(crate) struct TemplateArg {
+    name: String,
+    value: String,
+}
+
+fn template_arg(text: &str) -> std::result::Result<TemplateArg, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok(TemplateArg {
+            name: name.to_string(),
+            value: value.to_string(),
+        }),
+        _ => Err("NAME=VALUE is wanted".to_string()),
+    }
+}
+
+impl ChatArgs {
+    /// What the template is given.
+    pub(crate) fn template_args(&self) -> TemplateArgs {
+        let mut args = TemplateArgs::new();
+        for TemplateArg { name, value } in &self.template_arg {
+            if args.set_json(name, value).is_err() {
+                args.set_text(name, value);
+            }
+        }
+        args
+    }
+
+    /// Whether the prompt cannot be without a chat template.
+    pub(crate) fn need_template(&self) -> bool {
+        self.system.is_some() || !self.template_arg.is_empty()
+    }
+}
+
 /// How a model runs.
 #[derive(clap::Args)]
 pub(crate) struct SessionArgs {
     /// Context size in tokens, prompt and reply together [default: the model's, at most 4096]
-    #[arg(long, value_name = "N")]
+    #[arg(long, short, value_name = "N", visible_alias = "ctx-size")]
     pub ctx: Option<NonZeroUsize>,
     /// Threads to run on, never more than there are cores [default: all cores for the prompt; for
     /// single tokens the fewest that reach full speed, measured at the start]
@@ -127,9 +206,8 @@ pub(crate) struct SessionArgs {
     /// Type of the KV cache [default: f16; f32 with --exact]
     #[arg(long, value_name = "TYPE", value_parser = kv_types())]
     pub kv_type: Option<DType>,
-    /// Use the instructions of a lower CPU level [default: the best that the CPU has]
-    #[arg(long, value_name = "LEVEL", env = "TANDEM_CPU", value_parser = level)]
-    pub cpu: Option<Level>,
+    #[command(flatten)]
+    pub cpu: CpuArgs,
     /// Store the adapters' factors as f32, f16, q8 or q4 [default: q8 for models with quantized
     /// weights, f32 for others and with --exact]
     #[arg(long, value_name = "TYPE", value_parser = adapter_types())]
@@ -149,8 +227,25 @@ fn adapter_types() -> impl clap::builder::TypedValueParser<Value = AdapterType> 
         .map(|name| AdapterType::from_name(&name).unwrap_or(AdapterType::F32))
 }
 
-/// The level of a name, if this CPU has it.
-pub(crate) fn level(name: &str) -> std::result::Result<Level, String> {
+/// Which instructions are used.
+#[derive(clap::Args)]
+pub(crate) struct CpuArgs {
+    /// Use the instructions of a lower CPU level [default: the best that the CPU has]
+    #[arg(long, value_name = "LEVEL", env = "TANDEM_CPU", value_parser = level)]
+    cpu: Option<Level>,
+}
+
+impl CpuArgs {
+    pub(crate) fn level(&self) -> Level {
+        self.cpu.unwrap_or_else(Level::detect)
+    }
+}
+
+/// The level of a name, if this CPU has it. An empty one, as unit files set the variable, is the best.
+fn level(name: &str) -> std::result::Result<Level, String> {
+    if name.is_empty() {
+        return Ok(Level::detect());
+    }
     Level::from_name(name).ok_or_else(|| {
         let names: Vec<_> = Level::available().map(Level::name).collect();
         format!("this CPU has {}", names.join(", "))
@@ -174,7 +269,7 @@ impl SessionArgs {
 
     /// What merges run on.
     pub(crate) fn compute<'p>(&self, pool: &'p SharedPool) -> Compute<'p> {
-        Compute::new(self.cpu.unwrap_or_else(Level::detect), pool.get())
+        Compute::new(self.cpu.level(), pool.get())
     }
 
     /// A session as the flags want it; `n_ctx` is the context where they name none.
@@ -206,6 +301,13 @@ impl SessionArgs {
         n_ctx: Option<usize>,
     ) -> SessionOptions {
         let mut options = SessionOptions::for_model(model.config());
+        let n_ctx_train = model.config().n_ctx_train;
+        if let Some(n_ctx) = self.ctx.map(NonZeroUsize::get).filter(|n| *n > n_ctx_train) {
+            tell!(
+                "warning: the model was trained on {n_ctx_train} tokens at once; what goes beyond, up to \
+                 --ctx {n_ctx}, it may not understand"
+            );
+        }
         let default_ctx = n_ctx.unwrap_or(options.n_ctx);
         options.n_ctx = self.ctx.map_or(default_ctx, NonZeroUsize::get);
         options.n_batch = self.batch.get();
@@ -214,7 +316,7 @@ impl SessionArgs {
         }
         options.kv_type = self.kv_type.unwrap_or(options.kv_type);
         options.exact = self.exact;
-        options.level = self.cpu.unwrap_or(options.level);
+        options.level = self.cpu.level();
         options.n_threads = self.threads.map_or(usize::MAX, NonZeroUsize::get);
         let given = self.threads_decode.or(self.threads).map(NonZeroUsize::get);
         let measured = || threads::for_decode(model, pool.get(), options.level, self.exact);
@@ -226,6 +328,9 @@ impl SessionArgs {
 /// How tokens are picked.
 #[derive(clap::Args)]
 pub(crate) struct SamplerArgs {
+    /// The most tokens of an answer; -1 goes on to its end or the context's [default: 256; 1024 in chat]
+    #[arg(long, short, value_name = "N", value_parser = n_predict, allow_negative_numbers = true)]
+    n_predict: Option<Tokens>,
     /// Temperature: 0 always picks the most likely token
     #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = at_least_0, allow_negative_numbers = true)]
     pub temp: f32,
@@ -253,16 +358,53 @@ pub(crate) struct SamplerArgs {
     /// How many tokens count as recent
     #[arg(long, value_name = "N", default_value = "64", value_parser = penalty_window)]
     pub penalty_window: usize,
-    /// Seed of the random numbers [default: a new one each time, told on stderr]
-    #[arg(long, value_name = "S")]
-    pub seed: Option<u64>,
+    /// Seed of the random numbers; -1 is a new one each time, told on stderr
+    #[arg(long, short, value_name = "S", default_value = "-1", value_parser = seed, allow_negative_numbers = true)]
+    pub seed: Seed,
+    /// End the text before this one, which is not printed; several may be given
+    #[arg(long, value_name = "TEXT", value_parser = stop_string)]
+    pub stop: Vec<String>,
+}
+
+/// A number of tokens.
+#[derive(Clone, Copy, Debug)]
+struct Tokens(usize);
+
+fn n_predict(text: &str) -> std::result::Result<Tokens, String> {
+    match text.parse() {
+        Ok(n) => Ok(Tokens(n)),
+        Err(_) if text == "-1" => Ok(Tokens(usize::MAX)),
+        Err(_) => Err("a whole number is wanted, or -1 for no limit".to_string()),
+    }
+}
+
+/// Where random numbers begin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Seed {
+    Random,
+    Fixed(u64),
+}
+
+fn seed(text: &str) -> std::result::Result<Seed, String> {
+    match text.parse() {
+        Ok(seed) => Ok(Seed::Fixed(seed)),
+        Err(_) if text == "-1" => Ok(Seed::Random),
+        Err(_) => Err("a whole number of at least 0 is wanted, or -1 for a random one".to_string()),
+    }
+}
+
+fn stop_string(text: &str) -> std::result::Result<String, String> {
+    match text.is_empty() {
+        true => Err("a text is wanted".to_string()),
+        false => Ok(text.to_string()),
+    }
 }
 
 impl SamplerArgs {
-    /// How a text of at most `max_tokens` is continued.
-    pub(crate) fn sampling(&self, max_tokens: usize) -> Sampling {
+    /// How a text is continued, by at most `default` tokens where the flags do not say.
+    pub(crate) fn sampling(&self, default: usize) -> Sampling {
         let mut sampling = Sampling::default();
-        sampling.max_tokens = max_tokens;
+        sampling.max_tokens = self.n_predict.map_or(default, |n| n.0);
         sampling.temperature = self.temp;
         sampling.penalty_window = self.penalty_window;
         sampling.repeat_penalty = self.repeat_penalty;
@@ -272,7 +414,11 @@ impl SamplerArgs {
         sampling.typical_p = self.typical_p;
         sampling.top_p = self.top_p;
         sampling.min_p = self.min_p;
-        sampling.seed = self.seed.unwrap_or_else(clock_seed);
+        sampling.seed = match self.seed {
+            Seed::Fixed(seed) => seed,
+            Seed::Random => clock_seed(),
+        };
+        sampling.stop.clone_from(&self.stop);
         sampling
     }
 }

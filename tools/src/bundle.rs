@@ -6,6 +6,7 @@ mod inspect;
 mod pack;
 mod remove;
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -56,6 +57,28 @@ pub(crate) fn bundle(args: &Args) -> Result<()> {
 pub(crate) fn open_file(path: &Path) -> Result<Bundle> {
     let mapping = Mapping::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     Bundle::parse(mapping.into_bytes()).with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// Keeps others from changing a bundle between our reading and writing it, until the file is dropped: the
+/// folder is locked, as the bundle itself is replaced.
+pub(crate) fn lock(path: &Path) -> Result<File> {
+    let path = path.canonicalize();
+    let path = path
+        .as_deref()
+        .ok()
+        .and_then(Path::parent)
+        .unwrap_or(Path::new("."));
+    let folder = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    match folder.try_lock() {
+        Ok(()) => return Ok(folder),
+        Err(TryLockError::WouldBlock) => tell!("another process changes a bundle here: waiting"),
+        // Not every file system can.
+        Err(TryLockError::Error(_)) => return Ok(folder),
+    }
+    folder
+        .lock()
+        .with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(folder)
 }
 
 /// Replaces a bundle by another.

@@ -40,11 +40,16 @@ pub(crate) fn read(path: &Path, limit: usize) -> Result<Vec<Example>> {
         if n_bytes == 0 || examples.len() == limit {
             break;
         }
-        if bytes.trim_ascii().is_empty() {
+        // Some editors begin a file with a byte order mark.
+        let text = match line {
+            1 => bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes),
+            _ => &bytes,
+        };
+        if text.trim_ascii().is_empty() {
             continue;
         }
         let Line { input, target } =
-            parse(&bytes).with_context(|| format!("{}, line {line}", name()))?;
+            parse(text).with_context(|| format!("{}, line {line}", name()))?;
         examples.push(Example {
             line,
             input,
@@ -74,6 +79,12 @@ fn parse(bytes: &[u8]) -> Result<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        let text = b"\xef\xbb\xbf{\"input\": \"a\", \"target\": \"b\"}\n";
+        assert_eq!(read_text(text, 9).unwrap().len(), 1);
+    }
 
     fn read_text(text: &[u8], limit: usize) -> Result<Vec<Example>> {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use tandem_engine::chat::fill;
-use tandem_engine::{AdapterType, Compute, Level, Session, SessionOptions, SharedPool, threads};
+use tandem_engine::{AdapterType, Compute, Session, SessionOptions, SharedPool, threads};
 
 use crate::adapters::bundle_for;
-use crate::args::level;
+use crate::args::CpuArgs;
 use crate::{greedy, open};
 
 /// Show two tasks at once on the small model that the repository carries
@@ -26,9 +26,8 @@ pub(crate) struct Args {
     /// Describe this instead of the inputs that come with the demo
     #[arg(long, value_name = "TEXT")]
     input: Option<String>,
-    /// Use the instructions of a lower CPU level [default: the best that the CPU has]
-    #[arg(long, value_name = "LEVEL", env = "TANDEM_CPU", value_parser = level)]
-    cpu: Option<Level>,
+    #[command(flatten)]
+    cpu: CpuArgs,
 }
 
 /// Descriptions of packages, written for the demo.
@@ -68,7 +67,7 @@ pub(crate) fn demo(args: &Args) -> Result<()> {
     let bundle = bundle_for(&bundle_path, &model)?;
     let adapter_type = AdapterType::for_model(&model, false);
     let pool = SharedPool::from(threads::all());
-    let level = args.cpu.unwrap_or_else(Level::detect);
+    let level = args.cpu.level();
     let mut compositions = Vec::new();
     for (label, name) in LINES {
         let compute = Compute::new(level, pool.get());

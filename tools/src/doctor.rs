@@ -64,7 +64,7 @@ pub(crate) fn doctor(args: &Args) -> Result<()> {
     let cpu = Cpu::read(&root);
     let (level, levels) = match is_here {
         true => {
-            let level = args.session.cpu.unwrap_or_else(Level::detect);
+            let level = args.session.cpu.level();
             let levels = Level::available().map(Level::name);
             (level.name(), Some(levels.collect()))
         }

@@ -205,6 +205,7 @@ pub(crate) fn escape(text: &str) -> String {
 fn show(value: &Value<'_>) -> String {
     match value {
         Value::Str(s) => format!("\"{}\"", escape(s)),
+        Value::Bytes(s) => format!("\"{}\" (not UTF-8)", escape(&String::from_utf8_lossy(s))),
         Value::Array(array) => {
             let head: Vec<_> = elements(array)
                 .take(ARRAY_HEAD)
@@ -238,6 +239,7 @@ fn elements<'a>(array: &Array<'a>) -> impl Iterator<Item = serde_json::Value> + 
 fn to_json(value: &Value<'_>) -> serde_json::Value {
     match *value {
         Value::Str(s) => json!(s),
+        Value::Bytes(s) => json!(String::from_utf8_lossy(s)),
         Value::Bool(b) => json!(b),
         Value::F32(x) => json!(x),
         Value::F64(x) => json!(x),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use tandem_engine::tokenizer::Tokenizer;
-use tandem_engine::{Error, Model};
+use tandem_engine::{Error, Model, SessionError};
 use tandem_formats::{Gguf, GgufFiles};
 
 /// Maps a GGUF file, or all parts of a split one.
@@ -12,13 +12,38 @@ pub(crate) fn files(path: &Path) -> Result<GgufFiles> {
     Ok(GgufFiles::open(path)?)
 }
 
-/// Opens a model.
+/// Opens a model, and says what about it gives doubtful results.
 pub(crate) fn model(path: &Path) -> Result<Model> {
-    Model::open(path).map_err(|error| match error {
+    let model = Model::open(path).map_err(|error| match error {
         // Those name the file.
         Error::File(error) => error.into(),
         error => anyhow::Error::from(error).context(format!("cannot run {}", path.display())),
-    })
+    });
+    let model = model.map_err(|error| match path.extension().and_then(|e| e.to_str()) {
+        Some("safetensors") => error.context(
+            "a model is a GGUF file; one of safetensors is converted by llama.cpp's convert_hf_to_gguf.py",
+        ),
+        _ => error,
+    })?;
+    let vocab = model.tokenizer().map(Tokenizer::vocab);
+    if vocab.is_ok_and(|vocab| !vocab.names_pre_tokenizer()) {
+        tell!(
+            "warning: the file names no pre-tokenizer (tokenizer.ggml.pre), so that the default is used: \
+             texts may be cut otherwise than the model was trained on"
+        );
+    }
+    Ok(model)
+}
+
+/// The error, with what to do about it.
+pub(crate) fn with_hint(error: Error) -> anyhow::Error {
+    let hint = match &error {
+        Error::Session(SessionError::PromptTooLong { .. } | SessionError::ContextFull { .. }) => {
+            ": give a larger --ctx"
+        }
+        _ => return error.into(),
+    };
+    anyhow::anyhow!("{error}{hint}")
 }
 
 /// The tokenizer of a model.

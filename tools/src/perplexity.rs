@@ -29,7 +29,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn perplexity(args: &Args) -> Result<()> {
-    let path = &args.model.model;
+    let path = args.model.path();
     let model = open::model(path)?;
     let tokenizer = open::tokenizer(path, &model)?;
     let n_ctx = args

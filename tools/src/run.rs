@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
-use tandem_engine::{Prompt, StopReason};
+use tandem_engine::{Message, Model, Prompt, Session, StopReason};
 
-use crate::args::{ModelArgs, SamplerArgs};
+use crate::args::{ChatArgs, ModelArgs, SamplerArgs};
 use crate::open;
 use crate::progress::prefill;
 
@@ -32,11 +32,10 @@ pub(crate) struct Args {
     prompt_file: Option<PathBuf>,
     /// Take the prompt as it is instead of as the input of the composition's prompt, or as a user's
     /// message in the model's chat template
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["system", "template_arg"])]
     raw: bool,
-    /// The most tokens to generate
-    #[arg(long, short, value_name = "N", default_value_t = 256)]
-    n_predict: usize,
+    #[command(flatten)]
+    chat: ChatArgs,
     #[command(flatten)]
     sampler: SamplerArgs,
     /// Print one JSON object instead of the text: text, token ids, counts, timings
@@ -65,6 +64,9 @@ struct Report {
     seed: u64,
 }
 
+/// The most tokens of a text, where the flags do not say.
+const MAX_TOKENS: usize = 256;
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let text = match (&args.prompt, &args.prompt_file) {
@@ -72,23 +74,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (None, Some(path)) => open::bytes(path)?,
         (None, None) => Vec::new(),
     };
-    let path = &args.model.model;
+    let path = args.model.path();
     let model = open::model(path)?;
     open::tokenizer(path, &model)?;
     let mut session = args.model.session(&model)?;
-    let prompt = session.prompt_ids(match args.raw {
-        true => Prompt::Raw(&text),
-        false => Prompt::Input(&text),
-    })?;
+    let prompt = prompt_ids(args, &mut session, &text)?;
     ensure!(!prompt.is_empty(), "the prompt is empty");
-    let sampling = args.sampler.sampling(args.n_predict);
+    warn_of_two_bos(&model, &prompt)?;
+    let sampling = args.sampler.sampling(MAX_TOKENS);
 
     let opened = start.elapsed();
     let mut out = std::io::stdout().lock();
     let mut text = String::new();
     let mut generation = session
         .generate(&prompt[..], &sampling)
-        .context("cannot evaluate the prompt")?;
+        .map_err(open::with_hint)?;
     prefill(&mut generation, || false)?;
     for piece in &mut generation {
         let piece = piece?;
@@ -125,6 +125,32 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     report.print_timings();
     Ok(())
+}
+
+/// Says so where a prompt begins with two BOS tokens: that of the text, and the one that is put before it.
+fn warn_of_two_bos(model: &Model, prompt: &[u32]) -> Result<()> {
+    if let (Some(bos), [first, second, ..]) = (model.tokenizer()?.vocab().bos(), prompt)
+        && [*first, *second] == [bos, bos]
+    {
+        tell!("warning: the prompt begins with two BOS tokens: leave its own out");
+    }
+    Ok(())
+}
+
+/// The prompt's tokens, as the flags want it read.
+fn prompt_ids(args: &Args, session: &mut Session, text: &[u8]) -> Result<Vec<u32>> {
+    if args.raw {
+        return Ok(session.prompt_ids(Prompt::Raw(text))?);
+    }
+    if !args.chat.need_template() {
+        return Ok(session.prompt_ids(Prompt::Input(text))?);
+    }
+    let text = std::str::from_utf8(text).context("the prompt is not UTF-8")?;
+    let system = args.chat.system.as_deref().map(Message::system);
+    let messages: Vec<_> = system.into_iter().chain([Message::user(text)]).collect();
+    session.set_template_args(args.chat.template_args());
+    let ids = session.prompt_ids(&messages[..]);
+    ids.context("--system and --template-arg are for the model's chat template")
 }
 
 impl Report {

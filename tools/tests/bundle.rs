@@ -335,6 +335,38 @@ fn add_and_remove() {
     remove(&["--adapter", "translate-de"]).fails(1, "is used by both");
 }
 
+/// Each of several at once reads what the others wrote, and nothing is lost.
+#[test]
+fn additions_at_once_are_all_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pocket.tandem");
+    fs::copy(fixture("pocket.tandem"), &path).unwrap();
+    let base = fixture("pocket-q8_0.gguf");
+    let names: Vec<String> = (0..5).map(|i| format!("more-{i}")).collect();
+    let mut running = Vec::new();
+    for name in &names {
+        let recipe = folder.path().join(format!("{name}.toml"));
+        let text = format!(
+            "[bundle]\nbase = {base:?}\n[[composition]]\nname = {name:?}\nadapters = [{{ name = \"summarize\" }}]\n"
+        );
+        fs::write(&recipe, text).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tandem"));
+        command.args(["bundle", "add"]).arg(&path).arg(&recipe);
+        running.push(command.spawn().unwrap());
+    }
+    for mut process in running {
+        assert!(process.wait().unwrap().success());
+    }
+    let report = inspect(&path);
+    let compositions = report["compositions"].as_array().unwrap();
+    for name in names {
+        assert!(
+            compositions.iter().any(|c| c["name"] == name.as_str()),
+            "{name} is lost"
+        );
+    }
+}
+
 #[test]
 fn recipes_that_do_not_fit_are_refused_and_leave_no_file() {
     let folder = tempfile::tempdir().unwrap();

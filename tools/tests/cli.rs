@@ -158,8 +158,9 @@ fn usage_errors_exit_with_2() {
     ] {
         tandem!("run", "--model", model, "-p", "a", flags[0], flags[1]).fails(2, flags[0]);
     }
-    for negative in ["--top-k", "--n-predict", "--seed"] {
-        tandem!("run", "--model", model, "-p", "a", negative, "-1").fails(2, "-1");
+    tandem!("run", "--model", model, "-p", "a", "--top-k", "-1").fails(2, "-1");
+    for negative in ["--n-predict", "--seed"] {
+        tandem!("run", "--model", model, "-p", "a", negative, "-2").fails(2, "-2");
     }
     tandem!("run", "--model", model).fails(2, "--prompt");
     tandem!("inspect", "--ctx", "0", model).fails(2, "--ctx");
@@ -306,6 +307,250 @@ fn chat_answers_forgets_and_ends() {
     );
     let bare = fixture("pocket-q8_0.gguf");
     tandem!("chat", "--model", bare).fails(1, "no chat template");
+}
+
+#[test]
+fn chat_takes_commands() {
+    let model = pocket_with("tokenizer.chat_template", Value::Str(TEMPLATE));
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("talk.json");
+    let (path, bundle) = (saved.to_str().unwrap(), fixture("pocket.tandem"));
+    let chat = |stdin: &[u8]| {
+        let mut args = ["chat", "--temp", "0", "-n", "6", "--model"]
+            .map(OsStr::new)
+            .to_vec();
+        args.extend([
+            model.path().as_os_str(),
+            OsStr::new("--bundle"),
+            bundle.as_os_str(),
+        ]);
+        args.extend(["--compose", "summarize-fr"].map(OsStr::new));
+        run(&args, stdin).ok()
+    };
+    let (once, twice) = (chat(b"hello there\n"), chat(b"hello there\nand now?\n"));
+    // The last answer once more, and the last message taken back.
+    let again = chat(b"hello there\n/regen\n").text();
+    assert_eq!(again, once.text().repeat(2));
+    let back = chat(b"hello there\nand now?\n/undo\nand now?\n");
+    let second = twice.text().strip_prefix(&once.text()).unwrap().to_string();
+    assert_eq!(back.text(), twice.text() + &second);
+    // Saved by one and gone on with by another.
+    let save = format!("hello there\n/save {path}\n");
+    assert_eq!(chat(save.as_bytes()).text(), once.text());
+    let load = format!("/load {path}\nand now?\n");
+    assert_eq!(chat(load.as_bytes()).text(), second);
+    assert!(fs::read_to_string(&saved).unwrap().contains("hello there"));
+    // Another system message, another composition.
+    assert_ne!(
+        chat(b"/system This package is a library for images.\nhello there\n").text(),
+        once.text()
+    );
+    let alone = chat(b"/compose none\nhello there\n");
+    assert!(alone.stderr.contains("[composition: none]"));
+    assert_ne!(alone.text(), once.text());
+    // What goes wrong is told, and the conversation goes on.
+    for (line, wrong) in [
+        (&b"/nothing\n"[..], "there is no command /nothing"),
+        (b"/save\n", "/save wants a name"),
+        (b"/load /no/such/file\n", "cannot read /no/such/file"),
+        (b"/compose nobody\n", "nobody"),
+        (b"/undo\n", "nothing was said yet"),
+        (b"caf\xe9\n", "not UTF-8"),
+        (b"/help\n", "/regen"),
+    ] {
+        let out = chat(&[line, b"hello there\n"].concat());
+        assert_eq!(out.text(), once.text(), "{wrong}");
+        assert!(out.stderr.contains(wrong), "{wrong}: {}", out.stderr);
+    }
+}
+
+#[test]
+fn templates_take_arguments_and_a_system_message() {
+    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}\
+                    {% if thinking is defined %}{{ thinking | tojson }}{% endif %}";
+    let model = pocket_with("tokenizer.chat_template", Value::Str(template));
+    let ids = |flags: &[&str]| {
+        let mut args = ["run", "--json", "-n", "1", "-p", "Hi", "-m"]
+            .map(OsStr::new)
+            .to_vec();
+        args.push(model.path().as_os_str());
+        args.extend(flags.iter().map(OsStr::new));
+        run(&args, b"").ok().json()["prompt_ids"].clone()
+    };
+    let raw = |text: &str| {
+        let report = tandem!(
+            "run",
+            "--json",
+            "-n",
+            "1",
+            "--raw",
+            "-p",
+            text,
+            "-m",
+            model.path()
+        );
+        report.ok().json()["prompt_ids"].clone()
+    };
+    assert_eq!(ids(&[]), raw("[user]Hi"));
+    assert_eq!(
+        ids(&["--system", "Be brief"]),
+        raw("[system]Be brief[user]Hi")
+    );
+    assert_eq!(
+        ids(&["--template-arg", "thinking=false"]),
+        raw("[user]Hifalse")
+    );
+    assert_eq!(
+        ids(&["--template-arg", "thinking=low"]),
+        raw("[user]Hi\"low\"")
+    );
+    tandem!("run", "-m", model.path(), "-p", "a", "--template-arg", "x").fails(2, "NAME=VALUE");
+    let bare = fixture("pocket-q8_0.gguf");
+    tandem!("run", "-m", bare, "-p", "a", "--system", "b").fails(1, "chat template");
+    // An empty template is none: the text itself is the prompt.
+    let empty = pocket_with("tokenizer.chat_template", Value::Str(" \n"));
+    let report = tandem!(
+        "run",
+        "--json",
+        "-n",
+        "1",
+        "-p",
+        "Hi there",
+        "-m",
+        empty.path()
+    );
+    assert_eq!(report.ok().json()["prompt_ids"], raw("Hi there"));
+}
+
+#[test]
+fn a_stop_string_ends_the_text_and_is_not_printed() {
+    let model = fixture("pocket-q8_0.gguf");
+    let report = |stop: &[&str]| {
+        let mut args = [
+            "run",
+            "--json",
+            "--temp",
+            "0",
+            "-n",
+            "12",
+            "-p",
+            "This package",
+            "-m",
+        ]
+        .map(OsStr::new)
+        .to_vec();
+        args.push(model.as_os_str());
+        args.extend(stop.iter().map(OsStr::new));
+        run(&args, b"").ok().json()
+    };
+    let whole = report(&[])["text"].as_str().unwrap().to_string();
+    // In the middle of a token or across two of them: a word's end and the next one's beginning.
+    let at = whole.match_indices(' ').nth(2).unwrap().0;
+    let stop = &whole[at - 1..at + 2];
+    let found = report(&["--stop", "never", "--stop", stop]);
+    assert_eq!(found["stop"], "stop_string");
+    assert_eq!(found["text"], whole[..whole.find(stop).unwrap()]);
+    assert_eq!(report(&["--stop", "never said"])["text"], whole);
+    tandem!("run", "-m", model, "-p", "a", "--stop", "").fails(2, "a text is wanted");
+}
+
+#[test]
+fn flags_are_taken_as_people_know_them() {
+    let model = fixture("pocket-q8_0.gguf");
+    let text = |args: &[&str]| {
+        let mut all = vec![
+            "run",
+            model.to_str().unwrap(),
+            "-p",
+            "The library",
+            "--temp",
+            "0",
+        ];
+        all.extend(args);
+        let all: Vec<_> = all.into_iter().map(OsStr::new).collect();
+        run(&all, b"").ok()
+    };
+    let short = text(&["-n", "4"]).text();
+    assert_eq!(text(&["-n", "4", "-s", "-1", "-c", "64"]).text(), short);
+    // No limit but the context's.
+    let long = text(&["-n", "-1", "-c", "40"]);
+    assert!(long.text().starts_with(short.trim_end()) && !long.stderr.contains("max_tokens"));
+    tandem!("run", model, "-p", "a", "-s", "-2").fails(2, "-1 for a random one");
+    tandem!("run", model, "-p", "a", "-n", "-2").fails(2, "-1 for no limit");
+    tandem!("run", "-p", "a").fails(2, "MODEL");
+    // An empty variable is as good as none.
+    let empty = Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .args([
+            "run",
+            model.to_str().unwrap(),
+            "-p",
+            "The library",
+            "--temp",
+            "0",
+            "-n",
+            "4",
+        ])
+        .env("TANDEM_CPU", "")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(empty.stdout).unwrap(), short);
+}
+
+#[test]
+fn what_gives_doubtful_results_is_said_once() {
+    let model = fixture("pocket-q8_0.gguf");
+    let stderr = |args: &[&str]| {
+        let mut all = vec!["run", model.to_str().unwrap(), "-n", "1"];
+        all.extend(args);
+        let all: Vec<_> = all.into_iter().map(OsStr::new).collect();
+        run(&all, b"").ok().stderr
+    };
+    assert!(!stderr(&["-p", "a"]).contains("warning"));
+    let beyond = stderr(&["-p", "a", "--ctx", "100000"]);
+    assert_eq!(
+        beyond.matches("the model was trained on").count(),
+        1,
+        "{beyond}"
+    );
+    let twice = stderr(&["--raw", "-p", "<s>a"]);
+    assert_eq!(twice.matches("two BOS tokens").count(), 1, "{twice}");
+    let long = "word ".repeat(50);
+    tandem!("run", model, "-p", long, "--ctx", "6").fails(1, "give a larger --ctx");
+}
+
+/// What a broken file computes is not taken for an answer.
+#[test]
+fn weights_that_are_no_numbers_stop_what_uses_them() {
+    let bytes = fs::read(fixture("pocket-q8_0.gguf")).unwrap();
+    let gguf = tandem_formats::Gguf::parse(&bytes).unwrap();
+    let tensor = gguf
+        .tensors()
+        .iter()
+        .find(|t| t.name == "blk.1.ffn_up.weight")
+        .unwrap();
+    let at = tensor.data.as_ptr() as usize - bytes.as_ptr() as usize;
+    let mut broken = bytes.clone();
+    // The first block's scale: NaN in F16.
+    broken[at..at + 2].copy_from_slice(&[0x00, 0x7e]);
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("broken.gguf");
+    fs::write(&model, broken).unwrap();
+    let (ids, text) = (folder.path().join("ids"), folder.path().join("text"));
+    fs::write(&ids, "[1, 300, 400]").unwrap();
+    fs::write(&text, "This package contains a library. ".repeat(4)).unwrap();
+    let wanted = "the weights of blk.1.ffn_up.weight are not";
+    tandem!("run", &model, "-p", "a").fails(1, wanted);
+    tandem!(
+        "logits",
+        &model,
+        "--tokens",
+        &ids,
+        "-o",
+        folder.path().join("out")
+    )
+    .fails(1, wanted);
+    tandem!("perplexity", &model, "--ctx", "8", "--text", &text).fails(1, wanted);
+    tandem!("bench", "-m", &model, "-p", "4", "-n", "1", "-r", "1").fails(1, wanted);
 }
 
 #[test]

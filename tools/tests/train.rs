@@ -257,6 +257,13 @@ fn a_checkpoint_must_be_there_and_be_one() {
     work.calibrate("a.safetensors", &["--resume"])
         .fails(1, "cannot go on from");
     assert!(!work.path("a.safetensors").exists());
+    // Nor is it replaced by that of a run that begins anew.
+    work.calibrate("a.safetensors", &["--steps", "1"])
+        .fails(1, "there is a checkpoint of an earlier run");
+    assert_eq!(
+        fs::read(work.path("a.safetensors.checkpoint")).unwrap(),
+        b"nonsense"
+    );
 }
 
 /// Members that are stored as one are learned for as they are apart.

@@ -37,7 +37,11 @@ impl Adapter {
         if !path.is_dir() {
             let mapping = Mapping::open(path).map_err(|source| io(path, source))?;
             if !mapping.starts_with(b"GGUF") {
-                return Err(CompositionError::NoAdapter.into());
+                let extension = path.extension().and_then(|extension| extension.to_str());
+                return Err(match extension {
+                    Some("safetensors") => CompositionError::NotTheFolder.into(),
+                    _ => CompositionError::NoAdapter.into(),
+                });
             }
             let gguf = Gguf::parse(&mapping).map_err(AdapterError::from);
             let gguf = gguf.map_err(CompositionError::from)?;
@@ -47,11 +51,25 @@ impl Adapter {
             let path = path.join(name);
             std::fs::read(&path).map_err(|source| io(&path, source))
         };
-        let config = read("adapter_config.json")?;
-        let weights = path.join("adapter_model.safetensors");
-        if !weights.exists() && path.join("adapter_model.bin").exists() {
-            return Err(CompositionError::Pickle.into());
+        let has = |name: &str| path.join(name).exists();
+        if !has("adapter_model.safetensors") {
+            // What it is instead, where that is known.
+            if has("adapters.safetensors") || has("adapters.npz") {
+                return Err(CompositionError::Mlx.into());
+            }
+            if has("adapter_model.bin") {
+                return Err(CompositionError::Pickle.into());
+            }
+            let weights = [
+                "model.safetensors",
+                "model.safetensors.index.json",
+                "pytorch_model.bin",
+            ];
+            if weights.into_iter().any(has) {
+                return Err(CompositionError::FullModel.into());
+            }
         }
+        let config = read("adapter_config.json")?;
         let weights = read("adapter_model.safetensors")?;
         Ok(Adapter::from_peft(base, &config, &weights)?)
     }

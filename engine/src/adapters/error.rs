@@ -15,6 +15,12 @@ pub enum CompositionError {
     NoAdapter,
     /// The adapter's weights are a Python pickle.
     Pickle,
+    /// An adapter of Apple's MLX.
+    Mlx,
+    /// A whole model's checkpoint, not an adapter.
+    FullModel,
+    /// A safetensors file instead of the folder that it is in.
+    NotTheFolder,
     /// The adapter is for another architecture.
     Architecture {
         /// The adapter's.
@@ -73,6 +79,16 @@ impl fmt::Display for CompositionError {
         use CompositionError::*;
         match self {
             File(error) => error.fmt(f),
+            Mlx => f.write_str(
+                "it is an adapter of MLX (adapters.safetensors, lora_a and lora_b), which is not read: \
+                 convert it to PEFT's form",
+            ),
+            FullModel => f.write_str(
+                "it is a whole model's checkpoint, not an adapter: there is no adapter_model.safetensors",
+            ),
+            NotTheFolder => f.write_str(
+                "it is a safetensors file: name the folder that it is in, with its adapter_config.json",
+            ),
             NoAdapter => f.write_str("it is neither a PEFT directory nor a GGUF file"),
             Pickle => {
                 f.write_str("its weights are a Python pickle; save the adapter as safetensors")

@@ -58,6 +58,7 @@ pub(super) fn sampling(options: &tandem_generate_options) -> Result<Sampling, Fa
     )?;
     Ok(Sampling {
         max_tokens: o.max_tokens as usize,
+        stop: Vec::new(),
         temperature: o.temperature,
         penalty_window: o.penalty_window as usize,
         repeat_penalty: o.repeat_penalty,

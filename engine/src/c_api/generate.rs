@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::format;
 use std::ops::ControlFlow;
+use std::string::String;
 use std::sync::Arc;
 use std::time::SystemTime;
 use std::vec::Vec;
@@ -25,6 +26,8 @@ pub enum tandem_stop {
     TANDEM_STOP_CONTEXT_FULL = 2,
     /// The callback or `tandem_cancel` stopped it.
     TANDEM_STOP_CANCELLED = 3,
+    /// One of the options' `stop` was next.
+    TANDEM_STOP_STRING = 4,
 }
 
 /// How a text is continued. Fill it by `tandem_generate_defaults`, then change what you want.
@@ -57,6 +60,11 @@ pub struct tandem_generate_options {
     pub presence_penalty: f32,
     /// How many tokens count as recent, at most 4096. Default: 64.
     pub penalty_window: u32,
+    /// How many texts `stop` has. Default: 0.
+    pub n_stop: u32,
+    /// Texts in UTF-8, each with a zero at its end, that end the answer and are not part of it. They are
+    /// read when the call begins. Default: NULL.
+    pub stop: *const *const c_char,
 }
 
 /// One message of a conversation. Both texts are UTF-8 and end with a zero.
@@ -116,6 +124,8 @@ fn generate_defaults() -> tandem_generate_options {
         frequency_penalty: s.frequency_penalty,
         presence_penalty: s.presence_penalty,
         penalty_window: s.penalty_window as u32,
+        n_stop: 0,
+        stop: std::ptr::null(),
     }
 }
 
@@ -240,6 +250,28 @@ unsafe fn messages_at<'a>(
     messages.iter().enumerate().map(read).collect()
 }
 
+/// The options' stop strings.
+///
+/// # Safety
+///
+/// `stop` is null or points to `n_stop` texts, each null or with a zero at its end.
+unsafe fn stop_at(options: &tandem_generate_options) -> Result<Vec<String>, Failure> {
+    if options.n_stop == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: as the caller promises.
+    let texts = unsafe { slice_at(options.stop, options.n_stop as usize, "stop")? };
+    let read = |(i, text): (usize, &*const c_char)| {
+        // SAFETY: as the caller promises.
+        let text = unsafe { text_at(*text, &format!("stop string {i}"))? };
+        match text.is_empty() {
+            true => Err(argument("a stop string is empty")),
+            false => Ok(text.into()),
+        }
+    };
+    texts.iter().enumerate().map(read).collect()
+}
+
 /// What functions that generate are given besides the prompt.
 struct Answer {
     raw: bool,
@@ -252,7 +284,7 @@ struct Answer {
 impl Answer {
     /// # Safety
     ///
-    /// `options` is NULL or can be read; `result` is NULL or can be written to, and `on_text` keeps
+    /// `options` is NULL or can be read, as can the texts in it; `result` is NULL or can be written to, and `on_text` keeps
     /// the rules of its type, for as long as this lives.
     unsafe fn new(
         options: *const tandem_generate_options,
@@ -266,9 +298,12 @@ impl Answer {
             // SAFETY: as the caller promises.
             false => unsafe { options.read() },
         };
+        let mut sampling = sampling(&options)?;
+        // SAFETY: as the caller promises.
+        sampling.stop = unsafe { stop_at(&options)? };
         Ok(Answer {
             raw: flag(options.raw, "raw")?,
-            sampling: sampling(&options)?,
+            sampling,
             on_text,
             user,
             result,
@@ -306,6 +341,7 @@ impl From<Outcome> for tandem_result {
                 StopReason::MaxTokens => tandem_stop::TANDEM_STOP_MAX_TOKENS,
                 StopReason::ContextFull => tandem_stop::TANDEM_STOP_CONTEXT_FULL,
                 StopReason::Cancelled => tandem_stop::TANDEM_STOP_CANCELLED,
+                StopReason::StopString => tandem_stop::TANDEM_STOP_STRING,
             },
         }
     }

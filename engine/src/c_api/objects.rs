@@ -12,7 +12,6 @@ use tandem_kernels::Limited;
 
 use super::failure::Failure;
 use super::tandem_status::{TANDEM_BUSY, TANDEM_INTERNAL};
-use crate::tokenizer::ControlTokens;
 use crate::{
     AdapterType, Bundle, Composition, Compute, Error, Generation, Level, Model, Prompt, Sampling,
     Session, SharedPool, StopReason, ThreadPool,
@@ -181,28 +180,19 @@ impl Runner {
     ) -> Result<Outcome, Failure> {
         let mut session = self.session()?;
         self.cancelled.store(false, Ordering::Relaxed);
-        let vocab = session.model().tokenizer()?.vocab();
-        let mut decoder = vocab.stream_continuation(ControlTokens::Hide);
         let mut generation = session.generate(prompt, sampling)?;
-        let mut was_stopped = self.prefill(&mut generation)?.is_break();
-        while !was_stopped && let Some(token) = generation.next_token()? {
-            let text = decoder.push(token)?;
-            let stops = !text.is_empty() && on_text(text).is_break();
-            was_stopped = stops || self.is_cancelled();
+        if self.prefill(&mut generation)?.is_break() {
+            generation.cancel();
         }
-        let mut stop = match generation.stop_reason() {
-            Some(StopReason::EndOfText) => StopReason::EndOfText,
-            Some(reason) if !was_stopped => reason,
-            _ => StopReason::Cancelled,
-        };
-        let rest = decoder.finish();
-        if stop != StopReason::Cancelled && !rest.is_empty() && on_text(rest).is_break() {
-            stop = StopReason::Cancelled;
+        while let Some(piece) = generation.next() {
+            if on_text(&piece?).is_break() || self.is_cancelled() {
+                generation.cancel();
+            }
         }
         Ok(Outcome {
             n_prompt: generation.n_prompt(),
             n_generated: generation.tokens().len(),
-            stop,
+            stop: generation.stop_reason().unwrap_or(StopReason::Cancelled),
         })
     }
 

@@ -2,12 +2,14 @@
 
 use std::ffi::c_char;
 use std::format;
+use std::string::ToString;
 use std::sync::Arc;
 
 use super::arguments::{Out, Place, Room, argument, flag, null, slice_at, text_at};
 use super::failure::Failure;
 use super::objects::{Choice, Runner, RunnerOptions};
 use super::{call, handles, tandem_bundle, tandem_model, tandem_pool, tandem_status, value};
+use crate::chat::TemplateArgs;
 use crate::{Level, Model, SharedPool};
 
 /// A model at work on one text, alone or with a composition of a bundle.
@@ -168,6 +170,34 @@ pub unsafe extern "C" fn tandem_session_set_composition(
         let session: Arc<Runner> = handles::get(session)?;
         // SAFETY: as the caller promises.
         session.set_composition(unsafe { chosen(bundle, composition)? })
+    })
+}
+
+/// What the model's chat template is given from now on beside the messages: the members of a JSON object,
+/// such as `{"enable_thinking": false}`; `tools` and `documents` are given so, too. NULL is nothing.
+///
+/// JSON that is not valid, or no object, gives `TANDEM_ARGUMENT`.
+///
+/// # Safety
+///
+/// `json` is NULL or ends with a zero.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tandem_session_set_template_args(
+    session: *const tandem_session,
+    json: *const c_char,
+) -> tandem_status {
+    call(|| {
+        let session: Arc<Runner> = handles::get(session)?;
+        let args = match json.is_null() {
+            true => TemplateArgs::new(),
+            false => {
+                // SAFETY: as the caller promises.
+                let json = unsafe { text_at(json, "json")? };
+                TemplateArgs::from_json(json).map_err(|error| argument(error.to_string()))?
+            }
+        };
+        session.session()?.set_template_args(args);
+        Ok(())
     })
 }
 

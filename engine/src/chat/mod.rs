@@ -1,18 +1,20 @@
 //! From what a user says to token ids: by a composition's prompt, by the model's chat template, or as
 //! it is.
 
+#[cfg(feature = "chat")]
+mod jinja;
 mod prompt;
-#[cfg(feature = "std")]
+#[cfg(feature = "chat")]
 mod template;
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
-#[cfg(feature = "std")]
+#[cfg(feature = "chat")]
 pub use prompt::Chat;
 pub use prompt::{PromptError, encode_raw, fill};
-#[cfg(feature = "std")]
-pub use template::{ChatTemplate, ChatTemplateError, MAX_SOURCE_BYTES};
+#[cfg(feature = "chat")]
+pub use template::{ChatTemplate, ChatTemplateError, MAX_SOURCE_BYTES, TemplateArgs};
 
 use crate::{Error, Model};
 
@@ -86,45 +88,60 @@ impl<'p> From<&'p [u32]> for Prompt<'p> {
     }
 }
 
-/// The token ids of a prompt; `form` is the prompt of the composition, if it has one.
+/// What turns a prompt into tokens beside the prompt itself.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct PromptForm<'a> {
+    /// The prompt of the composition, if it has one.
+    pub composition: Option<&'a str>,
+    /// What the chat template is given.
+    #[cfg(feature = "chat")]
+    pub template_args: Option<&'a TemplateArgs>,
+}
+
+/// The token ids of a prompt.
 pub(crate) fn prompt_ids(
     model: &Model,
-    form: Option<&str>,
+    form: PromptForm<'_>,
     prompt: Prompt<'_>,
 ) -> Result<Vec<u32>, Error> {
     let tokenizer = || model.tokenizer();
-    Ok(match (prompt, form) {
+    Ok(match (prompt, form.composition) {
         (Prompt::Tokens(ids), _) => ids.to_vec(),
         (Prompt::Raw(text), _) => encode_raw(tokenizer()?, text)?,
-        (Prompt::Input(text), Some(form)) => fill(tokenizer()?, form, text)?,
-        (Prompt::Input(text), None) => user_ids(model, text)?,
-        (Prompt::Messages(messages), _) => conversation_ids(model, messages)?,
+        (Prompt::Input(text), Some(prompt)) => fill(tokenizer()?, prompt, text)?,
+        (Prompt::Input(text), None) => user_ids(model, form, text)?,
+        (Prompt::Messages(messages), _) => conversation_ids(model, form, messages)?,
     })
 }
 
 /// The ids of a user's message, where the model has a chat template, else of the text itself.
-#[cfg(feature = "std")]
-fn user_ids(model: &Model, text: &[u8]) -> Result<Vec<u32>, Error> {
-    let tokenizer = model.tokenizer()?;
-    let Some(chat) = model.chat()? else {
-        return Ok(encode_raw(tokenizer, text)?);
-    };
+#[cfg(feature = "chat")]
+fn user_ids(model: &Model, form: PromptForm<'_>, text: &[u8]) -> Result<Vec<u32>, Error> {
+    if model.chat()?.is_none() {
+        return Ok(encode_raw(model.tokenizer()?, text)?);
+    }
     let content = core::str::from_utf8(text).map_err(|_| PromptError::NotUtf8)?;
-    Ok(chat.encode(tokenizer, &[Message::user(content)])?)
+    conversation_ids(model, form, &[Message::user(content)])
 }
 
-#[cfg(not(feature = "std"))]
-fn user_ids(model: &Model, text: &[u8]) -> Result<Vec<u32>, Error> {
+#[cfg(not(feature = "chat"))]
+fn user_ids(model: &Model, _: PromptForm<'_>, text: &[u8]) -> Result<Vec<u32>, Error> {
     Ok(encode_raw(model.tokenizer()?, text)?)
 }
 
-#[cfg(feature = "std")]
-fn conversation_ids(model: &Model, messages: &[Message<'_>]) -> Result<Vec<u32>, Error> {
+#[cfg(feature = "chat")]
+fn conversation_ids(
+    model: &Model,
+    form: PromptForm<'_>,
+    messages: &[Message<'_>],
+) -> Result<Vec<u32>, Error> {
     let chat = model.chat()?.ok_or(PromptError::NoTemplate)?;
-    Ok(chat.encode(model.tokenizer()?, messages)?)
+    let none = TemplateArgs::new();
+    let args = form.template_args.unwrap_or(&none);
+    Ok(chat.encode(model.tokenizer()?, messages, args)?)
 }
 
-#[cfg(not(feature = "std"))]
-fn conversation_ids(_: &Model, _: &[Message<'_>]) -> Result<Vec<u32>, Error> {
+#[cfg(not(feature = "chat"))]
+fn conversation_ids(_: &Model, _: PromptForm<'_>, _: &[Message<'_>]) -> Result<Vec<u32>, Error> {
     Err(PromptError::NoTemplate.into())
 }

@@ -10,13 +10,13 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use tandem_formats::GgufError;
 use tandem_formats::bundle::INPUT_MARK;
 
-#[cfg(feature = "std")]
+#[cfg(feature = "chat")]
 use super::Message;
-#[cfg(feature = "std")]
-use super::template::{ChatTemplate, ChatTemplateError};
-#[cfg(feature = "std")]
+#[cfg(feature = "chat")]
+use super::template::{ChatTemplate, ChatTemplateError, TemplateArgs};
+#[cfg(feature = "chat")]
 use crate::tokenizer::ControlTokens;
-use crate::tokenizer::{EncodeOptions, TokenKind, Tokenizer, TokenizerError, Vocab};
+use crate::tokenizer::{EncodeOptions, Part, TokenKind, Tokenizer, TokenizerError, Vocab};
 
 /// Why a text was not turned into a prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,7 @@ pub enum PromptError {
     /// The chat template's metadata could not be read.
     Gguf(GgufError),
     /// The chat template is not valid, or refuses the conversation.
-    #[cfg(feature = "std")]
+    #[cfg(feature = "chat")]
     Template(ChatTemplateError),
     /// The model has no chat template, or this build has none.
     NoTemplate,
@@ -44,7 +44,7 @@ impl fmt::Display for PromptError {
         match self {
             PromptError::NotUtf8 => f.write_str("the prompt is not UTF-8"),
             PromptError::Gguf(error) => error.fmt(f),
-            #[cfg(feature = "std")]
+            #[cfg(feature = "chat")]
             PromptError::Template(error) => error.fmt(f),
             PromptError::NoTemplate => {
                 f.write_str("there is no chat template to write a conversation by")
@@ -73,7 +73,7 @@ impl From<GgufError> for PromptError {
     }
 }
 
-#[cfg(feature = "std")]
+#[cfg(feature = "chat")]
 impl From<ChatTemplateError> for PromptError {
     fn from(error: ChatTemplateError) -> Self {
         PromptError::Template(error)
@@ -87,15 +87,16 @@ impl From<TokenizerError> for PromptError {
 }
 
 /// A conversation's form: the file's chat template with the texts of its special tokens.
-#[cfg(feature = "std")]
+#[cfg(feature = "chat")]
 #[derive(Debug)]
 pub struct Chat {
     template: ChatTemplate,
+    /// Those that the model has, by the names that Hugging Face gives them.
+    special: TemplateArgs,
     bos: String,
-    eos: String,
 }
 
-#[cfg(feature = "std")]
+#[cfg(feature = "chat")]
 impl Chat {
     /// The chat template `source`, for this vocabulary.
     ///
@@ -103,18 +104,34 @@ impl Chat {
     ///
     /// A template that cannot be read.
     pub fn new(source: &str, vocab: &Vocab) -> Result<Chat, PromptError> {
-        let text = |id: Option<u32>| match id {
-            Some(id) => vocab.decode(&[id], ControlTokens::Show),
-            None => Ok(String::new()),
-        };
+        let mut special = TemplateArgs::new();
+        let mut bos = String::new();
+        for (name, id) in [
+            ("bos_token", vocab.bos()),
+            ("eos_token", vocab.eos()),
+            ("unk_token", vocab.unknown()),
+            ("sep_token", vocab.separator()),
+            ("pad_token", vocab.padding()),
+            ("cls_token", vocab.cls()),
+            ("mask_token", vocab.mask()),
+        ] {
+            let Some(id) = id else { continue };
+            let text = vocab.decode(&[id], ControlTokens::Show)?;
+            special.set_text(name, &text);
+            if name == "bos_token" {
+                bos = text;
+            }
+        }
+        special.set_json("add_generation_prompt", "true")?;
         Ok(Chat {
             template: ChatTemplate::from_source(source)?,
-            bos: text(vocab.bos())?,
-            eos: text(vocab.eos())?,
+            special,
+            bos,
         })
     }
 
-    /// The ids of a conversation, ready for the assistant's next message.
+    /// The ids of a conversation, ready for the assistant's next message. `args` are what the template is
+    /// given besides, and may be in the place of what it is given anyhow.
     ///
     /// # Errors
     ///
@@ -123,6 +140,7 @@ impl Chat {
         &self,
         tokenizer: &Tokenizer,
         messages: &[Message<'_>],
+        args: &TemplateArgs,
     ) -> Result<Vec<u32>, PromptError> {
         let vocab = tokenizer.vocab();
         let hidden = Hidden::new(vocab, messages.iter().map(|m| m.content))?;
@@ -134,9 +152,7 @@ impl Chat {
                 content,
             })
             .collect();
-        let text = self
-            .template
-            .render(&messages, true, &self.bos, &self.eos)?;
+        let text = self.template.render(&messages, &self.special.with(args))?;
         let mut ids = Vec::new();
         // The template writes the BOS itself as a rule; where it does not, the file's flag decides.
         if vocab.add_bos() && (self.bos.is_empty() || !text.starts_with(&self.bos)) {
@@ -186,25 +202,22 @@ impl<'a> Hidden<'a> {
         text: &str,
         ids: &mut Vec<u32>,
     ) -> Result<(), PromptError> {
-        let mut encode = |text: &str, parse_special| -> Result<(), PromptError> {
-            let options = EncodeOptions {
-                add_special: false,
-                parse_special,
-            };
-            ids.extend(tokenizer.encode(text, options)?);
-            Ok(())
-        };
+        let mut parts = Vec::new();
         for (i, part) in text.split(MARK).enumerate() {
-            match (
-                i % 2,
-                part.parse::<usize>().ok().and_then(|n| self.texts.get(n)),
-            ) {
-                (0, _) if part.is_empty() => {}
-                (0, _) => encode(part, true)?,
-                (_, Some(hidden)) => encode(hidden, false)?,
-                (_, None) => return Err(PromptError::Torn),
-            }
+            let parse_special = i % 2 == 0;
+            let text = match parse_special {
+                true => part,
+                false => {
+                    let hidden = part.parse::<usize>().ok().and_then(|n| self.texts.get(n));
+                    hidden.ok_or(PromptError::Torn)?
+                }
+            };
+            parts.push(Part {
+                text,
+                parse_special,
+            });
         }
+        ids.extend(tokenizer.encode_parts(parts.into_iter())?);
         Ok(())
     }
 }

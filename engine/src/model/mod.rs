@@ -3,13 +3,14 @@
 mod arch;
 mod bytes;
 mod config;
+mod finite;
 mod linears;
 mod load;
 mod tensor;
 mod weights;
 
 use alloc::boxed::Box;
-#[cfg(feature = "std")]
+#[cfg(feature = "chat")]
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
@@ -30,8 +31,9 @@ pub use tensor::Tensor;
 pub(crate) use weights::RopeFactors;
 pub use weights::{Ffn, Layer, Linear, Mixer, Norm};
 
-#[cfg(feature = "std")]
+#[cfg(feature = "chat")]
 use crate::chat::Chat;
+use crate::chat::PromptForm;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::{Adapter, AdapterType, Bundle, Composition, Error, PackedAdapter, SessionBuilder};
 
@@ -46,10 +48,10 @@ struct Inner {
     linears: Linears,
     weights: Weights,
     tokenizer: Result<Tokenizer, TokenizerError>,
-    #[cfg(feature = "std")]
+    #[cfg(feature = "chat")]
     chat_template: Result<Option<String>, GgufError>,
     /// The chat template, read when it is first used.
-    #[cfg(feature = "std")]
+    #[cfg(feature = "chat")]
     chat: OnceBox<Result<Option<Chat>, crate::chat::PromptError>>,
     fingerprint: OnceBox<Result<BaseFingerprint, BundleError>>,
 }
@@ -94,7 +96,16 @@ impl Model {
         let linears = Linears::of(&config);
         let weights = Weights::load(&gguf, &bytes, &config, &linears)?;
         let tokenizer = Tokenizer::read(&gguf, &|data| bytes.keep(data));
-        #[cfg(feature = "std")]
+        if let Ok(tokenizer) = &tokenizer {
+            let n_tokens = tokenizer.vocab().n_tokens();
+            if n_tokens != config.n_vocab {
+                return Err(crate::ModelError::Vocabulary {
+                    n_tokens,
+                    n_rows: config.n_vocab,
+                });
+            }
+        }
+        #[cfg(feature = "chat")]
         let chat_template = gguf
             .get_str("tokenizer.chat_template")
             .map(|source| source.map(str::to_string));
@@ -105,9 +116,9 @@ impl Model {
             linears,
             weights,
             tokenizer,
-            #[cfg(feature = "std")]
+            #[cfg(feature = "chat")]
             chat_template,
-            #[cfg(feature = "std")]
+            #[cfg(feature = "chat")]
             chat: OnceBox::new(),
             fingerprint: OnceBox::new(),
         })))
@@ -169,17 +180,19 @@ impl Model {
     /// # Errors
     ///
     /// A template that cannot be read.
-    #[cfg(feature = "std")]
+    #[cfg(feature = "chat")]
     pub fn chat(&self) -> Result<Option<&Chat>, crate::chat::PromptError> {
         let chat = self.0.chat.get_or_init(|| Box::new(self.read_chat()));
         chat.as_ref().map(Option::as_ref).map_err(Clone::clone)
     }
 
-    #[cfg(feature = "std")]
+    #[cfg(feature = "chat")]
     fn read_chat(&self) -> Result<Option<Chat>, crate::chat::PromptError> {
         let source = self.0.chat_template.as_ref().map_err(Clone::clone)?;
         let vocab = self.tokenizer()?.vocab();
-        source.as_deref().map(|s| Chat::new(s, vocab)).transpose()
+        // An empty template would drop what is said; llama.cpp takes it for none, too.
+        let source = source.as_deref().filter(|source| !source.trim().is_empty());
+        source.map(|source| Chat::new(source, vocab)).transpose()
     }
 
     /// The token ids of a prompt for the model alone; see
@@ -189,7 +202,7 @@ impl Model {
     ///
     /// A text that the vocabulary cannot express, or that the chat template refuses.
     pub fn prompt_ids<'p>(&self, prompt: impl Into<crate::Prompt<'p>>) -> Result<Vec<u32>, Error> {
-        crate::chat::prompt_ids(self, None, prompt.into())
+        crate::chat::prompt_ids(self, PromptForm::default(), prompt.into())
     }
 
     /// What tells the model from others, for bundles. It takes milliseconds when first asked for.

@@ -1,12 +1,13 @@
 //! The generation loop.
 
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 #[cfg(feature = "std")]
 use std::time::{Duration, Instant};
 
 use super::sampler::{Sampler, Sampling};
 use super::session::Session;
+use super::stop::StopStrings;
 use crate::tokenizer::{ControlTokens, StreamDecoder};
 use crate::{Error, Prompt, SessionError};
 
@@ -22,6 +23,8 @@ pub enum StopReason {
     ContextFull,
     /// The caller stopped it.
     Cancelled,
+    /// One of [`Sampling::stop`] was next.
+    StopString,
 }
 
 impl StopReason {
@@ -32,6 +35,7 @@ impl StopReason {
             StopReason::MaxTokens => "max_tokens",
             StopReason::ContextFull => "context_full",
             StopReason::Cancelled => "cancelled",
+            StopReason::StopString => "stop_string",
         }
     }
 }
@@ -52,12 +56,13 @@ pub struct Timings {
 ///
 /// It evaluates the prompt when the first piece is asked for, or piece by piece in
 /// [`Generation::prefill`], then picks tokens. It stops at an end-of-text token, after
-/// [`Sampling::max_tokens`], and when the context is full.
+/// [`Sampling::max_tokens`], before one of [`Sampling::stop`], and when the context is full.
 #[derive(Debug)]
 pub struct Generation<'s> {
     session: &'s mut Session,
     sampler: Sampler,
     decoder: StreamDecoder,
+    stop_strings: StopStrings,
     n_prompt: usize,
     /// What of the prompt is left to evaluate.
     rest: Vec<u32>,
@@ -129,13 +134,14 @@ impl<'s> Generation<'s> {
         prompt: &[u32],
         sampling: &Sampling,
     ) -> Generation<'s> {
-        let mut sampler = Sampler::new(*sampling, session.model().config().n_vocab);
+        let mut sampler = Sampler::new(sampling.clone(), session.model().config().n_vocab);
         sampler.accept_all(prompt);
         let rest = session.keep_prefix(prompt).to_vec();
         Generation {
             session,
             sampler,
             decoder,
+            stop_strings: StopStrings::new(&sampling.stop),
             n_prompt: prompt.len(),
             rest,
             tokens: Vec::new(),
@@ -159,9 +165,12 @@ impl<'s> Generation<'s> {
     /// Those of [`Session::eval`].
     pub fn prefill(&mut self) -> Result<usize, Error> {
         let n_batch = self.session.n_batch();
-        if self.rest.len() > n_batch {
-            self.session.feed(&self.rest[..n_batch])?;
-            self.rest.drain(..n_batch);
+        if self.stop_reason.is_none() && self.rest.len() > n_batch {
+            match self.session.feed(&self.rest[..n_batch]) {
+                Ok(()) => drop(self.rest.drain(..n_batch)),
+                Err(SessionError::Interrupted) => self.cancel(),
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(self.rest.len())
     }
@@ -208,28 +217,34 @@ impl<'s> Generation<'s> {
     ///
     /// Those of [`Session::eval`].
     pub fn next_token(&mut self) -> Result<Option<u32>, Error> {
+        let n_batch = self.session.n_batch();
+        while self.rest.len() > n_batch && self.stop_reason.is_none() {
+            self.prefill()?;
+        }
         if self.stop_reason.is_some() {
             return Ok(None);
         }
         let logits = match self.tokens.last() {
-            None => {
-                while self.rest.len() > self.session.n_batch() {
-                    self.prefill()?;
-                }
-                let logits = self.session.eval(&self.rest)?;
-                self.rest.clear();
-                if self.max_tokens == 0 {
-                    self.stop_reason = Some(StopReason::MaxTokens);
-                    return Ok(None);
-                }
-                logits
-            }
+            None => self.session.eval(&self.rest),
             Some(_) if self.session.is_full() => {
                 self.stop_reason = Some(StopReason::ContextFull);
                 return Ok(None);
             }
-            Some(token) => self.session.step(*token)?,
+            Some(token) => self.session.step(*token),
         };
+        let logits = match logits {
+            Ok(logits) => logits,
+            Err(SessionError::Interrupted) => {
+                self.stop_reason = Some(StopReason::Cancelled);
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.rest.clear();
+        if self.max_tokens == 0 {
+            self.stop_reason = Some(StopReason::MaxTokens);
+            return Ok(None);
+        }
         let token = self.sampler.pick(logits);
         self.sampler.accept_all(&[token]);
         self.tokens.push(token);
@@ -250,17 +265,25 @@ impl<'s> Generation<'s> {
     /// The text that becomes whole by the next tokens; `None` at the end.
     fn next_piece(&mut self) -> Result<Option<String>, Error> {
         while let Some(token) = self.next_token()? {
-            let text = self.decoder.push(token)?;
-            if !text.is_empty() {
-                return Ok(Some(text.to_string()));
+            let released = self.stop_strings.push(self.decoder.push(token)?);
+            if released.is_stopped {
+                self.stop_reason = Some(StopReason::StopString);
+            }
+            if !released.text.is_empty() {
+                return Ok(Some(released.text));
             }
         }
         // Of a text that somebody broke off nothing more is wanted.
-        let rest = match self.stop_reason {
-            Some(StopReason::Cancelled) => "",
-            _ => self.decoder.finish(),
-        };
-        Ok(Some(rest.to_string()).filter(|rest| !rest.is_empty()))
+        if let Some(StopReason::Cancelled | StopReason::StopString) = self.stop_reason {
+            return Ok(None);
+        }
+        let released = self.stop_strings.push(self.decoder.finish());
+        let mut rest = released.text;
+        match released.is_stopped {
+            true => self.stop_reason = Some(StopReason::StopString),
+            false => rest.push_str(&self.stop_strings.finish()),
+        }
+        Ok(Some(rest).filter(|rest| !rest.is_empty()))
     }
 }
 

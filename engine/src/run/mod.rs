@@ -7,6 +7,7 @@ mod options;
 mod pool;
 mod sampler;
 mod session;
+mod stop;
 #[cfg(feature = "std")]
 pub mod threads;
 mod worker;
@@ -15,7 +16,7 @@ mod worker;
 pub use generate::Timings;
 pub use generate::{Generation, StopReason};
 #[cfg(feature = "std")]
-pub use memory::free_memory;
+pub use memory::{GroupLimit, free_memory, group_limits};
 pub use options::{MAX_BATCH, SessionOptions};
 pub use pool::SharedPool;
 pub use sampler::{MAX_PENALTY_WINDOW, Sampler, Sampling, argmax};

@@ -1,6 +1,8 @@
 //! Picking the next token from logits.
 
 use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -15,11 +17,13 @@ pub const MAX_PENALTY_WINDOW: usize = 4096;
 ///
 /// Filters apply in the order of the fields from the penalties to `min_p`, then the temperature;
 /// that is llama.cpp's order.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Sampling {
     /// The most tokens to generate.
     pub max_tokens: usize,
+    /// Texts that end the answer and are not part of it; empty ones are passed over.
+    pub stop: Vec<String>,
     /// Divides the logits; 0 picks the most likely token.
     pub temperature: f32,
     /// Recent tokens that the penalties look at, at most [`MAX_PENALTY_WINDOW`].
@@ -61,6 +65,7 @@ impl Sampling {
     pub fn greedy() -> Sampling {
         Sampling {
             max_tokens: 256,
+            stop: Vec::new(),
             temperature: 0.0,
             penalty_window: 64,
             repeat_penalty: 1.0,
@@ -72,6 +77,12 @@ impl Sampling {
             min_p: 0.0,
             seed: 0,
         }
+    }
+
+    /// The same with another text that ends the answer.
+    pub fn stop(mut self, text: impl Into<String>) -> Sampling {
+        self.stop.push(text.into());
+        self
     }
 
     /// The same with at most `n` tokens.
@@ -98,6 +109,9 @@ pub fn argmax(logits: &[f32]) -> u32 {
     best.0 as u32
 }
 
+/// Marks a token's count while penalties are applied; counts are below [`MAX_PENALTY_WINDOW`].
+const DONE: u16 = 1 << 15;
+
 /// Picks tokens by its options, remembering the recent ones.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -105,6 +119,8 @@ pub struct Sampler {
     level: Level,
     rng: Xoshiro256PlusPlus,
     recent: VecDeque<u32>,
+    /// How often each token is in `recent`, `[n_vocab]`.
+    counts: Vec<u16>,
     /// Tokens still in the running with their logits; the most likely first where it matters.
     candidates: Vec<(u32, f32)>,
     /// Probabilities of the candidates.
@@ -116,12 +132,13 @@ impl Sampler {
     pub fn new(mut options: Sampling, n_vocab: usize) -> Sampler {
         options.penalty_window = options.penalty_window.min(MAX_PENALTY_WINDOW);
         Sampler {
-            options,
             level: Level::detect(),
             rng: Xoshiro256PlusPlus::seed_from_u64(options.seed),
             recent: VecDeque::with_capacity(options.penalty_window),
+            counts: vec![0; n_vocab],
             candidates: Vec::with_capacity(n_vocab),
             p: Vec::with_capacity(n_vocab),
+            options,
         }
     }
 
@@ -132,18 +149,28 @@ impl Sampler {
             return;
         }
         for token in &tokens[tokens.len().saturating_sub(window)..] {
-            if self.recent.len() == window {
-                self.recent.pop_front();
+            let oldest = match self.recent.len() == window {
+                true => self.recent.pop_front(),
+                false => None,
+            };
+            let mut count = |token: u32, change: fn(u16) -> u16| {
+                if let Some(count) = self.counts.get_mut(token as usize) {
+                    *count = change(*count);
+                }
+            };
+            if let Some(oldest) = oldest {
+                count(oldest, |n| n - 1);
             }
+            count(*token, |n| n + 1);
             self.recent.push_back(*token);
         }
     }
 
     /// The next token. `logits` `[n_vocab]` are spoiled.
     pub fn pick(&mut self, logits: &mut [f32]) -> u32 {
-        let options = self.options;
+        let temperature = self.options.temperature;
         self.penalize(logits);
-        if options.temperature <= 0.0 {
+        if temperature <= 0.0 {
             return argmax(logits);
         }
         self.candidates.clear();
@@ -162,7 +189,7 @@ impl Sampler {
         self.keep_top_p();
         self.keep_min_p();
         for candidate in &mut self.candidates {
-            candidate.1 /= options.temperature;
+            candidate.1 /= temperature;
         }
         self.set_probabilities();
         // 24 bits are a float's worth of a uniform number in 0..1.
@@ -178,25 +205,32 @@ impl Sampler {
         most_likely.map_or(0, |(id, _)| *id)
     }
 
-    fn penalize(&self, logits: &mut [f32]) {
+    fn penalize(&mut self, logits: &mut [f32]) {
         let o = &self.options;
         if o.repeat_penalty == 1.0 && o.frequency_penalty == 0.0 && o.presence_penalty == 0.0 {
             return;
         }
-        for (i, token) in self.recent.iter().enumerate() {
-            // Each token once, at its first occurrence.
-            if self.recent.iter().take(i).any(|t| t == token) {
-                continue;
-            }
-            let count = self.recent.iter().filter(|t| *t == token).count();
-            let Some(logit) = logits.get_mut(*token as usize) else {
+        for token in &self.recent {
+            let id = *token as usize;
+            let (Some(count), Some(logit)) = (self.counts.get_mut(id), logits.get_mut(id)) else {
                 continue;
             };
+            // Each token once, at its first occurrence: then it is marked, until all are done.
+            if *count & DONE != 0 {
+                continue;
+            }
+            let n = *count;
+            *count |= DONE;
             match *logit > 0.0 {
                 true => *logit /= o.repeat_penalty,
                 false => *logit *= o.repeat_penalty,
             }
-            *logit -= count as f32 * o.frequency_penalty + o.presence_penalty;
+            *logit -= f32::from(n) * o.frequency_penalty + o.presence_penalty;
+        }
+        for token in &self.recent {
+            if let Some(count) = self.counts.get_mut(*token as usize) {
+                *count &= !DONE;
+            }
         }
     }
 

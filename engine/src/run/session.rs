@@ -1,7 +1,9 @@
 //! A session: one text at a time, answered by a model.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::AtomicBool;
 
 use tandem_kernels::{DType, Level};
 
@@ -9,8 +11,12 @@ use super::options::SessionOptions;
 use super::pool::SharedPool;
 use super::worker::{Span, Worker};
 use crate::buffer::zeroed;
-use crate::chat::{Prompt, prompt_ids};
+#[cfg(feature = "chat")]
+use crate::chat::TemplateArgs;
+use crate::chat::{Prompt, PromptForm, prompt_ids};
 use crate::exec::{Ranks, Scratch};
+#[cfg(feature = "std")]
+use crate::sequence::check_kv_type;
 use crate::{Composition, Config, Error, Model, Sequence, SessionError};
 
 /// Bytes that a session allocates, at most.
@@ -31,6 +37,8 @@ pub struct Session {
     sequence: Sequence,
     /// Of one token, `[n_vocab]`.
     logits: Vec<f32>,
+    #[cfg(feature = "chat")]
+    template_args: TemplateArgs,
 }
 
 impl Session {
@@ -51,6 +59,8 @@ impl Session {
             sequence,
             worker: Worker::new(model, pool, &options)?,
             logits: zeroed(model.config().n_vocab)?,
+            #[cfg(feature = "chat")]
+            template_args: TemplateArgs::new(),
         })
     }
 
@@ -84,6 +94,7 @@ impl Session {
         options: &SessionOptions,
         composition: Option<&Composition>,
     ) -> Result<(), SessionError> {
+        check_kv_type(config, options.kv_type)?;
         let memory = Session::memory(config, options, composition);
         let memory = memory.ok_or(SessionError::Options {
             reason: "this context does not fit the model or the machine",
@@ -126,8 +137,24 @@ impl Session {
     ///
     /// As [`Session::generate`].
     pub fn prompt_ids<'p>(&self, prompt: impl Into<Prompt<'p>>) -> Result<Vec<u32>, Error> {
-        let form = self.sequence.composition().and_then(Composition::prompt);
+        let form = PromptForm {
+            composition: self.sequence.composition().and_then(Composition::prompt),
+            #[cfg(feature = "chat")]
+            template_args: Some(&self.template_args),
+        };
         prompt_ids(self.model(), form, prompt.into())
+    }
+
+    /// See [`Worker::set_interrupt`]. A generation that is interrupted ends as if it was cancelled.
+    pub fn set_interrupt(&mut self, flag: Option<Arc<AtomicBool>>) {
+        self.worker.set_interrupt(flag);
+    }
+
+    /// What the model's chat template is given from now on, beside the messages and the special tokens:
+    /// `enable_thinking`, `tools`, `documents`, ...
+    #[cfg(feature = "chat")]
+    pub fn set_template_args(&mut self, args: TemplateArgs) {
+        self.template_args = args;
     }
 
     /// See [`Sequence::keep_prefix`].

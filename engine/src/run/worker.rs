@@ -1,7 +1,9 @@
 //! The worker: the forward pass over rows of several sequences.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arrayvec::ArrayVec;
 use tandem_kernels::{Level, Limited, MIN_TILE_TOKENS, Pool, quant};
@@ -47,6 +49,8 @@ pub struct Worker {
     scratch: Scratch,
     /// Of several sequences, or of several rows: `[LOGIT_ROWS, n_vocab]`, made when first needed.
     logits: Vec<f32>,
+    /// Ends a pass between two layers.
+    interrupt: Option<Arc<AtomicBool>>,
 }
 
 /// Tokens of one sequence in a pass.
@@ -91,6 +95,7 @@ impl Worker {
             n_batch,
             scratch: Scratch::new(model.config(), n_batch)?,
             logits: Vec::new(),
+            interrupt: None,
         })
     }
 
@@ -103,6 +108,12 @@ impl Worker {
     pub fn reserve(&mut self, composition: &Composition) -> Result<(), SessionError> {
         let n_floats = Ranks::n_floats(self.n_batch, composition);
         self.scratch.ranks.reserve(n_floats)
+    }
+
+    /// While `flag` is set, passes end with [`SessionError::Interrupted`], at the next layer: a long one
+    /// within some hundredth of its time. Sequences stay as they were before it.
+    pub fn set_interrupt(&mut self, flag: Option<Arc<AtomicBool>>) {
+        self.interrupt = flag;
     }
 
     /// The model.
@@ -284,7 +295,11 @@ impl Worker {
             scratch: &mut self.scratch,
             spans: &mut rows,
         };
+        let interrupt = self.interrupt.as_deref();
         for (i, weights) in self.model.layers().iter().enumerate() {
+            if interrupt.is_some_and(|interrupt| interrupt.load(Ordering::Relaxed)) {
+                return Err(SessionError::Interrupted);
+            }
             layer(&mut pass, i, weights);
         }
         Ok(())
@@ -410,12 +425,25 @@ impl Worker {
         };
         matmul_many(&step, h, [job], &mut s.ranks);
         if let Some(cap) = config.logit_softcap {
-            for logit in y {
+            for logit in &mut *y {
                 *logit = cap * libm::tanhf(*logit / cap);
             }
         }
-        Ok(())
+        match are_finite(y) {
+            true => Ok(()),
+            false => Err(SessionError::NotFinite {
+                tensor: self.model.non_finite_tensor(),
+            }),
+        }
     }
+}
+
+/// Whether all are finite: the exponent's bits are not all set. Without a branch, so that it is done in
+/// vectors.
+fn are_finite(x: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let is_not = |x: &f32| x.to_bits() & EXPONENT == EXPONENT;
+    !x.iter().fold(false, |any, x| any | is_not(x))
 }
 
 /// Where a row of logits goes.

@@ -6,10 +6,11 @@ mod save;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use tandem_kernels::rope_frequencies;
+use tandem_kernels::{DType, rope_frequencies};
 
 pub(crate) use kv::{Kv, KvSize};
 
+use crate::blocks::AttentionConfig;
 use crate::buffer::zeroed;
 use crate::model::{Config, MixerConfig, RopeConfig, RopeFactors};
 use crate::{Composition, Model, SessionError, SessionOptions};
@@ -88,6 +89,7 @@ impl Sequence {
             });
         }
         let config = model.config();
+        check_kv_type(config, options.kv_type)?;
         let size = kv_size(options);
         let states = config.layers.iter().map(|layer| match &layer.mixer {
             MixerConfig::Attention(attention) => Kv::new(attention, size).map(MixerState::Kv),
@@ -232,6 +234,18 @@ impl Sequence {
     /// Notes tokens as evaluated.
     pub(crate) fn push(&mut self, tokens: &[u32]) {
         self.tokens.extend_from_slice(tokens);
+    }
+}
+
+/// Refuses a type of whose blocks heads are no whole number.
+pub(crate) fn check_kv_type(config: &Config, kv_type: DType) -> Result<(), SessionError> {
+    let fits = |attention: &AttentionConfig| attention.head_dim.is_multiple_of(kv_type.block_len());
+    match config.attentions().all(fits) {
+        true => Ok(()),
+        false => Err(SessionError::Options {
+            reason: "the model's heads are no whole number of Q8_0 blocks of 32 elements: keep the KV \
+                     cache in F16",
+        }),
     }
 }
 

@@ -84,11 +84,7 @@ impl Tokenizer {
         text: impl AsRef<[u8]>,
         options: EncodeOptions,
     ) -> Result<Vec<u32>, TokenizerError> {
-        let encoder = self
-            .encoder
-            .get_or_init(|| Box::new(Encoder::new(&self.vocab)));
-        let encoder = encoder.as_ref().map_err(Clone::clone)?;
-
+        let encoder = self.encoder()?;
         let mut ids = Vec::new();
         if options.add_special && self.vocab.add_bos() {
             let bos = self.vocab.bos();
@@ -98,22 +94,10 @@ impl Tokenizer {
         let fragments = encoder.specials.split(text.as_ref(), options.parse_special);
         for fragment in fragments {
             match fragment {
-                Fragment::Token(id) => {
-                    ids.push(id);
-                    after_special = true;
-                }
-                Fragment::Text(text) => {
-                    match &encoder.model {
-                        EncoderModel::SentencePiece(model) => {
-                            let space_first = after_special && self.vocab.add_space_prefix();
-                            model.encode(text, space_first, &mut ids)?;
-                        }
-                        #[cfg(feature = "std")]
-                        EncoderModel::ByteLevel(model) => model.encode(text, &mut ids)?,
-                    }
-                    after_special = false;
-                }
+                Fragment::Token(id) => ids.push(id),
+                Fragment::Text(text) => self.encode_text(encoder, text, after_special, &mut ids)?,
             }
+            after_special = matches!(fragment, Fragment::Token(_));
         }
         if options.add_special && self.vocab.add_eos() {
             let eos = self.vocab.eos();
@@ -121,6 +105,73 @@ impl Tokenizer {
         }
         Ok(ids)
     }
+
+    /// The ids of parts that follow each other. Texts beside each other are one text, whatever part they
+    /// are in: nothing shows where a part ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub(crate) fn encode_parts<'t>(
+        &self,
+        parts: impl Iterator<Item = Part<'t>>,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let encoder = self.encoder()?;
+        let mut ids = Vec::new();
+        let mut text: Vec<u8> = Vec::new();
+        let mut after_special = true;
+        for part in parts {
+            let bytes = part.text.as_bytes();
+            for fragment in encoder.specials.split(bytes, part.parse_special) {
+                match fragment {
+                    Fragment::Text(more) => text.extend_from_slice(more),
+                    Fragment::Token(id) => {
+                        self.encode_text(encoder, &text, after_special, &mut ids)?;
+                        text.clear();
+                        ids.push(id);
+                        after_special = true;
+                    }
+                }
+            }
+        }
+        self.encode_text(encoder, &text, after_special, &mut ids)?;
+        Ok(ids)
+    }
+
+    fn encoder(&self) -> Result<&Encoder, TokenizerError> {
+        let encoder = self
+            .encoder
+            .get_or_init(|| Box::new(Encoder::new(&self.vocab)));
+        encoder.as_ref().map_err(Clone::clone)
+    }
+
+    /// The ids of a text without special tokens, which may be empty.
+    fn encode_text(
+        &self,
+        encoder: &Encoder,
+        text: &[u8],
+        after_special: bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        match &encoder.model {
+            EncoderModel::SentencePiece(model) => {
+                let space_first = after_special && self.vocab.add_space_prefix();
+                model.encode(text, space_first, ids)
+            }
+            #[cfg(feature = "std")]
+            EncoderModel::ByteLevel(model) => model.encode(text, ids),
+        }
+    }
+}
+
+/// A part of a text.
+pub(crate) struct Part<'t> {
+    pub text: &'t str,
+    /// See [`EncodeOptions::parse_special`].
+    pub parse_special: bool,
 }
 
 impl core::fmt::Debug for Tokenizer {
@@ -146,7 +197,7 @@ enum EncoderModel {
 
 impl Encoder {
     fn new(vocab: &Vocab) -> Result<Encoder, TokenizerError> {
-        let index = TextIndex::new(vocab)?;
+        let index = TextIndex::new(vocab);
         let model = match vocab.model() {
             VocabModel::SentencePiece => {
                 EncoderModel::SentencePiece(Box::new(SentencePiece::new(index)?))

@@ -59,26 +59,10 @@ pub enum TokenizerError {
         /// The number in the file.
         found: i32,
     },
-    /// A special token's id is not below the number of tokens.
-    SpecialId {
-        /// The key that gives the id.
-        key: &'static str,
-        /// The id.
-        id: u32,
-        /// The number of tokens.
-        n_tokens: usize,
-    },
     /// A token of kind byte whose text is not of the form `<0x0A>`.
     ByteToken {
         /// The token.
         id: u32,
-    },
-    /// Two tokens have the same text.
-    DuplicateToken {
-        /// The token that comes first.
-        first: u32,
-        /// The one that repeats its text.
-        second: u32,
     },
     /// A token of a byte-level vocabulary is not UTF-8.
     TokenUtf8 {
@@ -163,13 +147,7 @@ impl fmt::Display for TokenizerError {
             UnknownKind { id, found } => {
                 write!(f, "token {id} has type {found}; 0 to 6 are known")
             }
-            SpecialId { key, id, n_tokens } => {
-                write!(f, "{key} is {id}, but there are {n_tokens} tokens")
-            }
             ByteToken { id } => write!(f, "token {id} is a byte, but its text is not <0xNN>"),
-            DuplicateToken { first, second } => {
-                write!(f, "tokens {first} and {second} have the same text")
-            }
             TokenUtf8 { id } => write!(f, "token {id} is not UTF-8"),
             SpecialLength { id, n_bytes } => {
                 write!(f, "special token {id} has a text of {n_bytes} bytes")

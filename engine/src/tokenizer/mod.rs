@@ -19,6 +19,7 @@ mod stream;
 mod text_index;
 mod vocab;
 
+pub(crate) use encode::Part;
 pub use encode::{EncodeOptions, Tokenizer};
 pub use error::TokenizerError;
 pub use stream::StreamDecoder;

@@ -29,6 +29,19 @@ enum Family {
     Qwen35,
     Tekken,
     Gpt4o,
+    Glm4,
+    MiniCpm5,
+    Bloom,
+    Viking,
+    SeedCoder,
+    Bailing,
+    UfakZeka,
+    Laguna,
+    ExaoneMoe,
+    Spark,
+    Youtu,
+    SuperBpe,
+    TinyAya,
 }
 
 impl Family {
@@ -36,20 +49,34 @@ impl Family {
         Some(match name {
             "" | "default" => Family::Default,
             "gpt-2" | "phi-2" | "olmo" | "mpt" | "jais" | "exaone4" | "gigachat" | "mellum"
-            | "trillion" => Family::Gpt2,
+            | "trillion" | "a.x-4.0" | "granite-docling" => Family::Gpt2,
             "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "lfm2"
             | "midm-2.0" => Family::Llama3,
-            "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => Family::Dbrx,
+            "dbrx" | "smaug-bpe" | "chatglm-bpe" => Family::Dbrx,
             "deepseek-llm" => Family::DeepseekLlm,
             "deepseek-coder" => Family::DeepseekCoder,
-            "deepseek-v3" | "hunyuan-dense" => Family::DeepseekV3,
+            "deepseek-v3" | "hunyuan-dense" | "joyai-llm" | "hy_v4" => Family::DeepseekV3,
             "falcon" => Family::Falcon,
             "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone"
-            | "minerva-7b" => Family::Starcoder,
-            "qwen2" | "stablelm2" | "deepseek-r1-qwen" | "megrez" | "hunyuan" => Family::Qwen2,
+            | "minerva-7b" | "mellum2" => Family::Starcoder,
+            "qwen2" | "stablelm2" | "deepseek-r1-qwen" | "megrez" | "hunyuan" | "kormo"
+            | "f2llmv2" | "solar-open" | "grok-2" => Family::Qwen2,
             "qwen35" => Family::Qwen35,
             "tekken" => Family::Tekken,
-            "gpt-4o" | "llama4" => Family::Gpt4o,
+            "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => Family::Gpt4o,
+            "glm4" | "glm5" => Family::Glm4,
+            "minicpm5" => Family::MiniCpm5,
+            "bloom" | "poro-chat" | "gpt3-finnish" => Family::Bloom,
+            "viking" => Family::Viking,
+            "seed-coder" => Family::SeedCoder,
+            "bailingmoe" | "bailingmoe2" | "llada-moe" => Family::Bailing,
+            "ufakzeka" => Family::UfakZeka,
+            "laguna" => Family::Laguna,
+            "exaone-moe" => Family::ExaoneMoe,
+            "spark2_5" => Family::Spark,
+            "youtu" => Family::Youtu,
+            "superbpe" => Family::SuperBpe,
+            "tiny_aya" | "cohere2moe" => Family::TinyAya,
             _ => return None,
         })
     }
@@ -62,6 +89,7 @@ pub(super) fn adds_bos(name: &str) -> bool {
 
 #[cfg(feature = "std")]
 mod regexes {
+    use std::boxed::Box;
     use std::string::ToString;
     use std::vec::Vec;
 
@@ -100,6 +128,48 @@ mod regexes {
         r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"##,
         r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+",
     );
+    const MINICPM5: &str = concat!(
+        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+    );
+    const SEED_CODER: &str = concat!(
+        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+",
+    );
+    const BAILING: &str = concat!(
+        r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+",
+    );
+    // That of Qwen 2 without English contractions, as Turkish has apostrophes before its suffixes.
+    const UFAK_ZEKA: &str =
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+    const EXAONE_MOE: &str = concat!(
+        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|",
+        r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}|",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+",
+    );
+    const SPARK: &str = concat!(
+        r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"##,
+        r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+",
+    );
+    const YOUTU: &str = concat!(
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|",
+        r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
+    );
+    const YOUTU_ASIAN: &str = concat!(
+        r"[\u{AC00}-\u{D7A3}\u{3131}-\u{318E}]+|",
+        r"[\u{FF01}\u{2026}\u{201C}\u{201D}\u{2018}\u{2019}\u{2014}\u{FF1A}\u{FF1B}\u{FF0C}",
+        r"\u{3001}-\u{303F}\u{FE30}-\u{FE4F}]+|[\u{3105}-\u{312F}]+|",
+        r"[\u{4E00}-\u{9FA5}\u{3040}-\u{309F}\u{30A0}-\u{30FF}]+",
+    );
+    const BLOOM: &str = r" ?[^(\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+";
+    /// Not an expression: digits in groups of three from the right, which takes a look ahead.
+    const THREES: &str = "threes";
+    /// The same, where no letter follows the digits.
+    const THREES_OF_WORDS: &str = "threes of words";
     // Letters that have case, as far as the makers of DeepSeek LLM listed them.
     const DEEPSEEK_LETTERS: &str = concat!(
         r"\s?[A-Za-z\u{B5}\u{C0}-\u{D6}\u{D8}-\u{F6}\u{F8}-\u{1BA}\u{1BC}-\u{1BF}",
@@ -156,6 +226,24 @@ mod regexes {
                 Family::Qwen35 => &[QWEN35],
                 Family::Tekken => &[TEKKEN],
                 Family::Gpt4o => &[GPT4O],
+                Family::Glm4 => &[LLAMA3],
+                Family::MiniCpm5 => &[r"\p{N}{1,3}", MINICPM5],
+                Family::Bloom => &[BLOOM],
+                Family::Viking => &[BLOOM, r"\p{N}"],
+                Family::SeedCoder => &[SEED_CODER],
+                Family::Bailing => &[BAILING],
+                Family::UfakZeka => &[UFAK_ZEKA],
+                Family::Laguna => &[r"[^\n]+|[\n]+", QWEN2],
+                Family::ExaoneMoe => &[EXAONE_MOE],
+                Family::Spark => &[
+                    r"\p{N}{1,3}",
+                    r"[\u{4E00}-\u{9FA5}\u{3040}-\u{309F}\u{30A0}-\u{30FF}]+",
+                    SPARK,
+                    r"\p{N}",
+                ],
+                Family::Youtu => &[YOUTU_ASIAN, YOUTU],
+                Family::SuperBpe => &[r"\p{N}+", THREES],
+                Family::TinyAya => &[THREES_OF_WORDS, GPT4O],
             }
         }
     }
@@ -187,7 +275,9 @@ mod regexes {
 
         /// Whether a piece that is a token as it stands is taken without merging.
         pub(in crate::tokenizer) fn ignores_merges(&self) -> bool {
-            matches!(self.family, Family::Llama3 | Family::Tekken)
+            let family = self.family;
+            let whole_first = matches!(family, Family::Llama3 | Family::Tekken);
+            whole_first || matches!(family, Family::Glm4 | Family::MiniCpm5 | Family::Youtu)
         }
 
         /// The pieces of a text, in order. None is empty, and joined they are the text.
@@ -207,7 +297,16 @@ mod regexes {
         }
     }
 
-    struct Stage {
+    /// One cut of all pieces.
+    enum Stage {
+        Regex(Box<Expression>),
+        /// Digits in groups of three from the right; none where a letter follows them, if `of_words`.
+        Threes {
+            of_words: bool,
+        },
+    }
+
+    struct Expression {
         regex: SysRegex,
         /// The expression ended in `\s+(?!\S)`.
         leaves_last_space: bool,
@@ -218,12 +317,61 @@ mod regexes {
 
     impl Stage {
         fn new(regex: &str) -> Result<Stage, TokenizerError> {
-            Ok(Stage {
+            Ok(match regex {
+                THREES => Stage::Threes { of_words: false },
+                THREES_OF_WORDS => Stage::Threes { of_words: true },
+                _ => Stage::Regex(Box::new(Expression::new(regex)?)),
+            })
+        }
+
+        fn split<'t>(&self, piece: &'t str, out: &mut Vec<&'t str>) {
+            match self {
+                Stage::Regex(expression) => expression.split(piece, out),
+                Stage::Threes { of_words } => threes(piece, *of_words, out),
+            }
+        }
+    }
+
+    /// Cuts digits into groups of three from the right.
+    fn threes<'t>(piece: &'t str, of_words: bool, out: &mut Vec<&'t str>) {
+        let mut rest = piece;
+        while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+            let digits = &rest[start..];
+            let n = digits.find(|c: char| !c.is_ascii_digit());
+            let (digits, after) = digits.split_at(n.unwrap_or(digits.len()));
+            let in_word = after.starts_with(|c: char| c == '_' || c.is_alphanumeric());
+            if of_words && in_word {
+                // They stay with what is around them.
+                let end = start + digits.len();
+                let next = after.find(|c: char| c.is_ascii_digit());
+                let end = next.map_or(rest.len(), |next| end + next);
+                out.push(&rest[..end]);
+                rest = &rest[end..];
+                continue;
+            }
+            if start > 0 {
+                out.push(&rest[..start]);
+            }
+            let (first, others) = digits.split_at(digits.len() % 3);
+            if !first.is_empty() {
+                out.push(first);
+            }
+            out.extend((0..others.len()).step_by(3).map(|at| &others[at..at + 3]));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            out.push(rest);
+        }
+    }
+
+    impl Expression {
+        fn new(regex: &str) -> Result<Expression, TokenizerError> {
+            Ok(Expression {
                 regex: SysRegex::new(regex).map_err(|e| TokenizerError::Regex {
                     message: e.to_string(),
                 })?,
                 leaves_last_space: regex.ends_with(r"|\s+"),
-                newlines_apart: regex.contains(r"|\s*[\r\n]+|"),
+                newlines_apart: regex.contains(r"|\s*[\r\n]+|") || regex.contains(r"|\s*[\r\n]|"),
             })
         }
 
@@ -298,6 +446,24 @@ mod regexes {
             assert_eq!(split("gpt-4o", "ABCdef's"), ["ABCdef's"]);
             assert_eq!(split("starcoder", "x 12"), ["x", " ", "1", "2"]);
             assert_eq!(split("deepseek-llm", "ab 12  "), ["ab", " ", "12", "  "]);
+            assert_eq!(
+                split("viking", "ab, c12 (d)"),
+                ["ab", ",", " c", "1", "2", " (", "d", ")"]
+            );
+            assert_eq!(split("minicpm5", "ab 1234"), ["ab", " ", "123", "4"]);
+            assert_eq!(split("ufakzeka", "Ali'nin"), ["Ali", "'nin"]);
+            assert_eq!(split("seed-coder", "a!\nb"), ["a", "!", "\n", "b"]);
+            assert_eq!(split("bailingmoe", "a \n\n b"), ["a", " \n\n", " b"]);
+            assert_eq!(split("laguna", "a\n\nb"), ["a", "\n\n", "b"]);
+            assert_eq!(
+                split("superbpe", "a 1234567b"),
+                ["a ", "1", "234", "567", "b"]
+            );
+            assert_eq!(
+                split("tiny_aya", "12345 1234"),
+                ["12", "345", " ", "1", "234"]
+            );
+            assert_eq!(split("tiny_aya", "1234a"), ["123", "4", "a"]);
         }
 
         #[test]
@@ -317,6 +483,19 @@ mod regexes {
                 "qwen35",
                 "tekken",
                 "gpt-4o",
+                "glm4",
+                "minicpm5",
+                "bloom",
+                "viking",
+                "seed-coder",
+                "bailingmoe",
+                "ufakzeka",
+                "laguna",
+                "exaone-moe",
+                "spark2_5",
+                "youtu",
+                "superbpe",
+                "tiny_aya",
             ] {
                 let pieces = split(name, text);
                 assert_eq!(pieces.concat(), text, "{name}");

@@ -8,12 +8,13 @@
 //! contains the character would never be found.
 
 use alloc::collections::BinaryHeap;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
 use super::error::TokenizerError;
 use super::text_index::TextIndex;
-use super::vocab::{SCORES, SPACE_MARK, byte_of};
+use super::vocab::{SPACE_MARK, byte_of};
 
 const NONE: usize = usize::MAX;
 
@@ -28,10 +29,11 @@ impl SentencePiece {
     pub(super) fn new(index: TextIndex) -> Result<Self, TokenizerError> {
         let vocab = index.vocab();
         let scores = vocab.scores();
-        let scores = scores.as_ref().and_then(|s| s.iter_f32());
-        let scores = scores.ok_or(TokenizerError::MissingKey { key: SCORES })?;
-        // -0.0 and 0.0 are equal scores, but not to `total_cmp`.
-        let scores = scores.map(|score| score + 0.0).collect();
+        let scores = match scores.as_ref().and_then(|scores| scores.iter_f32()) {
+            // -0.0 and 0.0 are equal scores, but not to `total_cmp`.
+            Some(scores) => scores.map(|score| score + 0.0).collect(),
+            None => vec![0.0; vocab.n_tokens()],
+        };
         let mut bytes = [None; 256];
         for id in 0..vocab.n_tokens() as u32 {
             // By the text, not by the kind: llama.cpp looks for the text.
@@ -208,7 +210,7 @@ mod tests {
         writer.add_array("tokenizer.ggml.scores", &scores).unwrap();
         let file = writer.to_vec(&[]).unwrap();
         let vocab = Vocab::from_gguf(&Gguf::parse(&file).unwrap()).unwrap();
-        let model = SentencePiece::new(TextIndex::new(&vocab).unwrap()).unwrap();
+        let model = SentencePiece::new(TextIndex::new(&vocab)).unwrap();
         let mut ids = Vec::new();
         model.encode(text.as_bytes(), false, &mut ids).unwrap();
         ids.iter().map(|id| tokens[*id as usize].0).collect()

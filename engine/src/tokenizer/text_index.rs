@@ -5,7 +5,6 @@ use core::hash::BuildHasher as _;
 
 use alloc::vec::Vec;
 
-use super::error::TokenizerError;
 use super::vocab::Vocab;
 
 /// Finds tokens by their texts, which stay where they are: by a hash table where there is a source of
@@ -23,12 +22,9 @@ pub(super) struct TextIndex {
 }
 
 impl TextIndex {
-    /// Of all tokens whose texts are not empty.
-    ///
-    /// # Errors
-    ///
-    /// [`TokenizerError::DuplicateToken`].
-    pub(super) fn new(vocab: &Vocab) -> Result<TextIndex, TokenizerError> {
+    /// Of all tokens whose texts are not empty. Of several with the same text the last is found, as in
+    /// llama.cpp.
+    pub(super) fn new(vocab: &Vocab) -> TextIndex {
         // Several empty texts do no harm: nothing is ever looked up by them.
         let text = |id: &u32| vocab.token_text(*id).filter(|text| !text.is_empty());
         let all = 0..vocab.n_tokens() as u32;
@@ -38,7 +34,7 @@ impl TextIndex {
     }
 
     #[cfg(feature = "std")]
-    fn of(vocab: &Vocab, ids: Vec<u32>, longest: usize) -> Result<TextIndex, TokenizerError> {
+    fn of(vocab: &Vocab, ids: Vec<u32>, longest: usize) -> TextIndex {
         use hashbrown::hash_table::Entry;
 
         let hasher = std::hash::RandomState::new();
@@ -47,36 +43,28 @@ impl TextIndex {
         let mut table = hashbrown::HashTable::with_capacity(ids.len());
         for id in ids {
             match table.entry(hash(&id), |other| text(other) == text(&id), hash) {
-                Entry::Occupied(first) => {
-                    let first = *first.get();
-                    return Err(TokenizerError::DuplicateToken { first, second: id });
-                }
-                Entry::Vacant(place) => place.insert(id),
-            };
+                Entry::Occupied(mut first) => *first.get_mut() = id,
+                Entry::Vacant(place) => drop(place.insert(id)),
+            }
         }
-        Ok(TextIndex {
+        TextIndex {
             vocab: vocab.clone(),
             table,
             hasher,
             longest,
-        })
+        }
     }
 
     #[cfg(not(feature = "std"))]
-    fn of(vocab: &Vocab, mut ids: Vec<u32>, longest: usize) -> Result<TextIndex, TokenizerError> {
-        ids.sort_unstable_by(|a, b| (vocab.token_text(*a), a).cmp(&(vocab.token_text(*b), b)));
-        for pair in ids.windows(2) {
-            if let [first, second] = *pair
-                && vocab.token_text(first) == vocab.token_text(second)
-            {
-                return Err(TokenizerError::DuplicateToken { first, second });
-            }
-        }
-        Ok(TextIndex {
+    fn of(vocab: &Vocab, mut ids: Vec<u32>, longest: usize) -> TextIndex {
+        // The last of equal ones comes first, and stays.
+        ids.sort_unstable_by(|a, b| (vocab.token_text(*a), b).cmp(&(vocab.token_text(*b), a)));
+        ids.dedup_by(|b, a| vocab.token_text(*a) == vocab.token_text(*b));
+        TextIndex {
             vocab: vocab.clone(),
             sorted: ids,
             longest,
-        })
+        }
     }
 
     /// The token of this text.

@@ -75,17 +75,25 @@ const EOT_ID: &str = "tokenizer.ggml.eot_token_id";
 const EOM_ID: &str = "tokenizer.ggml.eom_token_id";
 const UNKNOWN_ID: &str = "tokenizer.ggml.unknown_token_id";
 const PADDING_ID: &str = "tokenizer.ggml.padding_token_id";
+/// Spelled so in the files.
+const SEPARATOR_ID: &str = "tokenizer.ggml.seperator_token_id";
+const CLS_ID: &str = "tokenizer.ggml.cls_token_id";
+const MASK_ID: &str = "tokenizer.ggml.mask_token_id";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 
-/// Texts of tokens that end a reply in the chat formats in use. Files often name only one of them
-/// in `eos_token_id`, and some give them the wrong type, so both are taken from the text.
-const END_OF_GENERATION: [&[u8]; 12] = [
+/// Texts of tokens that end a reply in the formats in use, those that llama.cpp counts as such. Files often
+/// name only one of them in `eos_token_id`, and some give them the wrong type, so both are taken from the text.
+const END_OF_GENERATION: [&[u8]; 22] = [
     b"<|eot_id|>",
     b"<|eom_id|>",
     b"<|im_end|>",
-    b"<|end|>",
+    END,
+    RETURN,
+    CALL,
+    FLUSH,
+    CALLS,
     b"<|endoftext|>",
     b"<|end_of_text|>",
     b"<end_of_turn>",
@@ -93,8 +101,61 @@ const END_OF_GENERATION: [&[u8]; 12] = [
     b"<EOT>",
     b"_<EOT>",
     b"[EOT]",
+    b"[EOS]",
+    b"<eos>",
+    b"<turn|>",
+    TOOL_RESPONSE,
+    b"[e~[",
+    b"</s>",
     "<\u{FF5C}end\u{2581}of\u{2581}sentence\u{FF5C}>".as_bytes(),
 ];
+/// What surrounds files and fills batches of code models: a reply does not go on behind it. A model has one
+/// of each row, which the file names by the key or is found by its text.
+const FILL_IN: [FillIn; 3] = [
+    FillIn {
+        key: "tokenizer.ggml.fim_pad_token_id",
+        texts: &[
+            b"<|fim_pad|>",
+            b"<fim-pad>",
+            b"<fim_pad>",
+            b"<PAD>",
+            b"[PAD]",
+        ],
+    },
+    FillIn {
+        key: "tokenizer.ggml.fim_rep_token_id",
+        texts: &[
+            b"<|fim_repo|>",
+            b"<|repo_name|>",
+            b"<fim-repo>",
+            b"<REPO>",
+            b"<reponame>",
+        ],
+    },
+    FillIn {
+        key: "tokenizer.ggml.fim_sep_token_id",
+        texts: &[b"<|file_sep|>"],
+    },
+];
+
+struct FillIn {
+    key: &'static str,
+    texts: &'static [&'static [u8]],
+}
+
+/// Texts of the harmony format that are part of a reply, whatever type the file gives them.
+const HARMONY: [&[u8]; 4] = [
+    b"<|channel|>",
+    b"<|message|>",
+    b"<|start|>",
+    b"<|constrain|>",
+];
+const END: &[u8] = b"<|end|>";
+const RETURN: &[u8] = b"<|return|>";
+const CALL: &[u8] = b"<|call|>";
+const CALLS: &[u8] = b"<|calls|>";
+const FLUSH: &[u8] = b"<|flush|>";
+const TOOL_RESPONSE: &[u8] = b"<|tool_response>";
 
 /// The tokens of a GGUF file. A copy is cheap: it is another handle to the same tokens.
 #[derive(Clone, Debug)]
@@ -114,6 +175,9 @@ struct Tokens {
     eom: Option<u32>,
     unknown: Option<u32>,
     padding: Option<u32>,
+    separator: Option<u32>,
+    cls: Option<u32>,
+    mask: Option<u32>,
     /// Sorted.
     end_of_generation: Vec<u32>,
     add_bos: bool,
@@ -121,6 +185,7 @@ struct Tokens {
     add_space_prefix: bool,
     strip_after_special: bool,
     pre: String,
+    names_pre: bool,
     // Only `Tokenizer` reads these; checked here so that opening a file reports what is wrong.
     scores: Option<OwnedArray>,
     #[cfg_attr(not(feature = "std"), allow(dead_code))]
@@ -190,26 +255,19 @@ impl Vocab {
             let fits = model == VocabModel::SentencePiece && (id as usize) < n_tokens;
             fits.then_some(id)
         };
-        let bos = special(BOS_ID)?.or(by_default(1));
-        let eos = special(EOS_ID)?.or(by_default(2));
-        let unknown = special(UNKNOWN_ID)?.or(by_default(0));
-        let (eot, eom) = (special(EOT_ID)?, special(EOM_ID)?);
+        let bos = special(BOS_ID).or(by_default(1));
+        let eos = special(EOS_ID).or(by_default(2));
+        let unknown = special(UNKNOWN_ID).or(by_default(0));
+        let (eot, eom) = (special(EOT_ID), special(EOM_ID));
 
-        let mut end_of_generation: Vec<u32> = [eos, eot, eom].into_iter().flatten().collect();
-        for (id, text) in texts.enumerate() {
-            if END_OF_GENERATION.contains(&text) {
-                end_of_generation.push(id as u32);
-                kinds[id] = TokenKind::Control;
-            }
-        }
-        end_of_generation.sort_unstable();
-        end_of_generation.dedup();
+        let named = [eos, eot, eom].into_iter().flatten();
+        let end_of_generation = end_of_generation(gguf, texts, named, &mut kinds);
 
         let sentencepiece = model == VocabModel::SentencePiece;
         let add_bos_by_default = sentencepiece || pre_tokenizer::adds_bos(pre);
         // Of Phi-3 no metadata says that its special tokens swallow the white space after them, so
         // llama.cpp goes by the model's name.
-        let name = gguf.get_str("general.name")?.unwrap_or("");
+        let name = gguf.get_str("general.name").ok().flatten().unwrap_or("");
         let name = name.to_ascii_lowercase();
         Ok(Vocab(Arc::new(Tokens {
             model,
@@ -218,16 +276,21 @@ impl Vocab {
             eot,
             eom,
             unknown,
-            padding: special(PADDING_ID)?,
+            padding: special(PADDING_ID),
+            separator: special(SEPARATOR_ID),
+            cls: special(CLS_ID),
+            mask: special(MASK_ID),
             end_of_generation,
             add_bos: gguf.get_bool(ADD_BOS)?.unwrap_or(add_bos_by_default),
             add_eos: gguf.get_bool(ADD_EOS)?.unwrap_or(false),
             add_space_prefix: sentencepiece && gguf.get_bool(ADD_SPACE_PREFIX)?.unwrap_or(true),
             strip_after_special: name.contains("phi-3") || name.contains("phi3"),
             pre: pre.into(),
+            names_pre: gguf.get(PRE).is_some(),
             scores: match model {
                 VocabModel::SentencePiece => {
-                    Some(OwnedArray::new(&read_scores(gguf, n_tokens)?, keep))
+                    let scores = read_scores(gguf, n_tokens)?;
+                    scores.map(|scores| OwnedArray::new(&scores, keep))
                 }
                 VocabModel::ByteLevel => None,
             },
@@ -254,6 +317,11 @@ impl Vocab {
     /// The name of the pre-tokenizer, `default` where the file has none.
     pub fn pre_tokenizer(&self) -> &str {
         &self.0.pre
+    }
+
+    /// Whether the file says which pre-tokenizer it is for, if its kind of vocabulary has one.
+    pub fn names_pre_tokenizer(&self) -> bool {
+        self.0.model != VocabModel::ByteLevel || self.0.names_pre
     }
 
     /// The token that begins a text.
@@ -284,6 +352,21 @@ impl Vocab {
     /// The token that fills up batches.
     pub fn padding(&self) -> Option<u32> {
         self.0.padding
+    }
+
+    /// The token between two texts, where the file names one.
+    pub fn separator(&self) -> Option<u32> {
+        self.0.separator
+    }
+
+    /// The token that stands for a whole text, where the file names one.
+    pub fn cls(&self) -> Option<u32> {
+        self.0.cls
+    }
+
+    /// The token in the place of a hidden one, where the file names one.
+    pub fn mask(&self) -> Option<u32> {
+        self.0.mask
     }
 
     /// Whether [`Vocab::bos`] belongs before every text.
@@ -451,13 +534,17 @@ fn read_kinds(gguf: &Gguf<'_>, n_tokens: usize) -> Result<Vec<TokenKind>, Tokeni
         .collect()
 }
 
-fn read_scores<'a>(gguf: &Gguf<'a>, n_tokens: usize) -> Result<Array<'a>, TokenizerError> {
+/// The scores, if there are any: without them all are equal, as in llama.cpp.
+fn read_scores<'a>(gguf: &Gguf<'a>, n_tokens: usize) -> Result<Option<Array<'a>>, TokenizerError> {
+    if gguf.get(SCORES).is_none() {
+        return Ok(None);
+    }
     let array = read_array(gguf, SCORES)?;
     check_count(&array, SCORES, n_tokens)?;
     if array.iter_f32().is_none() {
         return Err(element_type(&array, SCORES, "f32"));
     }
-    Ok(array)
+    Ok(Some(array))
 }
 
 fn read_merges<'a>(gguf: &Gguf<'a>) -> Result<Array<'a>, TokenizerError> {
@@ -483,15 +570,71 @@ fn check_count(
     Ok(())
 }
 
-fn special_id(
+/// The tokens that end a reply, sorted: those that the file names and those known by their texts, by the
+/// rules of llama.cpp. Sets their kinds, where the file has others.
+fn end_of_generation<'t>(
     gguf: &Gguf<'_>,
-    key: &'static str,
-    n_tokens: usize,
-) -> Result<Option<u32>, TokenizerError> {
-    match gguf.get_u32(key)? {
-        Some(id) if id as usize >= n_tokens => Err(TokenizerError::SpecialId { key, id, n_tokens }),
-        id => Ok(id),
+    texts: impl Iterator<Item = &'t [u8]>,
+    named: impl Iterator<Item = u32>,
+    kinds: &mut [TokenKind],
+) -> Vec<u32> {
+    let mut found: Vec<u32> = named.collect();
+    let mut fill_in = FILL_IN.map(|FillIn { key, .. }| special_id(gguf, key, kinds.len()));
+    // Where these texts are, among those that end a reply.
+    let [
+        mut end,
+        mut returns,
+        mut calls,
+        mut flush,
+        mut tool_response,
+        mut s,
+    ] = [None; 6];
+    for (id, text) in texts.enumerate() {
+        let at = id as u32;
+        for (place, FillIn { texts, .. }) in fill_in.iter_mut().zip(FILL_IN) {
+            if texts.contains(&text) {
+                place.get_or_insert(at);
+                kinds[id] = TokenKind::Control;
+            }
+        }
+        if HARMONY.contains(&text) {
+            kinds[id] = TokenKind::UserDefined;
+        }
+        if !END_OF_GENERATION.contains(&text) {
+            continue;
+        }
+        found.push(at);
+        kinds[id] = TokenKind::Control;
+        match text {
+            END => end = Some(at),
+            RETURN => returns = Some(at),
+            CALL | CALLS => calls = Some(at),
+            FLUSH => flush = Some(at),
+            TOOL_RESPONSE => tool_response = Some(at),
+            b"</s>" => s = Some(at),
+            _ => {}
+        }
     }
+    found.extend(fill_in.into_iter().flatten());
+    // In the harmony format, and in Solar's, a message ends by it, and the reply goes on.
+    if let Some(end) = end.filter(|_| calls.is_some() && (returns.is_some() || flush.is_some())) {
+        found.retain(|id| *id != end);
+        kinds[end as usize] = TokenKind::UserDefined;
+    }
+    // Gemma 4 has a plain token of this text.
+    if let Some(s) = s.filter(|_| tool_response.is_some()) {
+        found.retain(|id| *id != s);
+        kinds[s as usize] = TokenKind::Normal;
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn special_id(gguf: &Gguf<'_>, key: &str, n_tokens: usize) -> Option<u32> {
+    // Converters write -1 and ids past the end where there is no such token; llama.cpp passes them over, too.
+    let id = gguf.get_u32(key).ok().flatten();
+    id.filter(|id| (*id as usize) < n_tokens)
 }
 
 /// The byte that a text like `<0x0A>` names.

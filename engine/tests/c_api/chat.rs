@@ -110,6 +110,10 @@ fn a_chat_is_that_of_the_rust_side() {
         TANDEM_TEXT,
         "the content of message 0 is not UTF-8",
     );
+    let status = unsafe { tandem_session_set_template_args(session, c"[1]".as_ptr()) };
+    fails(status, TANDEM_ARGUMENT, "an object is wanted");
+    let status = unsafe { tandem_session_set_template_args(session, c"{".as_ptr()) };
+    fails(status, TANDEM_ARGUMENT, "not valid");
     let raw = tandem_generate_options { raw: 1, ..greedy() };
     fails(chat(session, &messages, &raw).0, TANDEM_ARGUMENT, "raw");
     unsafe {

@@ -118,6 +118,50 @@ fn runs_from_memory_and_without_a_bundle() {
 }
 
 #[test]
+fn stop_strings_end_the_answer() {
+    let session = session(c"summarize-fr");
+    // From the middle of a word on, across its tokens.
+    let stop = &ANSWER[ANSWER.len() - 9..ANSWER.len() - 2];
+    let text = std::ffi::CString::new(stop).unwrap();
+    let texts = [c"never".as_ptr(), text.as_ptr()];
+    let options = tandem_generate_options {
+        n_stop: 2,
+        stop: texts.as_ptr(),
+        ..greedy()
+    };
+    let (status, pieces, result) = generate(session, INPUT.as_bytes(), &options, |_| true);
+    assert_eq!(
+        (status, pieces.concat().as_str()),
+        (TANDEM_OK, &ANSWER[..ANSWER.len() - 9])
+    );
+    assert_eq!(result.stop, tandem_stop::TANDEM_STOP_STRING);
+    let refused = |texts: &[*const c_char], n| {
+        let options = tandem_generate_options {
+            n_stop: n,
+            stop: match texts {
+                [] => null(),
+                texts => texts.as_ptr(),
+            },
+            ..greedy()
+        };
+        generate(session, INPUT.as_bytes(), &options, |_| true).0
+    };
+    fails(refused(&[], 1), TANDEM_ARGUMENT, "stop is NULL");
+    fails(
+        refused(&[null()], 1),
+        TANDEM_ARGUMENT,
+        "stop string 0 is NULL",
+    );
+    fails(
+        refused(&[c"".as_ptr()], 1),
+        TANDEM_ARGUMENT,
+        "a stop string is empty",
+    );
+    fails(refused(&[c"\xff".as_ptr()], 1), TANDEM_TEXT, "not UTF-8");
+    assert_eq!(tandem_session_free(session), TANDEM_OK);
+}
+
+#[test]
 fn stops_when_told() {
     let session = session(c"summarize-fr");
     // By the callback's value.

@@ -1,6 +1,6 @@
 //! llama.cpp's LoRA adapters: GGUF files of `general.type` `adapter`, with `<base tensor>.lora_a`
 //! `[rank, n_in]` and `.lora_b` `[n_out, rank]` for each tensor of the base that they change. The
-//! scale is `alpha / rank`, or 1 where alpha is 0.
+//! scale is `alpha / rank`, or 1 where alpha is 0 or missing.
 //!
 //! The format: `src/llama-adapter.cpp` of <https://github.com/ggml-org/llama.cpp>.
 
@@ -52,9 +52,7 @@ pub fn read<'a>(gguf: &Gguf<'a>) -> Result<(&'a str, Vec<Lora>), AdapterError> {
             });
         }
     }
-    let alpha = gguf
-        .get_f32("adapter.lora.alpha")?
-        .ok_or_else(|| wrong("adapter.lora.alpha", "is missing"))?;
+    let alpha = gguf.get_f32("adapter.lora.alpha")?.unwrap_or(0.0);
     let mut modules = BTreeSet::new();
     for t in gguf.tensors() {
         let module = t.name.strip_suffix(".lora_a");
@@ -90,7 +88,10 @@ fn factor(gguf: &Gguf<'_>, name: &str) -> Result<Floats, AdapterError> {
         .ok_or_else(|| AdapterError::MissingTensor {
             name: name.to_string(),
         })?;
-    if !matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0) {
+    if !matches!(
+        t.dtype,
+        DType::F32 | DType::F64 | DType::F16 | DType::BF16 | DType::Q8_0
+    ) {
         return Err(AdapterError::Type {
             name: name.to_string(),
             found: t.dtype.to_string(),

@@ -1,7 +1,7 @@
 //! PEFT directories: `adapter_config.json` and `adapter_model.safetensors`.
 //!
 //! Factors stand under `base_model.model.<module>.lora_A.weight` `[rank, n_in]` and `.lora_B.weight`
-//! `[n_out, rank]`; the scale is `alpha / rank`, with `use_rslora` `alpha / sqrt(rank)`, and both
+//! `[n_out, rank]`, in files by others also without the beginning or as `.lora_A.default.weight`; the scale is `alpha / rank`, with `use_rslora` `alpha / sqrt(rank)`, and both
 //! numbers can be overridden by patterns, see [`read`].
 //!
 //! The format: <https://huggingface.co/docs/peft/developer_guides/checkpoint>.
@@ -21,18 +21,22 @@ use super::{AdapterError, Lora, lora};
 
 /// Keys that change nothing about what a stored adapter computes: how it was trained, where it is
 /// from, which modules it was made for (those it has factors for).
-const WITHOUT_EFFECT: [&str; 19] = [
+const WITHOUT_EFFECT: [&str; 22] = [
     "auto_mapping",
+    "base_model_class",
     "base_model_name_or_path",
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
+    // Of the base's matrices: the factors are stored the same way.
+    "fan_in_fan_out",
     "inference_mode",
     "layers_pattern",
     "layers_to_transform",
     "lora_dropout",
     "lora_ga_config",
+    "loraplus_lr_ratio",
     "megatron_config",
     "megatron_core",
     "peft_version",
@@ -41,6 +45,33 @@ const WITHOUT_EFFECT: [&str; 19] = [
     "runtime_config",
     "target_modules",
     "task_type",
+];
+
+/// Keys that change what an adapter computes where they are active, and that are not supported. Others
+/// that are not known are looked at by [`may_matter`].
+const UNSUPPORTED: [&str; 12] = [
+    "alora_invocation_string",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "bias",
+    "layer_replication",
+    "loftq_config",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "velora_config",
+];
+
+/// What other programs than PEFT put before the names of a language model's modules: classes of several
+/// modes, and the model without its head. The longest first.
+const PREFIXES: [&str; 5] = [
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "model.",
+    "",
 ];
 
 const CONFIG: &str = "adapter_config.json";
@@ -77,43 +108,104 @@ pub fn read(config: &[u8], weights: &[u8]) -> Result<Vec<Lora>, AdapterError> {
     let tensors = Safetensors::parse(weights)?;
     let mut modules = BTreeSet::new();
     for name in tensors.names() {
-        let module = name.strip_prefix("base_model.model.").and_then(|name| {
-            name.strip_suffix(".lora_A.weight")
-                .or_else(|| name.strip_suffix(".lora_B.weight"))
-        });
-        modules.insert(module.ok_or_else(|| AdapterError::UnknownTensor {
-            name: name.to_string(),
-        })?);
+        if let Some(module) = Factor::parse(name) {
+            modules.insert(module);
+        } else if !is_copy_of_base(name, &tensors) {
+            return Err(AdapterError::UnknownTensor {
+                name: name.to_string(),
+            });
+        }
     }
     if modules.is_empty() {
         return Err(AdapterError::Safetensors {
-            reason: "it has no tensors",
+            reason: "it has no factors of an adapter",
         });
     }
-    let read = |module: &str| {
-        let name_a = format!("base_model.model.{module}.lora_A.weight");
-        let name_b = format!("base_model.model.{module}.lora_B.weight");
+    let read = |factor: Factor<'_>| {
+        let (name_a, name_b) = (factor.name("lora_A"), factor.name("lora_B"));
         let a = tensors.floats(&name_a, 2)?;
         let b = tensors.floats(&name_b, 2)?;
-        let rank = match first_match(&config.rank_pattern, module) {
+        let rank = match first_match(&config.rank_pattern, factor.module) {
             Some(rank) => rank as usize,
             None => config.rank,
         };
         if a.n_rows != rank {
             return Err(AdapterError::Rank {
-                module: module.to_string(),
+                module: factor.module.to_string(),
                 wanted: rank,
                 found: a.n_rows,
             });
         }
-        let alpha = first_match(&config.alpha_pattern, module).unwrap_or(config.alpha);
+        let alpha = first_match(&config.alpha_pattern, factor.module).unwrap_or(config.alpha);
         let scale = match config.use_rslora {
             true => alpha / libm::sqrt(rank as f64),
             false => alpha / rank as f64,
         };
-        lora(module.to_string(), (&name_a, &name_b), a, b, scale as f32)
+        let module = plain_name(factor.module);
+        lora(module, (&name_a, &name_b), a, b, scale as f32)
     };
-    modules.into_iter().map(read).collect()
+    let loras: Vec<Lora> = modules.into_iter().map(read).collect::<Result<_, _>>()?;
+    let mut names = BTreeSet::new();
+    match loras.iter().find(|lora| !names.insert(&lora.module)) {
+        Some(twice) => Err(AdapterError::Duplicate {
+            name: twice.module.clone(),
+        }),
+        None => Ok(loras),
+    }
+}
+
+/// A module that a file has factors for, and how their names are made of its own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Factor<'n> {
+    module: &'n str,
+    /// `base_model.model.`, or nothing.
+    head: &'n str,
+    /// `.weight`, or `.default.weight` where the name of the adapter is in it.
+    tail: &'n str,
+}
+
+impl<'n> Factor<'n> {
+    /// What a tensor's name says, if it is a factor's.
+    fn parse(name: &'n str) -> Option<Factor<'n>> {
+        let at = name.find(".lora_A.").or_else(|| name.find(".lora_B."))?;
+        let (module, tail) = (&name[..at], &name[at + ".lora_A".len()..]);
+        let head = "base_model.model.";
+        let (head, module) = match module.strip_prefix(head) {
+            Some(module) => (&name[..head.len()], module),
+            None => ("", module),
+        };
+        matches!(tail, ".weight" | ".default.weight").then_some(Factor { module, head, tail })
+    }
+
+    fn name(&self, factor: &str) -> String {
+        format!("{}{}.{factor}{}", self.head, self.module, self.tail)
+    }
+}
+
+/// A module's name as that of the plain language model: `model.layers.0.self_attn.q_proj`, `lm_head`.
+/// Others stay as they are, and are then found in no base.
+fn plain_name(module: &str) -> String {
+    for prefix in PREFIXES {
+        if let Some(rest) = module.strip_prefix(prefix) {
+            if rest.starts_with("layers.") || rest.starts_with("embed_tokens") {
+                return format!("model.{rest}");
+            }
+            if rest == "lm_head" {
+                return rest.to_string();
+            }
+        }
+    }
+    module.to_string()
+}
+
+/// Whether a tensor is a copy of the base's own matrix beside factors: PEFT saves such of the embeddings and
+/// the output unasked, and it changes nothing.
+fn is_copy_of_base(name: &str, tensors: &Safetensors<'_>) -> bool {
+    let Some(module) = name.strip_suffix(".base_layer.weight") else {
+        return false;
+    };
+    let mut factors = tensors.names().filter_map(Factor::parse);
+    factors.any(|factor| format!("{}{}", factor.head, factor.module) == module)
 }
 
 fn first_match(patterns: &[(Regex, f64)], module: &str) -> Option<f64> {
@@ -151,6 +243,11 @@ impl Config {
                 "r" => rank = value.as_u64().and_then(|r| usize::try_from(r).ok()),
                 "lora_alpha" => alpha = value.as_f64(),
                 "use_rslora" => {
+                    let value = if value.is_null() {
+                        Value::Bool(false)
+                    } else {
+                        value
+                    };
                     use_rslora = value
                         .as_bool()
                         .ok_or_else(|| wrong(key, "is neither true nor false"))?;
@@ -158,12 +255,19 @@ impl Config {
                 "rank_pattern" => rank_pattern = patterns(key, raw)?,
                 "alpha_pattern" => alpha_pattern = patterns(key, raw)?,
                 "init_lora_weights" => check_init(&value)?,
+                "use_dora" if !is_inactive(&value) => {
+                    return Err(AdapterError::Unsupported {
+                        feature: "DoRA (use_dora)".to_string(),
+                    });
+                }
                 key if WITHOUT_EFFECT.contains(&key) || is_inactive(&value) => {}
-                key => {
+                key if UNSUPPORTED.contains(&key) || may_matter(key) => {
                     return Err(AdapterError::Unsupported {
                         feature: key.to_string(),
                     });
                 }
+                // What other trainers note down: versions, rates, comments.
+                _ => {}
             }
         }
         match kind.as_str() {
@@ -192,6 +296,17 @@ impl Config {
             use_rslora,
         })
     }
+}
+
+/// Whether a key that is not known sounds like one of an adapter's form, as later versions of PEFT may have.
+fn may_matter(key: &str) -> bool {
+    let speaks_of = [
+        "lora", "rank", "alpha", "scale", "scaling", "dora", "adapter", "module", "layer",
+    ];
+    let is_of_trainer =
+        key.contains("lora_dropout") || key.contains("version") || key.contains("path");
+    let is_switch = key.starts_with("use_");
+    !is_of_trainer && (is_switch || speaks_of.iter().any(|word| key.contains(word)))
 }
 
 /// Nothing, in one of the ways that PEFT writes it.

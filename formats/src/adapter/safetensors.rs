@@ -84,7 +84,7 @@ const TYPES: [(&str, usize, Option<DType>); 17] = [
     ("I32", 4, None),
     ("U32", 4, None),
     ("F32", 4, Some(DType::F32)),
-    ("F64", 8, None),
+    ("F64", 8, Some(DType::F64)),
     ("I64", 8, None),
 ];
 

@@ -184,6 +184,11 @@ pub enum GgufError {
         /// Where the second begins.
         offset: usize,
     },
+    /// A string that its reader needs and that is not UTF-8.
+    ValueUtf8 {
+        /// The key.
+        key: String,
+    },
     /// A metadata value of another type than its reader needs.
     WrongType {
         /// The key.
@@ -356,6 +361,7 @@ impl fmt::Display for GgufError {
                 f,
                 "tensors {first:?} and {second:?} overlap at offset {offset}"
             ),
+            ValueUtf8 { key } => write!(f, "the string of key {key:?} is not UTF-8"),
             WrongType { key, wanted, found } => {
                 write!(f, "key {key:?} has type {found}; {wanted} is needed")
             }

@@ -253,8 +253,11 @@ impl<'a> Gguf<'a> {
     /// The value of `key`, a string; `None` where the file has no such key.
     ///
     /// # Errors
-    /// [`GgufError::WrongType`] for other types.
+    /// [`GgufError::WrongType`] for other types, [`GgufError::ValueUtf8`].
     pub fn get_str(&self, key: &str) -> Result<Option<&'a str>, GgufError> {
+        if let Some(Value::Bytes(_)) = self.get(key) {
+            return Err(GgufError::ValueUtf8 { key: key.into() });
+        }
         self.typed(key, "str", |v| match v {
             Value::Str(s) => Some(*s),
             _ => None,

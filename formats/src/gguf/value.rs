@@ -102,6 +102,8 @@ pub enum Value<'a> {
     F32(f32),
     Bool(bool),
     Str(&'a str),
+    /// A string that is not UTF-8, against the format's rule.
+    Bytes(&'a [u8]),
     Array(Array<'a>),
     U64(u64),
     I64(i64),
@@ -120,7 +122,7 @@ impl<'a> Value<'a> {
             Value::I32(_) => ValueType::I32,
             Value::F32(_) => ValueType::F32,
             Value::Bool(_) => ValueType::Bool,
-            Value::Str(_) => ValueType::Str,
+            Value::Str(_) | Value::Bytes(_) => ValueType::Str,
             Value::Array(_) => ValueType::Array,
             Value::U64(_) => ValueType::U64,
             Value::I64(_) => ValueType::I64,
@@ -171,7 +173,11 @@ impl<'a> Value<'a> {
             ValueType::I64 => Value::I64(i64::from_le_bytes(c.array(what)?)),
             ValueType::F64 => Value::F64(f64::from_le_bytes(c.array(what)?)),
             ValueType::Bool => Value::Bool(c.bool(key)?),
-            ValueType::Str => Value::Str(c.str("string value", limits::MAX_STRING_BYTES)?),
+            ValueType::Str => {
+                // Descriptions in other encodings are common, and nobody needs them to run a model.
+                let bytes = c.bytes("string value", limits::MAX_STRING_BYTES)?;
+                core::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Str)
+            }
             ValueType::Array => {
                 let offset = c.pos();
                 let element = read_value_type(c, key)?;

@@ -74,9 +74,12 @@ impl Writer {
     /// [`GgufError::AlignmentType`]. The file is then as before.
     pub fn add(&mut self, key: &str, value: Value<'_>) -> Result<(), GgufError> {
         let offset = self.check_key(key)?;
-        if let Value::Str(s) = value {
-            check_length("string value", s.len(), limits::MAX_STRING_BYTES, offset)?;
-        }
+        let n_bytes = match value {
+            Value::Str(s) => s.len(),
+            Value::Bytes(bytes) => bytes.len(),
+            _ => 0,
+        };
+        check_length("string value", n_bytes, limits::MAX_STRING_BYTES, offset)?;
         if key == ALIGNMENT_KEY {
             self.alignment = check_alignment(&value)?;
         }
@@ -92,6 +95,7 @@ impl Writer {
             Value::F32(v) => v.put(out),
             Value::Bool(v) => v.put(out),
             Value::Str(s) => put_str(out, s.as_bytes()),
+            Value::Bytes(bytes) => put_str(out, bytes),
             Value::U64(v) => v.put(out),
             Value::I64(v) => v.put(out),
             Value::F64(v) => v.put(out),

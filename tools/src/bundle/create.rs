@@ -61,6 +61,7 @@ pub(super) fn create(args: &CreateArgs) -> Result<()> {
 
 pub(super) fn add(args: &AddArgs) -> Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
+    let _lock = super::lock(&args.file)?;
     let bundle = super::open_file(&args.file)?;
     // What is kept must be whole, or its damage would get a checksum that is right.
     bundle

@@ -25,6 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(super) fn remove(args: &Args) -> Result<()> {
+    let _lock = super::lock(&args.file)?;
     let bundle = super::open_file(&args.file)?;
     // What stays must be whole, or its damage would get a checksum that is right.
     bundle

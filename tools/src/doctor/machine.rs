@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use serde::Serialize;
+use tandem_engine::group_limits;
 
 use super::root::{Root, field};
 
@@ -81,15 +82,12 @@ impl Memory {
     pub(super) fn read(root: &Root<'_>) -> Memory {
         let meminfo = root.text("/proc/meminfo").unwrap_or_default();
         let kilobytes = |key| field(&meminfo, key).and_then(kilobytes);
-        let groups = limits(root);
+        let groups = group_limits(&|path| root.text(path));
         Memory {
             total: kilobytes("MemTotal"),
             available: kilobytes("MemAvailable"),
-            limit: groups.iter().map(|(limit, _)| *limit).min(),
-            limit_left: groups
-                .iter()
-                .map(|(limit, used)| limit.saturating_sub(*used))
-                .min(),
+            limit: groups.iter().map(|group| group.limit).min(),
+            limit_left: groups.iter().map(|group| group.left).min(),
             swap: swaps(root),
         }
     }
@@ -120,47 +118,6 @@ fn swaps(root: &Root<'_>) -> Vec<Swap> {
     };
     // The first line is a heading.
     text.lines().skip(1).filter_map(swap).collect()
-}
-
-/// The memory limits of the control groups around this process, and what each has used: of either
-/// version, as both may be mounted.
-fn limits(root: &Root<'_>) -> Vec<(u64, u64)> {
-    let groups = root.text("/proc/self/cgroup").unwrap_or_default();
-    let mut limits = Vec::new();
-    for line in groups.lines() {
-        let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
-        else {
-            continue;
-        };
-        let (mount, limit, usage) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max", "memory.current"),
-            c if c.split(',').any(|c| c == "memory") => (
-                "/sys/fs/cgroup/memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-            ),
-            _ => continue,
-        };
-        // Every group above limits, too. In a container the path may be that outside, which is not
-        // here, and the root of the mount is the group itself.
-        let path = path.trim_matches('/');
-        let above = path.match_indices('/').map(|(i, _)| &path[..i]);
-        for group in [""].into_iter().chain(above).chain([path]) {
-            // A name of a group cannot lead out of the mount, whatever the file says.
-            if group.split('/').any(|part| part == "..") {
-                continue;
-            }
-            let number = |file| {
-                let number = root.number(&format!("{mount}/{group}/{file}"))?;
-                u64::try_from(number).ok()
-            };
-            // Version 1 says "no limit" by the largest number that is a multiple of a page.
-            let limit = number(limit).filter(|limit| *limit < 1 << 60);
-            limits.extend(limit.map(|limit| (limit, number(usage).unwrap_or(0))));
-        }
-    }
-    limits
 }
 
 /// What the board tells of its power supply and of limits to its speed.

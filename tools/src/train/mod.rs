@@ -325,7 +325,14 @@ fn train(
             &fingerprint,
             &learned.values()?,
         )?,
-        false => trainer.start()?,
+        false => {
+            ensure!(
+                !checkpoint.exists(),
+                "there is a checkpoint of an earlier run, {}: go on from it by --resume, or remove it first",
+                checkpoint.display()
+            );
+            trainer.start()?
+        }
     };
     tell!(
         "{} numbers to learn, {} examples, {} held out, {} steps of {}",

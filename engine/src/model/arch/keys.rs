@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use tandem_formats::Gguf;
+use tandem_formats::{Array, Gguf, Value};
 use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, SharedMatrix};
 
 use super::{Architecture, EmbeddingScale, Windows, key};
@@ -38,7 +38,11 @@ impl<'g, 'a> Keys<'g, 'a> {
     /// A count between 1 and [`MAX_DIMENSION`].
     fn count(&self, name: &str) -> Result<Option<usize>, ModelError> {
         let key = self.key(name);
-        let Some(value) = self.gguf.get_u64(&key)? else {
+        let value = match self.gguf.get(&key) {
+            Some(Value::Array(values)) => self.same(name, values)?.as_integer(),
+            _ => self.gguf.get_u64(&key)?.map(i128::from),
+        };
+        let Some(value) = value else {
             return Ok(None);
         };
         match usize::try_from(value) {
@@ -47,6 +51,19 @@ impl<'g, 'a> Keys<'g, 'a> {
                 key,
                 reason: "the number is zero or far too large",
             }),
+        }
+    }
+
+    /// The value that all layers have, of a list with one for each.
+    fn same<'v>(&self, name: &str, values: &Array<'v>) -> Result<Value<'v>, ModelError> {
+        let differ = || self.wrong(name, "layers that differ in it are not supported");
+        let mut all = values.iter_values().into_iter().flatten();
+        let first = all
+            .next()
+            .ok_or_else(|| self.wrong(name, "the list is empty"))?;
+        match all.all(|value| value == first) {
+            true => Ok(first),
+            false => Err(differ()),
         }
     }
 
@@ -62,7 +79,12 @@ impl<'g, 'a> Keys<'g, 'a> {
 
     /// A float that is finite and positive.
     fn positive(&self, name: &str) -> Result<Option<f32>, ModelError> {
-        match self.gguf.get_f32(&self.key(name))? {
+        let key = self.key(name);
+        let value = match self.gguf.get(&key) {
+            Some(Value::Array(values)) => self.same(name, values)?.as_f32(),
+            _ => self.gguf.get_f32(&key)?,
+        };
+        match value {
             Some(x) if x > 0.0 && x.is_finite() => Ok(Some(x)),
             Some(_) => Err(self.wrong(name, "the number is not positive and finite")),
             None => Ok(None),
@@ -101,11 +123,9 @@ impl<'g, 'a> Keys<'g, 'a> {
         })?;
         let n_ctx_train = self.needed("context_length")?;
         let ropes = self.ropes(&attention, n_ctx_train)?;
+        let globals = self.globals(n_layer)?;
         let layer = |i: usize| {
-            let is_global = match arch.windows {
-                Windows::All => false,
-                Windows::AllBut { every, .. } => (i + 1).is_multiple_of(every),
-            };
+            let is_global = globals[i];
             LayerConfig {
                 mixer: MixerConfig::Attention(AttentionConfig {
                     window: attention.window.filter(|_| !is_global),
@@ -194,6 +214,39 @@ impl<'g, 'a> Keys<'g, 'a> {
             scale,
             rope: 0,
         })
+    }
+
+    /// Whether each layer sees all tokens, where others have a window. The file may say so, layer by layer
+    /// or by how many layers one comes.
+    fn globals(&self, n_layer: usize) -> Result<Vec<bool>, ModelError> {
+        let name = "attention.sliding_window_pattern";
+        let every = match self.arch.windows {
+            Windows::All => None,
+            Windows::AllBut { every, .. } => Some(every),
+        };
+        let every = match self.gguf.get(&self.key(name)) {
+            None => every,
+            Some(Value::Array(layers)) => {
+                let layers = layers.iter_values().into_iter().flatten();
+                let has_window = |value: Value<'_>| match value {
+                    Value::Bool(has) => Some(has),
+                    other => other.as_integer().map(|n| n != 0),
+                };
+                let globals = layers.map(|value| has_window(value).map(|has| !has));
+                let globals = globals.collect::<Option<Vec<bool>>>();
+                let fits = |globals: &Vec<bool>| globals.len() == n_layer;
+                return globals
+                    .filter(fits)
+                    .ok_or_else(|| self.wrong(name, "a yes or no for each layer is wanted"));
+            }
+            // 0 is a window for all.
+            Some(value) => match value.as_integer().map(usize::try_from) {
+                Some(Ok(every)) => Some(every).filter(|every| *every > 0),
+                _ => return Err(self.wrong(name, "a number of layers is wanted")),
+            },
+        };
+        let is_global = |i: usize| every.is_some_and(|every| (i + 1).is_multiple_of(every));
+        Ok((0..n_layer).map(is_global).collect())
     }
 
     /// Tokens that layers with a window see; converters write 0 for "no window".
