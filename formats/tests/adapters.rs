@@ -208,6 +208,8 @@ fn what_would_change_the_result_is_refused_by_name() {
         &refused(r#"{"r": 2, "lora_alpha": 8}"#, &adapter()),
         "peft_type",
     );
+    let mlx = r#"{"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 2}}"#;
+    names(&refused(mlx, &adapter()), "MLX");
     for name in [
         "base_model.model.lm_head.weight",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",

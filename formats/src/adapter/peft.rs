@@ -229,6 +229,12 @@ impl Config {
         let (mut kind, mut rank, mut alpha) = (Value::Null, None, None);
         let (mut rank_pattern, mut alpha_pattern) = (Vec::new(), Vec::new());
         let mut use_rslora = false;
+        let has = |name: &str| entries.iter().any(|(key, _)| key == name);
+        if has("lora_parameters") && !has("peft_type") {
+            return Err(AdapterError::Unsupported {
+                feature: "lora_parameters (the form of MLX)".to_string(),
+            });
+        }
         for (key, raw) in &entries {
             if !keys.insert(key.as_str()) {
                 return Err(AdapterError::Duplicate { name: key.clone() });
