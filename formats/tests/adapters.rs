@@ -366,7 +366,7 @@ fn malformed_safetensors_are_refused() {
         ),
         (pair("7".to_string(), entry("[1,2]", 0, 8)), 8, A),
         (format!(r#"{{"{A}":{}}}"#, entry("[2,1]", 0, 8)), 8, B),
-        ("{}".to_string(), 0, "no tensors"),
+        ("{}".to_string(), 0, "no factors"),
         ("[]".to_string(), 0, "header"),
         (good.replace('}', ""), 16, "header"),
         (

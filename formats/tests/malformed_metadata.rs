@@ -4,7 +4,7 @@ mod common;
 
 use common::Bytes;
 use tandem_formats::gguf::limits;
-use tandem_formats::{GgufError, Value, ValueType};
+use tandem_formats::{Gguf, GgufError, Value, ValueType, Writer};
 
 #[test]
 fn smallest_file_is_accepted() {
@@ -154,13 +154,16 @@ fn key_not_utf8() {
 #[test]
 fn string_value_not_utf8() {
     let b = Bytes::header(0, 1).key("k", 8).str(b"\xC3");
-    assert_eq!(
-        b.error(),
-        GgufError::Utf8 {
-            what: "string value",
-            offset: 45
-        }
-    );
+    let gguf = b.parse().unwrap();
+    assert_eq!(gguf.get("k"), Some(&Value::Bytes(b"\xC3")));
+    let key = "k".to_string();
+    assert_eq!(gguf.get_str("k"), Err(GgufError::ValueUtf8 { key }));
+    // It is written as it was read.
+    let mut writer = Writer::new();
+    writer.add("k", Value::Bytes(b"\xC3")).unwrap();
+    let file = writer.to_vec(&[]).unwrap();
+    let written = Gguf::parse(&file).unwrap();
+    assert_eq!(written.get("k"), Some(&Value::Bytes(b"\xC3")));
 }
 
 #[test]
