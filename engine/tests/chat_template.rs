@@ -256,6 +256,26 @@ fn hostile_templates_end_with_an_error_in_bounded_time_and_memory() {
         "{{ [1] | batch(1000000000, 0) }}".to_string(),
         "{{ [1] | slice(1000000000) }}".to_string(),
         "{{ 'x' | indent('y' * 100000000) }}".to_string(),
+        "{{ 'a' | map(*(['map'] * 5000)) }}".to_string(),
+        "{{ 'a' | map(*(['map'] * 254)) }}".to_string(),
+        "{{ range(100000) | map(attribute='x' * 10000000) | list | length }}".to_string(),
+        "{{ ([{1:1}] * 10000) | tojson(separators=('', 'x' * 8000000)) | length }}".to_string(),
+        doubling("(1,)", "(ns.x, ns.x)", "{{ {ns.x: 1} }}"),
+        "{% set k = 'x' * 12000000 %}{% for i in range(50000) %}{% set y = 'a'.find(k) %}{% endfor %}"
+            .to_string(),
+        "{% set k = 'x' * 8000000 %}{% for i in range(50000) %}{% set y = 'a'.split(k) %}{% endfor %}"
+            .to_string(),
+        "{% set x = range(100000) %}{{ x | select('defined', *x) | list | length }}".to_string(),
+        "{% set k = 'x' * 8000000 %}{{ k.startswith((k,) * 200000) }}".to_string(),
+        "{% set k = 'x' * 8000000 %}{{ ([k] * 100000) | select('in', {k: 1}) | list | length }}".to_string(),
+        "{{ ('\n' * 16000000).splitlines() | length }}".to_string(),
+        "{{ ('a ' * 16000000).split() | length }}".to_string(),
+        "{{ (['a'] * 9) | map(attribute='0.' * 5000000 ~ '0') | list }}".to_string(),
+        format!("{{{{ {}2 }}}}", "1if 1 if ".repeat(7000)),
+        format!(
+            "{{{{ ('{{z}}' * 4000000).format({}z='') }}}}",
+            (0..250).map(|i| format!("a{i}=0, ")).collect::<String>()
+        ),
         "{{ 'x' * 10**9 }}".to_string(),
         "{{ ('x' * 10**9) | length }}".to_string(),
         "{% set n = 1000000000 %}{{ ('x' * n) | length }}".to_string(),
@@ -365,6 +385,16 @@ fn deep_values_and_expressions() {
     repeated("{{ 1", "<1", " }}");
     repeated("{{ 1", " and 1", " }}");
     repeated("{{ 1", " if 1", " }}");
+    repeated("{{ 1", "if 1", " }}");
+    let _ = render(
+        "{{ [] * 9000000000000000000 }}{{ () * 9000000000000000000 }}",
+        &[],
+    );
+    let name = "A".repeat(50_000);
+    let loop_of_names = format!(
+        "{{% for i in range(50000) %}}{{% set u = {name} %}}{{% macro m() %}}{{% endmacro %}}{{% endfor %}}"
+    );
+    let _ = render(&loop_of_names, &[]);
     repeated("{{ 1", " if 1 else 1", " }}");
     repeated("{{ ", "not ", "1 }}");
     repeated("{{ ", "-", "1 }}");

@@ -15,6 +15,7 @@ use tandem_engine::{
 };
 
 use crate::adapters::{Parts, bundle_for};
+use crate::open;
 
 /// Which model, and how it runs.
 #[derive(clap::Args)]
@@ -25,6 +26,9 @@ pub(crate) struct ModelArgs {
     /// The same
     #[arg(long, short, value_name = "FILE", conflicts_with = "file")]
     model: Option<PathBuf>,
+    /// Read the model into memory instead of mapping its file, which must not change while it is in use
+    #[arg(long)]
+    no_mmap: bool,
     #[command(flatten)]
     pub adapters: AdapterArgs,
     #[command(flatten)]
@@ -39,6 +43,14 @@ impl ModelArgs {
         let path = self.model.as_deref().or(self.file.as_deref());
         // One of them is required.
         path.unwrap_or(Path::new(""))
+    }
+
+    /// Opens the model.
+    pub(crate) fn open(&self) -> Result<Model> {
+        match self.no_mmap {
+            false => open::model(self.path()),
+            true => open::model_in_memory(self.path()),
+        }
     }
 
     /// Another composition of the bundle that the flags name.

@@ -39,7 +39,7 @@ const MAX_BAD_LINES: usize = 100;
 
 pub(crate) fn chat(args: &Args) -> Result<()> {
     let path = args.model.path();
-    let model = open::model(path)?;
+    let model = args.model.open()?;
     open::tokenizer(path, &model)?;
     let chat = model.chat()?;
     chat.context("the file has no chat template: use `tandem run` instead")?;

@@ -26,7 +26,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn logits(args: &Args) -> Result<()> {
-    let model = open::model(args.model.path())?;
+    let model = args.model.open()?;
     let tokens = open::token_ids(&args.tokens)?;
     ensure!(!tokens.is_empty(), "there are no tokens to evaluate");
     // As long as the sequence, where no context is asked for.

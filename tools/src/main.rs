@@ -23,6 +23,7 @@ mod eval;
 mod greedy;
 mod inspect;
 mod logits;
+mod mapped;
 mod merge;
 mod open;
 mod perplexity;
@@ -74,6 +75,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    mapped::tell_of_lost_pages();
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::demo(&args),
         Command::Run(args) => run::run(&args),

@@ -14,7 +14,17 @@ pub(crate) fn files(path: &Path) -> Result<GgufFiles> {
 
 /// Opens a model, and says what about it gives doubtful results.
 pub(crate) fn model(path: &Path) -> Result<Model> {
-    let model = Model::open(path).map_err(|error| match error {
+    checked(path, Model::open(path))
+}
+
+/// The same of a file that is read instead of mapped.
+pub(crate) fn model_in_memory(path: &Path) -> Result<Model> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot open {}", path.display()))?;
+    checked(path, Model::from_bytes(bytes))
+}
+
+fn checked(path: &Path, model: Result<Model, Error>) -> Result<Model> {
+    let model = model.map_err(|error| match error {
         // Those name the file.
         Error::File(error) => error.into(),
         error => anyhow::Error::from(error).context(format!("cannot run {}", path.display())),

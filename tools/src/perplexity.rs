@@ -30,7 +30,7 @@ pub(crate) struct Args {
 
 pub(crate) fn perplexity(args: &Args) -> Result<()> {
     let path = args.model.path();
-    let model = open::model(path)?;
+    let model = args.model.open()?;
     let tokenizer = open::tokenizer(path, &model)?;
     let n_ctx = args
         .model

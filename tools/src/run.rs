@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (None, None) => Vec::new(),
     };
     let path = args.model.path();
-    let model = open::model(path)?;
+    let model = args.model.open()?;
     open::tokenizer(path, &model)?;
     let mut session = args.model.session(&model)?;
     let prompt = prompt_ids(args, &mut session, &text)?;

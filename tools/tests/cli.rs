@@ -518,6 +518,47 @@ fn what_gives_doubtful_results_is_said_once() {
     tandem!("run", model, "-p", long, "--ctx", "6").fails(1, "give a larger --ctx");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_model_that_is_cut_short_meanwhile_ends_the_program_with_a_sentence() {
+    let model = fixture("pocket-q8_0.gguf");
+    let args = ["run", "-p", "The library", "--temp", "0", "-n", "4", "-m"].map(OsStr::new);
+    let run_with = |flags: &[&str]| {
+        let mut args = args.to_vec();
+        args.push(model.as_os_str());
+        args.extend(flags.iter().map(OsStr::new));
+        run(&args, b"").ok().text()
+    };
+    assert_eq!(run_with(&["--no-mmap"]), run_with(&[]));
+
+    // A chat waits between its messages, and its model is cut then.
+    let chatty = pocket_with("tokenizer.chat_template", Value::Str(TEMPLATE));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .args(["chat", "-n", "2", "--temp", "0"])
+        .arg(chatty.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::Write::write_all(&mut stdin, b"hello\n").unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+    chatty.as_file().set_len(1 << 20).unwrap();
+    std::io::Write::write_all(&mut stdin, b"and now?\n").unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(
+        stderr.matches("a file was cut short").count(),
+        1,
+        "{stderr}"
+    );
+}
+
 /// What a broken file computes is not taken for an answer.
 #[test]
 fn weights_that_are_no_numbers_stop_what_uses_them() {

@@ -225,6 +225,21 @@ fn stopped_and_resumed_is_as_if_it_had_not_been() {
         let other = [&steps[..], &["--resume", "--lr", "0.03"]].concat();
         work.calibrate("x.safetensors", &other)
             .fails(1, "another recipe");
+        // For more steps it can go on, too.
+        let copy = work.path("copy.checkpoint");
+        fs::copy(work.path("x.safetensors.checkpoint"), &copy).unwrap();
+        let copy = copy.to_str().unwrap();
+        let longer = [
+            "--steps",
+            "61",
+            "--kind",
+            "low_rank",
+            "--resume",
+            "--checkpoint",
+            copy,
+        ];
+        let more = work.calibrate("longer.safetensors", &longer).ok();
+        assert!(!more.stderr.contains("step 8:"), "{}", more.stderr);
         let flags = [&steps[..], &["--resume"]].concat();
         let rest = work.calibrate("x.safetensors", &flags).ok();
         assert!(!rest.stderr.contains("step 8:"), "{}", rest.stderr);

@@ -16,10 +16,11 @@ const CONSTANTS: [&str; 10] = [
 const BINARY: [&str; 14] = [
     "+", "-", "*", "/", "//", "%", "**", "~", "==", "<", "in", "and", "or", "is",
 ];
-const FILTERS: [&str; 24] = [
+const FILTERS: [&str; 28] = [
     "list", "tojson", "tojson(indent=4)", "string", "length", "join(',')", "sort", "unique", "reverse",
     "map('upper')", "map(attribute='x')", "select", "batch(3, 0)", "slice(3)", "indent(4)", "first", "sum",
     "replace('x', 'yyyy')", "center(99)", "items", "dictsort", "e", "safe", "format(a, b)",
+    "map('map', 'map')", "map(*ns.x)", "select('in', b)", "tojson(separators=(a, b))",
 ];
 const METHODS: [&str; 14] = [
     ".split('x')", ".join(['a', 'b'])", ".replace('', 'xx')", ".format(a, b)", ".items()", ".get('x')",

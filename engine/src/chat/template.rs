@@ -230,12 +230,15 @@ impl ChatTemplate {
 
         let mut listed = Vec::with_capacity(messages.len());
         for message in messages {
-            let fields = [("role", message.role), ("content", message.content)];
-            let entry = |(key, text): (&str, &str)| Entry {
+            let entry = |key: &str, text: &str| Entry {
                 key: key.into(),
                 value: text.into(),
             };
-            let message = Value::dict(fields.map(entry).into(), &mut budget);
+            let fields = [
+                entry("role", message.role),
+                entry("content", message.content),
+            ];
+            let message = Value::dict(fields.into(), &mut budget);
             listed.push(message.map_err(failure)?);
         }
         let messages = Value::list(listed, &mut budget).map_err(failure)?;

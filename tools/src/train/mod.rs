@@ -32,7 +32,7 @@ use tandem_formats::bundle::{self, INPUT_MARK, MergeMethod};
 use crate::open;
 use learned::{Form, Learned};
 use network::{Network, deltas};
-use recipe::Recipe;
+use recipe::{Recipe, Train};
 use trainer::{End, FOR_SPLIT, FOR_VALUES, Trainer};
 
 /// Learn a calibration of a composition
@@ -117,7 +117,7 @@ impl CommonArgs {
             (train.epochs, train.steps) = (epochs, None);
         }
         train.steps = self.steps.or(train.steps);
-        train.learning_rate = self.lr.unwrap_or(train.learning_rate);
+        train.learning_rate = self.lr.or(train.learning_rate);
         train.batch = self.batch.unwrap_or(train.batch);
         train.seed = self.seed.unwrap_or(train.seed);
         recipe
@@ -291,12 +291,24 @@ fn train(
         .build()?;
     let stop = Arc::new(AtomicBool::new(false));
     let on_ctrl_c = Arc::clone(&stop);
-    ctrlc::set_handler(move || on_ctrl_c.store(true, Ordering::Relaxed))?;
+    ctrlc::set_handler(move || {
+        if on_ctrl_c.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        tell!("stopping; Ctrl-C once more quits at once, without a checkpoint");
+    })?;
     let weights: Vec<f32> = composition.members.iter().map(|(_, w)| *w).collect();
     let fingerprint = format!(
         "{form:?} {modules:?} {:?} {:?} base {:?} bundle {:?} {:?} adapters {:?} {weights:?} merge \
          {:?} prompt {prompt:?}, {} examples of {} tokens",
-        recipe.train,
+        // Other lengths, and other pauses, go on from the same state.
+        Train {
+            epochs: 0.0,
+            steps: None,
+            validate_every: 0,
+            patience: 0,
+            ..recipe.train.clone()
+        },
         recipe.optimizer,
         recipe.base,
         recipe.bundle,
@@ -312,6 +324,10 @@ fn train(
         training,
         validation,
         train: &recipe.train,
+        learning_rate: recipe.train.learning_rate.unwrap_or(match form {
+            Form::Lora { .. } => 1e-3,
+            Form::Calibration { .. } => 1e-2,
+        }),
         optimizer: &recipe.optimizer,
         pool: &pool,
         checkpoint: &checkpoint,

@@ -128,7 +128,8 @@ pub(super) struct Train {
     pub batch: usize,
     /// Of these, how many go through the network together; the gradients of a step's parts add up.
     pub micro_batch: usize,
-    pub learning_rate: f64,
+    /// At its highest: 1e-3 for a LoRA and 1e-2 for a calibration, if it is not given.
+    pub learning_rate: Option<f64>,
     /// The share of the steps in which the learning rate rises.
     pub warmup: f64,
     /// The longest that a gradient may be.
@@ -147,7 +148,7 @@ impl Default for Train {
             steps: None,
             batch: 16,
             micro_batch: 4,
-            learning_rate: 1e-2,
+            learning_rate: None,
             warmup: 0.05,
             clip: 1.0,
             seed: 0,
@@ -210,7 +211,10 @@ impl Recipe {
             (batch > 0, "batch must be at least 1"),
             (batch <= MAX_BATCH, "batch must be at most 65536"),
             (micro_batch > 0, "micro_batch must be at least 1"),
-            (positive(learning_rate), "learning_rate must be above 0"),
+            (
+                learning_rate.is_none_or(positive),
+                "learning_rate must be above 0",
+            ),
             (
                 is_share(warmup),
                 "warmup must be a share of the steps, from 0 to below 1",

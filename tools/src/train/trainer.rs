@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -20,6 +21,9 @@ pub(super) const FOR_VALUES: u64 = 0;
 pub(super) const FOR_SPLIT: u64 = 1;
 const FOR_EPOCHS: u64 = 2;
 
+/// How long no checkpoint may be written.
+const SAVE_EVERY: Duration = Duration::from_secs(180);
+
 /// The most lines that a message names.
 const MAX_LINES: usize = 16;
 
@@ -30,13 +34,15 @@ pub(super) struct Trainer<'a> {
     pub training: &'a [Example],
     pub validation: &'a [Example],
     pub train: &'a Train,
+    /// At its highest.
+    pub learning_rate: f64,
     pub optimizer: &'a AdamW,
     pub pool: &'a rayon::ThreadPool,
-    /// Where the state is kept from validation to validation.
+    /// Where the state is kept, at each validation and every few minutes.
     pub checkpoint: &'a Path,
     /// What tells this training from others, see [`checkpoint::save`].
     pub fingerprint: &'a str,
-    /// Set to stop before the next step.
+    /// Set to stop after the parts of a step that are under way.
     pub stop: &'a AtomicBool,
 }
 
@@ -80,12 +86,13 @@ impl Trainer<'_> {
         let mut order = Order::new(self.train.seed, self.training.len());
         self.learned.set(&state.values)?;
         let mut end = End::Finished;
+        let mut saved = Instant::now();
         if state.course.losses.is_empty() && state.course.validations.is_empty() {
             // What it is without: training that only makes it worse leaves it at that.
             self.validate(state, &bar)?;
         }
         while state.course.losses.len() < n_steps {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.is_stopped() {
                 end = End::Stopped;
                 break;
             }
@@ -98,12 +105,10 @@ impl Trainer<'_> {
             let examples: Vec<&Example> = (first..first + self.train.batch)
                 .map(|i| &self.training[order.get(i)])
                 .collect();
-            let loss = self.step(
-                state,
-                step,
-                rate(self.train.learning_rate, step, n_warmup, n_steps),
-                &examples,
-            )?;
+            let rate = rate(self.learning_rate, step, n_warmup, n_steps);
+            let Some(loss) = self.step(state, step, rate, &examples)? else {
+                continue; // stopped in the middle of it
+            };
             state.course.losses.push(loss);
             bar.set_message(format!("loss {loss:.3}"));
             bar.inc(1);
@@ -111,6 +116,10 @@ impl Trainer<'_> {
             if n_done.is_multiple_of(self.train.validate_every) || n_done == n_steps {
                 self.validate(state, &bar)?;
                 self.save(state)?;
+                saved = Instant::now();
+            } else if saved.elapsed() > SAVE_EVERY {
+                self.save(state)?;
+                saved = Instant::now();
             }
         }
         bar.finish_and_clear();
@@ -127,15 +136,22 @@ impl Trainer<'_> {
         checkpoint::save(self.checkpoint, &names, self.fingerprint, state)
     }
 
-    /// One step of the optimizer; returns the loss a token.
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// One step of the optimizer; returns the loss a token. `None`, and nothing done, where it was stopped.
     fn step(
         &self,
         state: &mut State,
         step: usize,
         rate: f64,
         examples: &[&Example],
-    ) -> Result<f32> {
+    ) -> Result<Option<f32>> {
         let (loss, mut gradients) = self.gradients(examples)?;
+        if self.is_stopped() {
+            return Ok(None);
+        }
         let n_targets: usize = examples.iter().map(|e| e.n_targets()).sum();
         let loss = (loss / n_targets as f64) as f32;
         let scale = 1.0 / n_targets as f32;
@@ -154,13 +170,16 @@ impl Trainer<'_> {
         self.optimizer
             .step(step + 1, rate, values, &gradients, moments);
         self.learned.set(values)?;
-        Ok(loss)
+        Ok(Some(loss))
     }
 
     /// The loss of some examples, added up, and its gradients. The result does not depend on how
-    /// many threads there are.
+    /// many threads there are. It is worth nothing where training was stopped meanwhile.
     pub(super) fn gradients(&self, examples: &[&Example]) -> Result<(f64, Vec<Vec<f32>>)> {
         let part = |examples: &Vec<&Example>| -> candle_core::Result<(f64, Vec<Vec<f32>>)> {
+            if self.is_stopped() {
+                return Ok((0.0, Vec::new()));
+            }
             let loss = self
                 .network
                 .loss(self.learned, &Batch::new(examples.iter().copied())?)?;
@@ -202,6 +221,9 @@ impl Trainer<'_> {
             return Ok(());
         }
         let loss = self.loss(self.validation)?;
+        if self.is_stopped() {
+            return Ok(());
+        }
         ensure!(
             loss.is_finite(),
             "the validation's loss is no finite number any more in step {step}: try a lower \
@@ -222,10 +244,13 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The loss a token.
+    /// The loss a token; worth nothing where training was stopped meanwhile.
     pub(super) fn loss(&self, examples: &[Example]) -> Result<f32> {
         let examples: Vec<&Example> = examples.iter().collect();
         let part = |examples: &Vec<&Example>| -> candle_core::Result<f64> {
+            if self.is_stopped() {
+                return Ok(0.0);
+            }
             let batch = Batch::new(examples.iter().copied())?;
             let loss = self.network.loss(self.learned, &batch)?;
             Ok(f64::from(loss.to_scalar::<f32>()?))

@@ -10,7 +10,7 @@ use super::call::Arguments;
 use super::interpreter::Interpreter;
 use super::json::{Style, write};
 use super::lexer::is_space;
-use super::methods::{cased, items, pad, replace};
+use super::methods::{cased, items, pad, replace, split_lines};
 use super::operators::{binary, equal, order};
 use super::repr::{html, text};
 use super::value::Value;
@@ -55,12 +55,17 @@ fn each(
 ) -> Result<Value, Error> {
     let mut out = Vec::new();
     let by_attribute = name.ends_with("attr");
-    let inner = |skip: usize| Arguments {
-        of: match args.positional.get(skip - 1) {
+    // The arguments of the filter or the test, which are behind its name.
+    let test = usize::from(by_attribute);
+    let behind = args.positional.get(test + 1..).unwrap_or_default();
+    let n_bytes = size_of_val(behind) + size_of_val(&args.named[..]);
+    at.budget.spend(n_bytes)?;
+    let inner = Arguments {
+        of: match args.positional.get(test) {
             Some(Value::Str(name)) => name.clone(),
             _ => Arc::from(name),
         },
-        positional: args.positional.get(skip..).unwrap_or_default().to_vec(),
+        positional: behind.to_vec(),
         named: args.named.clone(),
     };
     // As jinja2 asks `if seq`, none and zero are empty, too.
@@ -79,7 +84,13 @@ fn each(
                         _ => found,
                     }
                 }
-                None => apply(at, args.str(0, "filter")?, &item, &inner(1))?,
+                None => {
+                    // It may be this filter again.
+                    at.enter()?;
+                    let value = apply(at, args.str(0, "filter")?, &item, &inner)?;
+                    at.leave();
+                    value
+                }
             });
             continue;
         }
@@ -87,21 +98,15 @@ fn each(
             true => lookup(at, &item, args.need(0, "attribute")?)?,
             false => item.clone(),
         };
-        let test = usize::from(by_attribute);
         let found = match args.positional.get(test) {
-            Some(_) => tests::apply(
-                args.str(test, "test")?,
-                &tested,
-                &inner(test + 1),
-                &mut at.budget,
-            )?,
+            Some(_) => tests::apply(args.str(test, "test")?, &tested, &inner, &mut at.budget)?,
             None => tested.is_true(),
         };
         if found != name.starts_with("reject") {
             out.push(item);
         }
     }
-    Value::list(out, &mut at.budget)
+    Value::generator(out, &mut at.budget)
 }
 
 /// What `path`, keys with points between them or a number, leads to in `value`.
@@ -111,6 +116,8 @@ fn lookup(at: &mut Interpreter<'_>, value: &Value, path: &Value) -> Result<Value
     };
     let mut value = value.clone();
     for part in path.split('.') {
+        at.budget.step()?;
+        at.budget.spend(part.len())?;
         let key = match part.parse::<i64>() {
             Ok(n) => Value::Int(n),
             Err(_) => part.into(),
@@ -203,7 +210,7 @@ fn ordered(
                     out.push(next);
                 }
             }
-            Value::list(out.into_iter().map(|k| k.item).collect(), budget)
+            Value::generator(out.into_iter().map(|k| k.item).collect(), budget)
         }
         "min" | "max" => {
             let mut best: Option<Keyed> = None;
@@ -303,7 +310,7 @@ fn grouped(
             }
             rows.push(Value::list(row, budget)?);
         }
-        return Value::list(rows, budget);
+        return Value::generator(rows, budget);
     }
     budget.spend_times(n, 2 * size_of::<Value>())?;
     let (short, n_long) = (all.len() / n, all.len() % n);
@@ -317,7 +324,7 @@ fn grouped(
         }
         rows.push(Value::list(row, budget)?);
     }
-    Value::list(rows, budget)
+    Value::generator(rows, budget)
 }
 
 fn collection(
@@ -332,6 +339,7 @@ fn collection(
             let items = value.iterate(&mut at.budget)?;
             Value::list(items, &mut at.budget)
         }
+        "last" if value.is_generator() => Err(Error::new("a generator cannot be reversed")),
         "first" | "last" => {
             let items = value.iterate(&mut at.budget)?;
             let item = if name == "first" {
@@ -350,11 +358,19 @@ fn collection(
             }
             let mut items = value.iterate(&mut at.budget)?;
             items.reverse();
-            Value::list(items, &mut at.budget)
+            // Only what is there as a whole can be gone through backwards without a list of its own.
+            match value.is_generator() {
+                true => Value::list(items, &mut at.budget),
+                false => Value::generator(items, &mut at.budget),
+            }
         }
         "items" => match value {
-            Value::Dict(dict) => items(dict.entries(), &mut at.budget),
-            Value::Undefined(_) => Value::list(Vec::new(), &mut at.budget),
+            Value::Dict(dict) => {
+                let pairs = items(dict.entries(), &mut at.budget)?;
+                let pairs = pairs.iterate(&mut at.budget)?;
+                Value::generator(pairs, &mut at.budget)
+            }
+            Value::Undefined(_) => Value::generator(Vec::new(), &mut at.budget),
             _ => Err(Error::new(format!("{} has no items", value.type_name()))),
         },
         _ => {
@@ -390,6 +406,7 @@ fn number(
         budget.spend(text.len())?;
     }
     let wrong = || Error::new(format!("{name} needs a number, not {}", value.type_name()));
+    value.defined()?;
     match name {
         "int" => {
             let default = args.get(0, "default").cloned().unwrap_or(Value::Int(0));
@@ -423,16 +440,12 @@ fn number(
             };
             Ok(found.map_or(default, Value::Float))
         }
-        "abs" => {
-            value.defined()?;
-            match (value.as_int(), value.as_float()) {
-                (Some(n), _) => Ok(Value::Int(n.checked_abs().ok_or_else(wrong)?)),
-                (_, Some(x)) => Ok(Value::Float(x.abs())),
-                _ => Err(wrong()),
-            }
-        }
+        "abs" => match (value.as_int(), value.as_float()) {
+            (Some(n), _) => Ok(Value::Int(n.checked_abs().ok_or_else(wrong)?)),
+            (_, Some(x)) => Ok(Value::Float(x.abs())),
+            _ => Err(wrong()),
+        },
         _ => {
-            value.defined()?;
             let precision = args.int_or(0, "precision", 0)?.clamp(-300, 300);
             let method = args.str_or(1, "method", "common")?;
             if let (Some(n), "common", 0..) = (value.as_int(), method, precision) {
@@ -576,9 +589,12 @@ fn indent(text: &str, args: &Arguments, budget: &mut Budget) -> Result<Value, Er
         args.bool_or(1, "first", false),
         args.bool_or(2, "blank", false),
     );
-    budget.spend_times(text.matches('\n').count() + 2, by.len())?;
+    budget.spend_times(text.len(), 16)?;
+    budget.spend_times(split_lines(text, false).len() + 2, by.len())?;
     let mut out = String::new();
-    for (i, line) in text.split('\n').enumerate() {
+    // As jinja2 has it: an end of a line is added, so that one at the end makes a line.
+    let text = [text, "\n"].concat();
+    for (i, line) in split_lines(&text, false).into_iter().enumerate() {
         if i > 0 {
             out.push('\n');
         }

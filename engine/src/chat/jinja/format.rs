@@ -251,6 +251,7 @@ pub(crate) fn percent(template: &str, value: &Value, budget: &mut Budget) -> Res
             out.push(c);
             continue;
         }
+        budget.spend(16)?;
         let mut named = None;
         if chars.next_if_eq(&'(').is_some() {
             let mut key = String::new();
@@ -381,6 +382,7 @@ pub(crate) fn format_method(
     let mut rest = template;
     while let Some(at) = rest.find(['{', '}']) {
         out.push_str(&rest[..at]);
+        budget.spend_times(args.named.len() + 1, 16)?;
         let (mark, after) = rest[at..].split_at(1);
         if after.starts_with(mark) {
             out.push_str(mark);

@@ -16,6 +16,9 @@ use super::repr::{concat, text};
 use super::value::{Entry, Function, Method, Value};
 use super::{Budget, Error, MAX_DEPTH, Surroundings, filters, methods, tests};
 
+/// The most arguments of a call, by place and by name each.
+const MAX_ARGUMENTS: usize = 255;
+
 /// The longest `range`, which is that of jinja2's sandbox.
 const MAX_RANGE: i64 = 100_000;
 
@@ -114,13 +117,18 @@ impl<'a> Interpreter<'a> {
         Ok(self.out)
     }
 
-    fn enter(&mut self) -> Result<(), Error> {
+    /// Goes a level deeper.
+    pub(crate) fn enter(&mut self) -> Result<(), Error> {
         self.budget.step()?;
         self.depth += 1;
         match self.depth > MAX_DEPTH {
             true => Err(Error::new("calls are nested too deeply")),
             false => Ok(()),
         }
+    }
+
+    pub(crate) fn leave(&mut self) {
+        self.depth -= 1;
     }
 
     fn write(&mut self, text: &str) -> Result<(), Error> {
@@ -403,7 +411,7 @@ impl<'a> Interpreter<'a> {
             "raise_exception" => Value::Function(Function::RaiseException),
             "range" => Value::Function(Function::Range),
             "strftime_now" => Value::Function(Function::StrftimeNow),
-            _ => Value::undefined(format!("'{name}' is undefined")),
+            _ => self.undefined(format!("'{}' is undefined", clip(name)))?,
         })
     }
 
@@ -591,11 +599,20 @@ impl<'a> Interpreter<'a> {
                 }
             }
         }
+        if positional.len() > MAX_ARGUMENTS || named.len() > MAX_ARGUMENTS {
+            return Err(Error::new(format!("more than {MAX_ARGUMENTS} arguments")));
+        }
         Ok(Arguments {
             of: of.clone(),
             positional,
             named,
         })
+    }
+
+    /// Nothing, and why.
+    fn undefined(&mut self, message: String) -> Result<Value, Error> {
+        self.budget.spend(message.len())?;
+        Ok(Value::undefined(message))
     }
 
     // Attributes and items.
@@ -638,7 +655,7 @@ impl<'a> Interpreter<'a> {
             return Ok(Value::Method(Arc::new(Method { of, name })));
         }
         let of = value.type_name();
-        Ok(Value::undefined(format!("{of} has no attribute '{name}'")))
+        self.undefined(format!("{of} has no attribute '{}'", clip(name)))
     }
 
     /// `value[key]`: the item, or the attribute where there is none.
@@ -646,7 +663,7 @@ impl<'a> Interpreter<'a> {
         value.defined()?;
         let found = match value {
             Value::Dict(dict) => dict.get(key, &mut self.budget)?.cloned(),
-            Value::List(items) | Value::Tuple(items) => {
+            Value::List(items) | Value::Tuple(items) if !value.is_generator() => {
                 let at = key.as_int().and_then(|i| place(i, items.len()));
                 at.map(|at| items[at].clone())
             }
@@ -689,6 +706,7 @@ impl<'a> Interpreter<'a> {
             };
         }
         let len = match value {
+            _ if value.is_generator() => return self.undefined("a generator has no slices".into()),
             Value::List(_) | Value::Tuple(_) | Value::Str(_) => value.len(&mut self.budget)?,
             _ => {
                 return Ok(Value::undefined(format!(
@@ -697,6 +715,7 @@ impl<'a> Interpreter<'a> {
                 )));
             }
         };
+        self.budget.spend_times(len, size_of::<usize>())?;
         let places = places(len, bounds)?;
         self.budget.spend_times(places.len(), size_of::<Value>())?;
         let pick = |items: &[Value]| places.iter().map(|at| items[*at].clone()).collect();
@@ -749,7 +768,8 @@ impl<'a> Interpreter<'a> {
             self.set(&param.name, value)?;
         }
         let further = args.positional.get(is.params.len()..).unwrap_or_default();
-        if is.takes_varargs {
+        let has = |name: &str| is.params.iter().any(|param| &*param.name == name);
+        if is.takes_varargs && !has("varargs") {
             let varargs = Value::tuple(further.to_vec(), &mut self.budget)?;
             self.set(&"varargs".into(), varargs)?;
         } else if !further.is_empty() {
@@ -778,7 +798,7 @@ impl<'a> Interpreter<'a> {
                 }
             }
         }
-        if is.takes_kwargs {
+        if is.takes_kwargs && !has("kwargs") {
             let kwargs = Value::dict(kwargs, &mut self.budget)?;
             self.set(&"kwargs".into(), kwargs)?;
         }
@@ -906,6 +926,11 @@ impl LoopState {
             _ => return None,
         })
     }
+}
+
+/// The beginning of a name, for messages.
+fn clip(name: &str) -> String {
+    name.chars().take(60).collect()
 }
 
 /// Gives `name` this value.

@@ -50,6 +50,9 @@ impl Writer<'_> {
             Value::Int(n) => self.out.push_str(&n.to_string()),
             Value::Float(x) => self.out.push_str(&number(*x)),
             Value::Str(text) => self.string(text)?,
+            _ if value.is_generator() => {
+                return Err(Error::new("a generator cannot be written as JSON"));
+            }
             Value::List(items) | Value::Tuple(items) => {
                 self.out.push('[');
                 for (i, item) in items.iter().enumerate() {
@@ -70,6 +73,7 @@ impl Writer<'_> {
                 for (i, entry) in entries.iter().enumerate() {
                     self.next(i, depth)?;
                     self.key(&entry.key)?;
+                    self.budget.spend(self.style.after_key.len())?;
                     self.out.push_str(&self.style.after_key);
                     self.value(&entry.value, depth + 1)?;
                 }
@@ -181,8 +185,8 @@ fn number(x: f64) -> String {
 
 /// A value from JSON; of equal keys the last counts.
 pub(crate) fn value_of_json(json: &str) -> Result<Value, String> {
-    // It is the caller's own text, and as large as that; the depth is checked all the same.
-    let mut budget = Budget::new(u64::MAX);
+    // A few times its size, and what comparing the keys of objects takes.
+    let mut budget = Budget::new((64 << 20) + 64 * json.len() as u64);
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let value = FromJson(&mut budget).deserialize(&mut deserializer);
     let value = value.map_err(|error| error.to_string())?;

@@ -183,6 +183,14 @@ fn str_method(
     budget: &mut Budget,
 ) -> Result<Value, Error> {
     budget.spend(text.len())?;
+    // What is looked for is gone over, too.
+    for value in args
+        .positional
+        .iter()
+        .chain(args.named.iter().map(|entry| &entry.value))
+    {
+        budget.spend(value.as_str().map_or(0, str::len))?;
+    }
     match name {
         "strip" | "lstrip" | "rstrip" => {
             let set = match args.get(0, "chars") {
@@ -369,6 +377,8 @@ fn texts_tuple(texts: &[&str], budget: &mut Budget) -> Result<Value, Error> {
 }
 
 fn split(text: &str, name: &str, args: &Arguments, budget: &mut Budget) -> Result<Value, Error> {
+    // Parts may be a byte each.
+    budget.spend_times(text.len(), size_of::<&str>())?;
     let parts: Vec<&str> = if name == "splitlines" {
         split_lines(text, args.bool_or(0, "keepends", false))
     } else {
@@ -435,7 +445,7 @@ fn split_words(text: &str, from_end: bool, max: usize) -> Vec<&str> {
     parts
 }
 
-fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
+pub(crate) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let is_end = |c: char| {
         matches!(
             c,
@@ -497,10 +507,10 @@ fn affix(
     affix.defined()?;
     Ok(Value::Bool(match affix {
         Value::Tuple(items) => {
-            budget.spend_times(items.len(), 8)?;
             let mut found = false;
             for item in items.iter() {
-                found |= is_there(item)?;
+                budget.spend(8 + item.as_str().map_or(0, str::len) / 8)?;
+                found = found || is_there(item)?;
             }
             found
         }

@@ -15,8 +15,9 @@
 //! added to themselves, and it is Jinja, but not Python: what an undefined name is equal to, whether a
 //! string is a sequence, what methods strings have.
 //!
-//! What is left out is refused by name: inheritance and inclusion, `autoescape`, filters for HTML beside
-//! `escape`, random choices, integers beyond 64 bits.
+//! What is left out is refused by name: inheritance and inclusion, `autoescape`, recursive loops, `cycler`
+//! and `joiner`, filters for HTML beside `escape`, `groupby`, `pprint`, `wordwrap` and `filesizeformat`, random
+//! choices, bytes, integers beyond 64 bits. What is a generator in Python can be gone through twice here.
 
 mod ast;
 mod call;

@@ -154,6 +154,15 @@ pub(crate) fn binary(
         a.defined()?;
         b.defined()?;
     }
+    if op != BinaryOp::Add && matches!((a, b), (Value::Safe(_), _) | (_, Value::Safe(_))) {
+        return binary(op, &a.clone().plain(), &b.clone().plain(), budget);
+    }
+    if a.is_generator() || b.is_generator() {
+        return Err(Error::new(format!(
+            "a generator does not go with '{}'",
+            symbol(op)
+        )));
+    }
     match (op, a, b) {
         (BinaryOp::Add, Value::Safe(_), _) | (BinaryOp::Add, _, Value::Safe(_)) => {
             let text: String = [html(a, budget)?, html(b, budget)?].concat();
@@ -215,7 +224,10 @@ fn symbol(op: BinaryOp) -> &'static str {
 /// A text or items `n` times.
 fn repeat(value: &Value, n: i64, budget: &mut Budget) -> Result<Value, Error> {
     let n = usize::try_from(n).unwrap_or(0);
-    let repeated = |items: &[Value]| (0..n).flat_map(|_| items).cloned().collect();
+    let repeated = |items: &[Value]| {
+        let n = if items.is_empty() { 0 } else { n };
+        (0..n).flat_map(|_| items).cloned().collect()
+    };
     match value {
         Value::Str(text) => {
             budget.spend_times(n, text.len())?;

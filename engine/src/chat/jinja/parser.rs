@@ -430,6 +430,7 @@ impl Parser {
 
     /// An expression: `a if b else c`, or without the conditional.
     fn expr(&mut self) -> Result<Expr, Error> {
+        let depth = self.depth;
         self.enter()?;
         let mut value = self.or()?;
         while self.take_name("if") {
@@ -438,15 +439,15 @@ impl Parser {
                 true => Some(self.expr()?),
                 false => None,
             };
+            // Each is in the next.
             self.enter()?;
             value = Expr::If(Box::new(Conditional {
                 test,
                 value,
                 otherwise,
             }));
-            self.depth -= 1;
         }
-        self.depth -= 1;
+        self.depth = depth;
         Ok(value)
     }
 
@@ -524,14 +525,16 @@ impl Parser {
     fn operations(
         &mut self,
         operand: fn(&mut Self) -> Result<Expr, Error>,
-        ops: &[(&str, BinaryOp)],
+        op_of: fn(&str) -> Option<BinaryOp>,
     ) -> Result<Expr, Error> {
         let first = operand(self)?;
         let mut operations = Vec::new();
-        while let Some((_, op)) = ops.iter().find(|(text, _)| self.is_op(text)) {
+        while let Kind::Op(text) = self.peek()
+            && let Some(op) = op_of(text)
+        {
             self.next();
             let with = operand(self)?;
-            operations.push(Operation { op: *op, with });
+            operations.push(Operation { op, with });
         }
         Ok(match operations.is_empty() {
             true => first,
@@ -540,8 +543,11 @@ impl Parser {
     }
 
     fn sum(&mut self) -> Result<Expr, Error> {
-        let ops = [("+", BinaryOp::Add), ("-", BinaryOp::Sub)];
-        self.operations(Self::concat, &ops)
+        self.operations(Self::concat, |text| match text {
+            "+" => Some(BinaryOp::Add),
+            "-" => Some(BinaryOp::Sub),
+            _ => None,
+        })
     }
 
     fn concat(&mut self) -> Result<Expr, Error> {
@@ -557,17 +563,20 @@ impl Parser {
     }
 
     fn product(&mut self) -> Result<Expr, Error> {
-        let ops = [
-            ("*", BinaryOp::Mul),
-            ("/", BinaryOp::Div),
-            ("//", BinaryOp::FloorDiv),
-            ("%", BinaryOp::Mod),
-        ];
-        self.operations(Self::power, &ops)
+        self.operations(Self::power, |text| match text {
+            "*" => Some(BinaryOp::Mul),
+            "/" => Some(BinaryOp::Div),
+            "//" => Some(BinaryOp::FloorDiv),
+            "%" => Some(BinaryOp::Mod),
+            _ => None,
+        })
     }
 
     fn power(&mut self) -> Result<Expr, Error> {
-        self.operations(|parser| parser.unary(true), &[("**", BinaryOp::Pow)])
+        self.operations(
+            |parser| parser.unary(true),
+            |text| (text == "**").then_some(BinaryOp::Pow),
+        )
     }
 
     fn unary(&mut self, with_filters: bool) -> Result<Expr, Error> {

@@ -51,6 +51,7 @@ pub(crate) fn apply(
         "string" => matches!(value, Value::Str(_)),
         "mapping" => matches!(value, Value::Dict(_)),
         // Whatever has a length and can be indexed; an undefined value pretends to.
+        "sequence" if value.is_generator() => false,
         "iterable" | "sequence" => matches!(
             value,
             Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Dict(_) | Value::Undefined(_)
@@ -59,6 +60,12 @@ pub(crate) fn apply(
             value,
             Value::Macro(_) | Value::Function(_) | Value::Method(_) | Value::Undefined(_)
         ),
+        "even" | "odd" if matches!(value, Value::Float(_)) => {
+            let rest = value
+                .as_float()
+                .map_or(0.0, |x| libm::fabs(libm::fmod(x, 2.0)));
+            rest == if name == "even" { 0.0 } else { 1.0 }
+        }
         "even" => whole()?.rem_euclid(2) == 0,
         "odd" => whole()?.rem_euclid(2) == 1,
         "divisibleby" => match args.int(0, "num")? {

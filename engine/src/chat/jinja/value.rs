@@ -64,6 +64,8 @@ pub(crate) struct Method {
 pub(crate) struct Items {
     items: Vec<Value>,
     depth: u8,
+    /// Whether Python has a generator here: it is true, and has no length and no items to ask for.
+    is_generator: bool,
 }
 
 impl core::ops::Deref for Items {
@@ -95,11 +97,18 @@ impl Dict {
     /// The value of a key that is a text.
     pub(crate) fn get_str(&self, key: &str, budget: &mut Budget) -> Result<Option<&Value>, Error> {
         budget.spend(self.entries.len())?;
-        let found = self
-            .entries
-            .iter()
-            .find(|entry| matches!(&entry.key, Value::Str(k) if **k == *key));
-        Ok(found.map(|entry| &entry.value))
+        for entry in &self.entries {
+            let Value::Str(other) = &entry.key else {
+                continue;
+            };
+            if other.len() == key.len() {
+                budget.spend(key.len() / 8)?;
+                if **other == *key {
+                    return Ok(Some(&entry.value));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// The value of a key.
@@ -137,17 +146,34 @@ impl Value {
     }
 
     pub(crate) fn list(items: Vec<Value>, budget: &mut Budget) -> Result<Value, Error> {
-        Ok(Value::List(Self::items(items, budget)?))
+        Ok(Value::List(Self::items(items, false, budget)?))
     }
 
     pub(crate) fn tuple(items: Vec<Value>, budget: &mut Budget) -> Result<Value, Error> {
-        Ok(Value::Tuple(Self::items(items, budget)?))
+        Ok(Value::Tuple(Self::items(items, false, budget)?))
     }
 
-    fn items(items: Vec<Value>, budget: &mut Budget) -> Result<Arc<Items>, Error> {
+    /// What filters give that are generators in Python: a list, but for what that has no length for.
+    pub(crate) fn generator(items: Vec<Value>, budget: &mut Budget) -> Result<Value, Error> {
+        Ok(Value::List(Self::items(items, true, budget)?))
+    }
+
+    fn items(
+        items: Vec<Value>,
+        is_generator: bool,
+        budget: &mut Budget,
+    ) -> Result<Arc<Items>, Error> {
         budget.spend_times(items.len() + 1, ITEM_BYTES)?;
         let depth = depth_over(items.iter().map(Value::depth))?;
-        Ok(Arc::new(Items { items, depth }))
+        Ok(Arc::new(Items {
+            items,
+            depth,
+            is_generator,
+        }))
+    }
+
+    pub(crate) fn is_generator(&self) -> bool {
+        matches!(self, Value::List(items) if items.is_generator)
     }
 
     /// A dictionary; of equal keys the last counts.
@@ -155,7 +181,7 @@ impl Value {
         budget.spend_times(entries.len() + 1, 2 * ITEM_BYTES)?;
         let mut unique: Vec<Entry> = Vec::with_capacity(entries.len());
         for entry in entries {
-            entry.key.check_key()?;
+            entry.key.check_key(budget)?;
             budget.spend(unique.len())?;
             let mut at = None;
             for (i, other) in unique.iter().enumerate() {
@@ -178,12 +204,16 @@ impl Value {
     }
 
     /// Whether this can be a key, which lists and dictionaries cannot.
-    fn check_key(&self) -> Result<(), Error> {
+    fn check_key(&self, budget: &mut Budget) -> Result<(), Error> {
+        budget.spend(8)?;
         match self {
             Value::List(_) | Value::Dict(_) => {
                 Err(Error::new(format!("{} cannot be a key", self.type_name())))
             }
-            Value::Tuple(items) => items.iter().try_for_each(Value::check_key),
+            Value::Tuple(items) => {
+                let mut items = items.iter();
+                items.try_for_each(|item| item.check_key(budget))
+            }
             _ => Ok(()),
         }
     }
@@ -224,7 +254,7 @@ impl Value {
             Value::Int(n) => *n != 0,
             Value::Float(x) => *x != 0.0,
             Value::Str(text) | Value::Safe(text) => !text.is_empty(),
-            Value::List(items) | Value::Tuple(items) => !items.is_empty(),
+            Value::List(items) | Value::Tuple(items) => items.is_generator || !items.is_empty(),
             Value::Dict(dict) => !dict.entries.is_empty(),
             _ => true,
         }
@@ -300,6 +330,9 @@ impl Value {
     pub(crate) fn len(&self, budget: &mut Budget) -> Result<usize, Error> {
         match self {
             Value::Undefined(_) => Ok(0),
+            Value::List(items) if items.is_generator => {
+                Err(Error::new("a generator has no length"))
+            }
             Value::List(items) | Value::Tuple(items) => Ok(items.len()),
             Value::Dict(dict) => Ok(dict.entries.len()),
             Value::Str(text) => {
