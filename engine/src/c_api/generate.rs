@@ -261,15 +261,16 @@ unsafe fn stop_at(options: &tandem_generate_options) -> Result<Vec<String>, Fail
     }
     // SAFETY: as the caller promises.
     let texts = unsafe { slice_at(options.stop, options.n_stop as usize, "stop")? };
-    let read = |(i, text): (usize, &*const c_char)| {
+    let mut strings = Vec::new();
+    for (i, text) in texts.iter().enumerate() {
         // SAFETY: as the caller promises.
         let text = unsafe { text_at(*text, &format!("stop string {i}"))? };
-        match text.is_empty() {
-            true => Err(argument("a stop string is empty")),
-            false => Ok(text.into()),
+        if text.is_empty() {
+            return Err(argument("a stop string is empty"));
         }
-    };
-    texts.iter().enumerate().map(read).collect()
+        strings.push(text.into());
+    }
+    Ok(strings)
 }
 
 /// What functions that generate are given besides the prompt.

@@ -223,7 +223,7 @@ impl ChatTemplate {
     ) -> Result<String, ChatTemplateError> {
         let sizes = messages.iter().map(|m| m.role.len() + m.content.len());
         let n_bytes = sizes.sum::<usize>() + args.n_bytes;
-        let max_output = BASE_OUTPUT_BYTES + 4 * n_bytes;
+        let max_output = n_bytes.saturating_mul(4).saturating_add(BASE_OUTPUT_BYTES);
         let all = BASE_BYTES + BYTES_PER_MESSAGE * messages.len() as u64;
         let all = all.saturating_add(BYTES_PER_BYTE * n_bytes as u64);
         let mut budget = Budget::new(all.min(MAX_BYTES));

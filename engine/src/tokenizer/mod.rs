@@ -11,6 +11,7 @@
 #[cfg(feature = "std")]
 mod byte_level;
 mod encode;
+mod end_of_generation;
 mod error;
 mod pre_tokenizer;
 mod sentencepiece;

@@ -11,9 +11,9 @@
 //! - Each step and each byte that is made are paid for out of one [`Budget`], before they are made where
 //!   that is more than a small multiple of what is there. So time and memory are.
 //!
-//! `minijinja` was used here before. It bounds neither a namespace that refers to itself nor lists that are
-//! added to themselves, and it is Jinja, but not Python: what an undefined name is equal to, whether a
-//! string is a sequence, what methods strings have.
+//! No library does this: `minijinja` bounds neither a namespace that refers to itself nor lists that are added
+//! to themselves, and it is Jinja, but not Python: what an undefined name is equal to, whether a string is a
+//! sequence, what methods strings have.
 //!
 //! What is left out is refused by name: inheritance and inclusion, `autoescape`, recursive loops, `cycler`
 //! and `joiner`, filters for HTML beside `escape`, `groupby`, `pprint`, `wordwrap` and `filesizeformat`, random
