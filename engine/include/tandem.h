@@ -396,8 +396,7 @@ enum tandem_status tandem_generate_tokens(const struct tandem_session *session,
                                           void *user,
                                           struct tandem_result *result);
 
-// Stops the generation that is at work in a session, after the token or the part of the prompt
-// that is being evaluated. Does nothing where none is. May be called from any thread.
+// Stops the generation that is at work in a session, after the layer that is being evaluated. Does nothing where none is. May be called from any thread.
 enum tandem_status tandem_cancel(const struct tandem_session *session);
 
 #ifdef __cplusplus

@@ -205,10 +205,10 @@ pub(crate) struct SessionArgs {
     /// Context size in tokens, prompt and reply together [default: the model's, at most 4096]
     #[arg(long, short, value_name = "N", visible_alias = "ctx-size")]
     pub ctx: Option<NonZeroUsize>,
-    /// Threads to run on, never more than there are cores [default: all cores for the prompt; for
-    /// single tokens the fewest that reach full speed, measured at the start]
-    #[arg(long, short, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    /// Threads to run on, never more than there are cores [default, and -1: all cores for the prompt; for
+    /// single tokens the fewest that reach full speed, measured at the start and again as the load changes]
+    #[arg(long, short, value_name = "N", value_parser = thread_count, allow_negative_numbers = true)]
+    threads: Option<NonZeroUsize>,
     /// Threads for single tokens [default: see --threads]
     #[arg(long, value_name = "N")]
     pub threads_decode: Option<NonZeroUsize>,
@@ -253,6 +253,18 @@ impl CpuArgs {
     }
 }
 
+/// What the flag says by -1.
+const DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::MAX;
+
+/// A number of threads; -1, as others take it, is the default.
+fn thread_count(text: &str) -> std::result::Result<NonZeroUsize, String> {
+    match text.parse() {
+        Ok(n) => Ok(n),
+        Err(_) if text == "-1" => Ok(DEFAULT_THREADS),
+        Err(_) => Err("a number of at least 1 is wanted, or -1 for the default".to_string()),
+    }
+}
+
 /// The level of a name, if this CPU has it. An empty one, as unit files set the variable, is the best.
 fn level(name: &str) -> std::result::Result<Level, String> {
     if name.is_empty() {
@@ -265,10 +277,18 @@ fn level(name: &str) -> std::result::Result<Level, String> {
 }
 
 impl SessionArgs {
+    /// How many threads the flags name.
+    pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
+        self.threads.filter(|n| *n != DEFAULT_THREADS)
+    }
+
     /// Threads for whatever the flags ask for.
     pub(crate) fn pool(&self) -> SharedPool {
-        let n_cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let n_threads = self.threads.unwrap_or_else(n_cores);
+        let n_cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let n_threads = self.threads().unwrap_or(n_cores);
+        if n_threads > n_cores {
+            tell!("warning: --threads {n_threads} is more than there are cores: {n_cores} run");
+        }
         let n_threads = n_threads.max(self.threads_decode.unwrap_or(n_threads));
         ThreadPool::new(n_threads.get()).into()
     }
@@ -329,8 +349,12 @@ impl SessionArgs {
         options.kv_type = self.kv_type.unwrap_or(options.kv_type);
         options.exact = self.exact;
         options.level = self.cpu.level();
-        options.n_threads = self.threads.map_or(usize::MAX, NonZeroUsize::get);
-        let given = self.threads_decode.or(self.threads).map(NonZeroUsize::get);
+        options.n_threads = self.threads().map_or(usize::MAX, NonZeroUsize::get);
+        let given = self
+            .threads_decode
+            .or(self.threads())
+            .map(NonZeroUsize::get);
+        options.follow_load = given.is_none();
         let measured = || threads::for_decode(model, pool.get(), options.level, self.exact);
         options.n_threads_decode = given.unwrap_or_else(measured);
         options
@@ -346,8 +370,8 @@ pub(crate) struct SamplerArgs {
     /// Temperature: 0 always picks the most likely token
     #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = at_least_0, allow_negative_numbers = true)]
     pub temp: f32,
-    /// Pick among the K most likely tokens; 0 is off
-    #[arg(long, value_name = "K", default_value_t = 40)]
+    /// Pick among the K most likely tokens; 0, or -1, is off
+    #[arg(long, value_name = "K", default_value = "40", value_parser = top_k, allow_negative_numbers = true)]
     pub top_k: usize,
     /// Pick among the most likely tokens that reach probability P; 1 is off
     #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability, allow_negative_numbers = true)]
@@ -438,6 +462,15 @@ impl SamplerArgs {
 fn clock_seed() -> u64 {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
     now.map_or(0, |time| time.as_nanos() as u64)
+}
+
+fn top_k(text: &str) -> std::result::Result<usize, String> {
+    match text {
+        "-1" => Ok(0),
+        _ => text
+            .parse()
+            .map_err(|_| "a number is wanted, or -1 for all tokens".to_string()),
+    }
 }
 
 fn penalty_window(text: &str) -> std::result::Result<usize, String> {

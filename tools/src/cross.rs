@@ -64,6 +64,9 @@ pub(crate) fn cross(args: &Args) -> Result<()> {
     }
     let (bundle, compose) = (args.bundle.as_deref(), args.compose.as_deref());
     let content = Content::open(args.model.as_deref(), bundle, compose)?;
+    if let Some(warning) = board.warning(content.model_bytes()?) {
+        tell!("{warning}");
+    }
     let source = source(args.source.as_deref())?;
     let toolchain = Toolchain::find()?;
     tell!("building with {}", toolchain.describe());

@@ -151,7 +151,7 @@ pub(crate) fn eval(args: &Args) -> Result<()> {
         false => Some(n_ctx_max(args, model.config())),
     };
     // The pool has no more threads than there are cores.
-    let n_threads = args.session.threads.map_or(usize::MAX, NonZeroUsize::get);
+    let n_threads = args.session.threads().map_or(usize::MAX, NonZeroUsize::get);
     let n_threads = n_threads.min(pool.get().n_threads());
     let n_threads = n_threads.min(plans.len() * examples.len());
     let serial = SharedPool::from(Serial);

@@ -36,9 +36,10 @@ mod tokenize;
 #[cfg(feature = "train")]
 mod train;
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 /// Run language models on small machines.
@@ -76,7 +77,7 @@ enum Command {
 
 fn main() -> ExitCode {
     mapped::tell_of_lost_pages();
-    let result = match Cli::parse().command {
+    let result = match parse().command {
         Command::Demo(args) => demo::demo(&args),
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
@@ -108,6 +109,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line; where it makes no sense the process ends.
+fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        let wants_prompt = error.kind() == ErrorKind::MissingRequiredArgument
+            && error.to_string().contains("--prompt");
+        if wants_prompt && !io::stdin().is_terminal() {
+            tell!("hint: --prompt-file - takes the prompt from standard input");
+        }
+        std::process::exit(error.exit_code())
+    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

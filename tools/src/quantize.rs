@@ -1,5 +1,6 @@
 //! `tandem quantize`: a model's weights in another type.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -122,6 +123,7 @@ pub(crate) fn quantize(args: &Args) -> Result<()> {
     for t in gguf.tensors() {
         tensors.push((t.name.to_string(), t.shape().to_vec(), plan.dtype(t)?));
     }
+    tell_fallbacks(&plan, &tensors);
     let n_written = rewrite(
         &args.output,
         &gguf,
@@ -138,6 +140,38 @@ pub(crate) fn quantize(args: &Args) -> Result<()> {
         n_read as f64 / 1e6,
     );
     Ok(())
+}
+
+/// Says which matrices get another type than was asked for, as their rows are no whole number of its
+/// blocks.
+fn tell_fallbacks(plan: &Plan, tensors: &[NewTensor]) {
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    let matrices = tensors
+        .iter()
+        .filter(|(name, shape, _)| is_matrix(name, shape));
+    for (name, shape, dtype) in matrices {
+        let wanted = plan.mixed(name);
+        let n_cols = shape.first().copied().unwrap_or(0);
+        if *dtype != wanted && !n_cols.is_multiple_of(wanted.block_len()) {
+            *counts.entry((wanted.name(), dtype.name())).or_default() += 1;
+        }
+    }
+    if counts.is_empty() {
+        return;
+    }
+    let n: usize = counts.values().sum();
+    let instead = counts.iter();
+    let instead = instead.map(|((wanted, got), n)| format!("{n} in {got} instead of {wanted}"));
+    tell!(
+        "{n} matrices have rows that no whole number of blocks fills, and go into types of smaller blocks, \
+         which makes the file larger: {}",
+        instead.collect::<Vec<_>>().join(", ")
+    );
+}
+
+/// Whether a tensor is one whose type is chosen.
+fn is_matrix(name: &str, shape: &[usize]) -> bool {
+    shape.len() == 2 && name.ends_with(".weight") && !name.contains("_norm")
 }
 
 /// An output that is one of the files being read would destroy them.
@@ -269,11 +303,9 @@ impl Plan {
     }
 
     pub(crate) fn dtype(&self, t: &Tensor<'_>) -> Result<DType> {
-        let is_matrix =
-            t.shape().len() == 2 && t.name.ends_with(".weight") && !t.name.contains("_norm");
         let is_weight =
             t.dtype.is_quantized() || matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16);
-        if !is_matrix || !is_weight {
+        if !is_matrix(t.name, t.shape()) || !is_weight {
             return Ok(t.dtype);
         }
         self.matrix_type(t.name, t.n_cols()).ok_or_else(|| {

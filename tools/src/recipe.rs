@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Recipe {
+    #[serde(default)]
     pub bundle: Header,
     #[serde(default)]
     pub adapter: Vec<Adapter>,
@@ -20,13 +21,13 @@ pub(crate) struct Recipe {
     folder: PathBuf,
 }
 
-/// What the bundle is called, and for which base model it is.
-#[derive(Debug, Deserialize)]
+/// What the bundle is called, and for which base model it is. A new bundle must have both; one that is
+/// added to has them.
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Header {
-    /// A new bundle must have a name; one that is added to keeps its own.
     pub name: Option<String>,
-    pub base: PathBuf,
+    pub base: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -94,8 +95,9 @@ fn one() -> f32 {
 pub(crate) struct Calibration {
     pub kind: String,
     pub path: PathBuf,
-    /// Its name in the bundle; otherwise its file's. Compositions that name the same share it.
-    name: Option<String>,
+    /// Its name in the bundle; otherwise its file's, with a number where another one has that. Compositions
+    /// that name the same share it.
+    pub name: Option<String>,
     /// `f32`, `f16`, or `q8_0`, which P1 alone is stored in.
     #[serde(default = "f16")]
     pub quant: Quant,
@@ -108,14 +110,14 @@ fn f16() -> Quant {
 impl Calibration {
     /// Whether another entry asks for the same bytes.
     pub(crate) fn is_same(&self, other: &Calibration) -> bool {
-        (&self.kind, &self.path, self.quant) == (&other.kind, &other.path, other.quant)
+        (&self.kind, &self.path, self.quant, &self.name)
+            == (&other.kind, &other.path, other.quant, &other.name)
     }
 
-    /// The name that it gets in the bundle.
-    pub(crate) fn name(&self) -> Result<String> {
+    /// The name of its file.
+    pub(crate) fn file_name(&self) -> Result<&str> {
         let stem = self.path.file_stem().and_then(|s| s.to_str());
-        let name = self.name.clone().or(stem.map(str::to_string));
-        name.with_context(|| format!("{} gives the calibration no name", self.path.display()))
+        stem.with_context(|| format!("{} gives the calibration no name", self.path.display()))
     }
 }
 
@@ -130,6 +132,11 @@ impl Recipe {
     /// A path of the recipe.
     pub(crate) fn path(&self, path: &Path) -> PathBuf {
         self.folder.join(path)
+    }
+
+    /// The folder that its paths are relative to.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 }
 
@@ -189,7 +196,7 @@ prompt = "{{ input }}\n=> "
         assert_eq!((c.adapters[0].weight, c.adapters[1].weight), (0.5, 1.0));
         let calibration = c.calibration.as_ref().unwrap();
         assert_eq!(calibration.quant, Quant::F16);
-        assert_eq!(calibration.name().unwrap(), "sum-fr");
+        assert_eq!(calibration.file_name().unwrap(), "sum-fr");
         assert_eq!(c.prompt.as_deref(), Some("{{ input }}\n=> "));
     }
 

@@ -61,6 +61,9 @@ struct Report {
     /// Null where fewer than two tokens were generated.
     generated_tokens_per_second: Option<f64>,
     stop: &'static str,
+    /// The one of `--stop` that it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_string: Option<String>,
     seed: u64,
 }
 
@@ -100,6 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let ids = generation.tokens().to_vec();
     let stop = generation.stop_reason().unwrap_or(StopReason::Cancelled);
+    let stop_string = generation.stop_string().map(str::to_string);
     let timings = generation.timings();
     let first = opened + timings.prompt;
 
@@ -112,6 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         generated_tokens_per_second: (ids.len() > 1)
             .then(|| (ids.len() - 1) as f64 / timings.decode.as_secs_f64()),
         stop: stop.name(),
+        stop_string,
         seed: sampling.seed,
         prompt_ids: prompt,
         text,

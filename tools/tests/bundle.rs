@@ -379,10 +379,7 @@ fn recipes_that_do_not_fit_are_refused_and_leave_no_file() {
             "[bundle]\nname = \"x\"\nbase = \"none.gguf\"\n".to_string(),
             "cannot open",
         ),
-        (
-            "[bundle]\nname = \"x\"\n".to_string(),
-            "missing field `base`",
-        ),
+        ("[bundle]\nname = \"x\"\n".to_string(), "has no base"),
         (
             format!("[bundle]\nname = \"x\"\nbase = {base:?}\ncolour = 1\n"),
             "line 4: unknown field `colour`",
@@ -448,4 +445,47 @@ fn a_bundle_survives_its_writer_being_killed() {
     }
     // Both were seen, or the moments were badly chosen.
     assert!(n_old > 0 && n_new > 0, "{n_old} old, {n_new} new");
+}
+
+/// Name and base of a bundle that is added to are its own; calibrations of files of one name stay apart.
+#[test]
+fn an_addition_needs_no_name_and_no_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pocket.tandem");
+    fs::copy(fixture("pocket.tandem"), &path).unwrap();
+    let recipe = folder.path().join("more.toml");
+    let file = fixture("calibrations/sum-fr-lcpp.safetensors");
+    let mut text = String::new();
+    for place in ["a", "b"] {
+        fs::create_dir(folder.path().join(place)).unwrap();
+        fs::copy(&file, folder.path().join(place).join("learned.safetensors")).unwrap();
+        text += &format!(
+            "[[composition]]\nname = \"{place}\"\nadapters = [{{ name = \"summarize\" }}]\n\
+             calibration = {{ kind = \"low_rank\", path = \"{place}/learned.safetensors\" }}\n"
+        );
+    }
+    fs::write(&recipe, text).unwrap();
+    tandem!("bundle", "add", path, recipe).fails(1, "name it by --base");
+    // Another model beside it is passed over.
+    fs::write(folder.path().join("another.gguf"), "GGUF").unwrap();
+    fs::copy(
+        fixture("pocket-q8_0.gguf"),
+        folder.path().join("pocket.gguf"),
+    )
+    .unwrap();
+    let before = fs::read(&path).unwrap();
+    tandem!("bundle", "add", path, recipe).ok();
+    let report = inspect(&path);
+    let calibrations = names(&report["calibrations"]);
+    assert!(
+        calibrations.ends_with(&["learned", "learned-2"]),
+        "{calibrations:?}"
+    );
+    fs::write(&path, before).unwrap();
+    fs::remove_file(folder.path().join("pocket.gguf")).unwrap();
+    let base = fixture("pocket-q8_0.gguf");
+    tandem!("bundle", "add", path, recipe, "--base", base).ok();
+    // A new one must have both.
+    let out = folder.path().join("new.tandem");
+    tandem!("bundle", "create", recipe, "--out", out).fails(1, "[bundle] has no name");
 }

@@ -346,7 +346,9 @@ fn rows_that_do_not_fit_get_another_type_or_are_refused_if_pure() {
             (down, [40, 2], waves(80)),
         ],
     );
-    tandem!("quantize", model, out, "Q4_K").ok();
+    let told = tandem!("quantize", model, out, "Q4_K").ok().stderr;
+    let other = "1 in F16 instead of Q4_K, 1 in Q5_0 instead of Q4_K";
+    assert!(told.contains(other), "{told}");
     let report = tandem!("inspect", "--json", out).ok().json();
     let found: Vec<_> = report["tensors"]
         .as_array()

@@ -137,6 +137,8 @@ fn the_loss_falls_and_a_seed_decides_every_byte() {
             curve.to_str().unwrap(),
         ];
         let run = work.calibrate("a.safetensors", &flags).ok();
+        let told = |what: &str| run.stderr.contains(what);
+        assert!(told("of memory\n") && told("tokens/s\n"), "{}", run.stderr);
         let training = losses(&run.stderr, "training loss");
         assert_eq!(training.len(), 5, "{}", run.stderr);
         assert!(training[4] < 0.9 * training[0], "{kind}: {training:?}");

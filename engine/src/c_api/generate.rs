@@ -348,8 +348,7 @@ impl From<Outcome> for tandem_result {
     }
 }
 
-/// Stops the generation that is at work in a session, after the token or the part of the prompt
-/// that is being evaluated. Does nothing where none is. May be called from any thread.
+/// Stops the generation that is at work in a session, after the layer that is being evaluated. Does nothing where none is. May be called from any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn tandem_cancel(session: *const tandem_session) -> tandem_status {
     call(|| {

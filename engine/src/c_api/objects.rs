@@ -99,7 +99,7 @@ pub(super) struct Outcome {
 pub(super) struct Runner {
     session: Mutex<Session>,
     compose: Compose,
-    cancelled: AtomicBool,
+    cancelled: Arc<AtomicBool>,
 }
 
 impl Runner {
@@ -136,7 +136,7 @@ impl Runner {
         Ok(Runner {
             session: Mutex::new(builder.build()?),
             compose,
-            cancelled: AtomicBool::new(false),
+            cancelled: Arc::default(),
         })
     }
 
@@ -176,14 +176,23 @@ impl Runner {
         &self,
         prompt: Prompt<'_>,
         sampling: &Sampling,
-        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+        on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Outcome, Failure> {
         let mut session = self.session()?;
         self.cancelled.store(false, Ordering::Relaxed);
-        let mut generation = session.generate(prompt, sampling)?;
-        if self.prefill(&mut generation)?.is_break() {
-            generation.cancel();
-        }
+        // For as long as this is at work: the next call is another one's.
+        session.set_interrupt(Some(Arc::clone(&self.cancelled)));
+        let outcome = self.answer(session.generate(prompt, sampling), on_text);
+        session.set_interrupt(None);
+        outcome
+    }
+
+    fn answer(
+        &self,
+        generation: Result<Generation<'_>, Error>,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Outcome, Failure> {
+        let mut generation = generation?;
         while let Some(piece) = generation.next() {
             if on_text(&piece?).is_break() || self.is_cancelled() {
                 generation.cancel();
@@ -194,20 +203,5 @@ impl Runner {
             n_generated: generation.tokens().len(),
             stop: generation.stop_reason().unwrap_or(StopReason::Cancelled),
         })
-    }
-
-    /// Evaluates the prompt but for its last piece, and breaks off where that is cancelled.
-    fn prefill(&self, generation: &mut Generation<'_>) -> Result<ControlFlow<()>, Failure> {
-        let mut n_left = generation.n_left();
-        loop {
-            let n = generation.prefill()?;
-            if n == n_left {
-                return Ok(ControlFlow::Continue(()));
-            }
-            n_left = n;
-            if self.is_cancelled() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
     }
 }

@@ -69,6 +69,8 @@ pub struct Generation<'s> {
     tokens: Vec<u32>,
     max_tokens: usize,
     stop_reason: Option<StopReason>,
+    /// Which of the stop strings it was.
+    stopped_by: Option<usize>,
     #[cfg(feature = "std")]
     clock: Clock,
 }
@@ -147,6 +149,7 @@ impl<'s> Generation<'s> {
             tokens: Vec::new(),
             max_tokens: sampling.max_tokens,
             stop_reason: None,
+            stopped_by: None,
             #[cfg(feature = "std")]
             clock: Clock {
                 start: Instant::now(),
@@ -193,6 +196,18 @@ impl<'s> Generation<'s> {
     /// Why it ended; `None` while it goes on.
     pub fn stop_reason(&self) -> Option<StopReason> {
         self.stop_reason
+    }
+
+    /// The stop string that ended it, if one did.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.stop_strings.get(self.stopped_by?)
+    }
+
+    fn stop_by(&mut self, stop_string: Option<usize>) {
+        if stop_string.is_some() {
+            self.stop_reason = Some(StopReason::StopString);
+            self.stopped_by = stop_string;
+        }
     }
 
     /// Ends it: no more tokens are picked.
@@ -266,9 +281,7 @@ impl<'s> Generation<'s> {
     fn next_piece(&mut self) -> Result<Option<String>, Error> {
         while let Some(token) = self.next_token()? {
             let released = self.stop_strings.push(self.decoder.push(token)?);
-            if released.is_stopped {
-                self.stop_reason = Some(StopReason::StopString);
-            }
+            self.stop_by(released.stopped_by);
             if !released.text.is_empty() {
                 return Ok(Some(released.text));
             }
@@ -279,9 +292,9 @@ impl<'s> Generation<'s> {
         }
         let released = self.stop_strings.push(self.decoder.finish());
         let mut rest = released.text;
-        match released.is_stopped {
-            true => self.stop_reason = Some(StopReason::StopString),
-            false => rest.push_str(&self.stop_strings.finish()),
+        match released.stopped_by {
+            Some(_) => self.stop_by(released.stopped_by),
+            None => rest.push_str(&self.stop_strings.finish()),
         }
         Ok(Some(rest).filter(|rest| !rest.is_empty()))
     }

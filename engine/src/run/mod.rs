@@ -1,5 +1,7 @@
 //! Running models: the worker that evaluates sequences, the session that answers texts.
 
+#[cfg(feature = "std")]
+mod follow;
 mod generate;
 #[cfg(feature = "std")]
 mod memory;

@@ -23,6 +23,9 @@ pub struct SessionOptions {
     pub n_threads: usize,
     /// The same for single tokens, where memory is the limit and all threads may be too many.
     pub n_threads_decode: usize,
+    /// Let the number of threads for single tokens, up to `n_threads`, follow what they take, as other
+    /// work comes and goes. Results do not depend on it. Without an operating system it does nothing.
+    pub follow_load: bool,
 }
 
 impl SessionOptions {
@@ -36,6 +39,7 @@ impl SessionOptions {
             level: Level::detect(),
             n_threads: usize::MAX,
             n_threads_decode: usize::MAX,
+            follow_load: false,
         }
     }
 

@@ -364,7 +364,7 @@ impl SessionBuilder {
     }
 
     /// Threads, never more than there are cores. Default: all cores for prompts; for single tokens the
-    /// fewest that reach full speed, which takes some milliseconds to measure.
+    /// fewest that reach full speed, which takes some milliseconds to measure and follows the load.
     pub fn threads(mut self, n: usize) -> SessionBuilder {
         self.n_threads = Some(n);
         self
@@ -416,6 +416,7 @@ impl SessionBuilder {
         options.n_threads = self.n_threads.unwrap_or(usize::MAX);
         let given = self.n_threads_decode.or(self.n_threads);
         options.n_threads_decode = given.unwrap_or_else(|| self.measured(&pool));
+        options.follow_load = given.is_none();
         #[cfg(feature = "std")]
         Session::check_memory(self.model.config(), &options, self.composition.as_ref())?;
         let mut session = Session::new(&self.model, pool, options)?;

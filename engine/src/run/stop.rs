@@ -15,16 +15,15 @@ pub(crate) struct StopStrings {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Released {
     pub text: String,
-    /// Whether a stop string follows it: then there is no more.
-    pub is_stopped: bool,
+    /// The stop string that follows it, by its place among all: then there is no more.
+    pub stopped_by: Option<usize>,
 }
 
 impl StopStrings {
     /// Empty strings, which would end every answer, are passed over.
     pub(crate) fn new(strings: &[String]) -> StopStrings {
-        let strings = strings.iter().filter(|s| !s.is_empty());
         StopStrings {
-            strings: strings.cloned().collect(),
+            strings: strings.to_vec(),
             held: String::new(),
         }
     }
@@ -33,19 +32,28 @@ impl StopStrings {
     pub(crate) fn push(&mut self, piece: &str) -> Released {
         self.held.push_str(piece);
         // The first in the text, whichever it is.
-        let found = self.strings.iter().filter_map(|s| self.held.find(&**s));
-        if let Some(at) = found.min() {
+        let strings = self.strings.iter().enumerate();
+        let found = strings.filter(|(_, s)| !s.is_empty());
+        let found = found.filter_map(|(i, s)| Some((self.held.find(&**s)?, i)));
+        if let Some((at, i)) = found.min() {
             let mut text = mem::take(&mut self.held);
             text.truncate(at);
-            let is_stopped = true;
-            return Released { text, is_stopped };
+            return Released {
+                text,
+                stopped_by: Some(i),
+            };
         }
         let n_held = self.strings.iter().map(|s| overlap(&self.held, s)).max();
         let rest = self.held.split_off(self.held.len() - n_held.unwrap_or(0));
         Released {
             text: mem::replace(&mut self.held, rest),
-            is_stopped: false,
+            stopped_by: None,
         }
+    }
+
+    /// The stop string of this place.
+    pub(crate) fn get(&self, i: usize) -> Option<&str> {
+        self.strings.get(i).map(|s| &**s)
     }
 
     /// What was held back; the text is over.
@@ -56,7 +64,7 @@ impl StopStrings {
 
 /// The bytes at the end of `text` that `stop` begins with, `stop` itself not counted.
 fn overlap(text: &str, stop: &str) -> usize {
-    let most = text.len().min(stop.len() - 1);
+    let most = text.len().min(stop.len().saturating_sub(1));
     let fits = |n: &usize| stop.is_char_boundary(*n) && text.ends_with(&stop[..*n]);
     (1..=most).rev().find(fits).unwrap_or(0)
 }
@@ -73,7 +81,7 @@ mod tests {
         for piece in pieces {
             let released = stop.push(piece);
             out.push(released.text);
-            if released.is_stopped {
+            if released.stopped_by.is_some() {
                 return out;
             }
         }

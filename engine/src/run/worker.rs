@@ -6,8 +6,12 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arrayvec::ArrayVec;
+#[cfg(feature = "std")]
+use std::time::Instant;
 use tandem_kernels::{Level, Limited, MIN_TILE_TOKENS, Pool, quant};
 
+#[cfg(feature = "std")]
+use super::follow::Follow;
 use super::options::{MAX_BATCH, SessionOptions};
 use super::pool::SharedPool;
 use crate::blocks::{Pass, RowNorm, SpanRows, layer};
@@ -45,6 +49,9 @@ pub struct Worker {
     exact: bool,
     n_threads: usize,
     n_threads_decode: usize,
+    /// Chooses the number of threads for single tokens instead.
+    #[cfg(feature = "std")]
+    follow: Option<Follow>,
     n_batch: usize,
     scratch: Scratch,
     /// Of several sequences, or of several rows: `[LOGIT_ROWS, n_vocab]`, made when first needed.
@@ -85,10 +92,18 @@ impl Worker {
         options: &SessionOptions,
     ) -> Result<Worker, SessionError> {
         let n_batch = options.n_batch.min(MAX_BATCH);
+        let pool = pool.into();
+        #[cfg(feature = "std")]
+        let follow = options.follow_load.then(|| {
+            let n_max = limited(&pool, options.n_threads).n_threads();
+            Follow::new(options.n_threads_decode, n_max)
+        });
         Ok(Worker {
             model: model.clone(),
             level: options.level,
-            pool: pool.into(),
+            pool,
+            #[cfg(feature = "std")]
+            follow,
             exact: options.exact,
             n_threads: options.n_threads,
             n_threads_decode: options.n_threads_decode,
@@ -138,9 +153,20 @@ impl Worker {
 
     fn n_threads_of(&self, n_rows: usize) -> usize {
         match n_rows {
-            1 => self.n_threads_decode,
+            1 => self.n_threads_decode(),
             _ => self.n_threads,
         }
+    }
+
+    #[cfg(feature = "std")]
+    fn n_threads_decode(&self) -> usize {
+        let follow = self.follow.as_ref();
+        follow.map_or(self.n_threads_decode, Follow::n_threads)
+    }
+
+    #[cfg(not(feature = "std"))]
+    fn n_threads_decode(&self) -> usize {
+        self.n_threads_decode
     }
 
     /// Evaluates tokens of several sequences in one pass, each with its own composition. Weights are
@@ -156,8 +182,23 @@ impl Worker {
     pub fn forward(&mut self, spans: &mut [Span<'_>]) -> Result<(), SessionError> {
         self.check(spans)?;
         let places = places(spans);
+        #[cfg(feature = "std")]
+        let start = Instant::now();
         self.run_layers(spans, &places)?;
         self.compute_logits(spans, &places)?;
+        #[cfg(feature = "std")]
+        if let [
+            Span {
+                tokens: [_],
+                logits,
+                ..
+            },
+        ] = spans
+            && !logits.is_empty()
+            && let Some(follow) = &mut self.follow
+        {
+            follow.record(start.elapsed().as_secs_f64());
+        }
         for span in spans {
             span.sequence.push(span.tokens);
         }

@@ -32,20 +32,26 @@ pub(crate) struct CreateArgs {
 
 /// Add a recipe's adapters and compositions to a bundle
 ///
-/// The compositions may use adapters that the bundle has. The recipe's base must be the bundle's.
+/// The compositions may use adapters that the bundle has. The base must be the bundle's.
 #[derive(clap::Args)]
 pub(crate) struct AddArgs {
     /// The bundle
     file: PathBuf,
-    /// The recipe
+    /// The recipe; its [bundle], with name and base, may be left out
     recipe: PathBuf,
+    /// The base model [default: the recipe's, or the GGUF file beside the bundle or the recipe that the
+    /// bundle is for]
+    #[arg(long, value_name = "MODEL")]
+    base: Option<PathBuf>,
 }
 
 pub(super) fn create(args: &CreateArgs) -> Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
     let name = recipe.bundle.name.clone();
     let name = name.with_context(|| format!("{}: [bundle] has no name", args.recipe.display()))?;
-    with_base(&recipe, |base, linears| {
+    let base = recipe.bundle.base.as_ref();
+    let base = base.with_context(|| format!("{}: [bundle] has no base", args.recipe.display()))?;
+    with_base(&recipe.path(base), |base, linears| {
         let contents = Contents {
             name,
             architecture: linears.arch().name().into(),
@@ -71,7 +77,15 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
         let own = &bundle.contents().name;
         ensure!(name == own, "the bundle is called {own:?}, not {name:?}");
     }
-    with_base(&recipe, |base, linears| {
+    let base = match (&args.base, &recipe.bundle.base) {
+        (Some(path), _) => path.clone(),
+        (None, Some(path)) => recipe.path(path),
+        (None, None) => base_beside(&[parent(&args.file), recipe.folder()], bundle.contents())
+            .context(
+                "no model that the bundle is for lies beside it or the recipe: name it by --base",
+            )?,
+    };
+    with_base(&base, |base, linears| {
         extend(
             bundle.contents().clone(),
             &recipe,
@@ -82,10 +96,35 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
     })
 }
 
-/// Opens the recipe's base.
-fn with_base(recipe: &Recipe, run: impl FnOnce(&Gguf<'_>, &Linears) -> Result<()>) -> Result<()> {
-    let path = recipe.path(&recipe.bundle.base);
-    let files = open::files(&path)?;
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+/// The first GGUF file of some folders that is the bundle's base.
+fn base_beside(folders: &[&Path], contents: &Contents) -> Option<PathBuf> {
+    let is_base = |path: &Path| {
+        let files = open::files(path).ok()?;
+        contents.check_base(&files.parse().ok()?).ok()
+    };
+    for folder in folders {
+        let folder = match folder.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => folder,
+        };
+        let entries = std::fs::read_dir(folder).ok()?;
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|e| e == "gguf"));
+        paths.sort();
+        if let Some(path) = paths.into_iter().find(|path| is_base(path).is_some()) {
+            return Some(path);
+        }
+    }
+    None
+}
+
+/// Opens the base.
+fn with_base(path: &Path, run: impl FnOnce(&Gguf<'_>, &Linears) -> Result<()>) -> Result<()> {
+    let files = open::files(path)?;
     let base = files.parse()?;
     let config = Config::from_gguf(&base)
         .with_context(|| format!("cannot use {} as the base", path.display()))?;
@@ -121,7 +160,7 @@ fn extend(
         originals.insert(entry.name.clone(), adapter);
     }
 
-    let mut shared: BTreeMap<String, &recipe::Calibration> = BTreeMap::new();
+    let mut known: Vec<Shared<'_>> = Vec::new();
     for entry in &recipe.composition {
         let in_composition = || format!("composition {:?}", entry.name);
         let members = members(entry, &originals).with_context(in_composition)?;
@@ -129,14 +168,21 @@ fn extend(
             .with_context(in_composition)?;
         let calibration = match &entry.calibration {
             Some(used) => {
-                let name = used.name()?;
-                let is_known = shared.get(&name).is_some_and(|known| known.is_same(used));
-                if !is_known {
+                let shared = known.iter().find(|known| known.entry.is_same(used));
+                let name = match (shared, &used.name) {
+                    (Some(shared), _) => shared.name.clone(),
+                    (None, Some(name)) => name.clone(),
+                    (None, None) => free_name(&contents.calibrations, used.file_name()?),
+                };
+                if shared.is_none() {
                     let calibration = calibrate(linears, recipe, used, &name);
                     let calibration = calibration.with_context(in_composition)?;
                     contents.calibrations.push(calibration);
+                    known.push(Shared {
+                        entry: used,
+                        name: name.clone(),
+                    });
                 }
-                shared.insert(name.clone(), used);
                 Some(name)
             }
             None => None,
@@ -178,6 +224,23 @@ fn extend(
         size(n_bytes as usize)
     );
     Ok(())
+}
+
+/// A calibration of a recipe, and the name that it got in the bundle.
+struct Shared<'r> {
+    entry: &'r recipe::Calibration,
+    name: String,
+}
+
+/// The name of a calibration's file, with a number where the bundle has another one of that name.
+fn free_name(calibrations: &[bundle::Calibration], file_name: &str) -> String {
+    let mut name = file_name.to_string();
+    let mut number = 1;
+    while calibrations.iter().any(|c| c.name == name) {
+        number += 1;
+        name = format!("{file_name}-{number}");
+    }
+    name
 }
 
 /// The block format of a recipe's word.

@@ -75,6 +75,18 @@ impl Content {
         Ok(content)
     }
 
+    /// Bytes of the model's files.
+    pub(super) fn model_bytes(&self) -> Result<u64> {
+        let mut n_bytes = 0;
+        for path in &self.model {
+            let meta = fs::metadata(path);
+            n_bytes += meta
+                .with_context(|| format!("cannot read {}", path.display()))?
+                .len();
+        }
+        Ok(n_bytes)
+    }
+
     fn paths(&self) -> impl Iterator<Item = &Path> {
         let bundle = self.bundle.iter().map(|(path, _)| path);
         self.model.iter().chain(bundle).map(PathBuf::as_path)

@@ -5,23 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{Device, Tensor};
-use serde::Deserialize;
 use tandem_engine::chat;
 use tandem_engine::tokenizer::{EncodeOptions, Tokenizer};
 
 use super::ops::Span;
+use super::recipe::TooLong;
 use crate::dataset;
-
-/// What is done about examples that are longer than the context.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum TooLong {
-    /// Training is refused.
-    #[default]
-    Refuse,
-    /// They are left out, which is told.
-    Skip,
-}
 
 /// A prompt with the wanted answer.
 #[derive(Clone, Debug, PartialEq)]

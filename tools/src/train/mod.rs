@@ -10,10 +10,12 @@ mod curve;
 mod data;
 mod gemm;
 mod learned;
+mod memory;
 mod network;
 mod ops;
 mod optimizer;
 mod output;
+mod progress;
 mod random;
 mod recipe;
 mod trainer;
@@ -32,6 +34,7 @@ use tandem_formats::bundle::{self, INPUT_MARK, MergeMethod};
 use crate::open;
 use learned::{Form, Learned};
 use network::{Network, deltas};
+use progress::Progress;
 use recipe::{Recipe, Train};
 use trainer::{End, FOR_SPLIT, FOR_VALUES, Trainer};
 
@@ -358,8 +361,16 @@ fn train(
         trainer.n_steps(),
         recipe.train.batch
     );
-    let end = trainer.run(&mut state)?;
-    tell_end(end, &state.course, start);
+    let together = memory::Together {
+        n_threads: pool.current_num_threads(),
+        n_examples: recipe.train.micro_batch.min(recipe.train.batch),
+    };
+    memory::tell(&model, &learned, &examples, together);
+    let progress = Progress::new(trainer.n_steps(), state.course.losses.len());
+    let end = trainer.run(&mut state, &progress)?;
+    let speed = progress.speed();
+    drop(progress);
+    tell_end(end, &state.course, start, speed);
     write(Done {
         linears: model.linears(),
         learned: &learned,
@@ -447,14 +458,15 @@ fn shuffled_examples(
     Ok(examples)
 }
 
-fn tell_end(end: End, course: &checkpoint::Course, start: Instant) {
+fn tell_end(end: End, course: &checkpoint::Course, start: Instant, speed: Option<f64>) {
     let why = match end {
         End::Finished => "",
         End::Early => ", as validation got no better",
         End::Stopped => ", as asked for",
     };
+    let speed = speed.map_or(String::new(), |s| format!(", {s:.0} tokens/s"));
     tell!(
-        "ended after {} steps{why}, {:.1} s",
+        "ended after {} steps{why}, {:.1} s{speed}",
         course.losses.len(),
         start.elapsed().as_secs_f64()
     );

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::data::TooLong;
 use super::optimizer::AdamW;
 use crate::recipe::read_toml;
 
@@ -79,6 +78,17 @@ pub(super) struct Data {
 
 fn held_out() -> usize {
     200
+}
+
+/// What is done about examples that are longer than the context.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TooLong {
+    /// Training is refused.
+    #[default]
+    Refuse,
+    /// They are left out, which is told.
+    Skip,
 }
 
 #[derive(Clone, Debug, Deserialize)]

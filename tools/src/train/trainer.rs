@@ -1,11 +1,10 @@
 //! The course of training: batches, steps, validations, checkpoints.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
 use super::checkpoint::{self, Course, State};
@@ -13,6 +12,7 @@ use super::data::{Batch, Example};
 use super::learned::Learned;
 use super::network::Network;
 use super::optimizer::{AdamW, Moments, clip, rate};
+use super::progress::Progress;
 use super::random::{generator, shuffle};
 use super::recipe::Train;
 
@@ -75,21 +75,16 @@ impl Trainer<'_> {
     }
 
     /// Trains from a state on; what is learned is left in it.
-    pub(super) fn run(&self, state: &mut State) -> Result<End> {
+    pub(super) fn run(&self, state: &mut State, progress: &Progress) -> Result<End> {
         let n_steps = self.n_steps();
         let n_warmup = (self.train.warmup * n_steps as f64).ceil() as usize;
-        let bar = ProgressBar::new(n_steps as u64).with_position(state.course.losses.len() as u64);
-        let style =
-            ProgressStyle::with_template("step {pos} of {len} {wide_bar} {msg}, {eta} left");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.reset_eta();
         let mut order = Order::new(self.train.seed, self.training.len());
         self.learned.set(&state.values)?;
         let mut end = End::Finished;
         let mut saved = Instant::now();
         if state.course.losses.is_empty() && state.course.validations.is_empty() {
             // What it is without: training that only makes it worse leaves it at that.
-            self.validate(state, &bar)?;
+            self.validate(state, progress)?;
         }
         while state.course.losses.len() < n_steps {
             if self.is_stopped() {
@@ -106,15 +101,16 @@ impl Trainer<'_> {
                 .map(|i| &self.training[order.get(i)])
                 .collect();
             let rate = rate(self.learning_rate, step, n_warmup, n_steps);
+            let began = Instant::now();
             let Some(loss) = self.step(state, step, rate, &examples)? else {
                 continue; // stopped in the middle of it
             };
             state.course.losses.push(loss);
-            bar.set_message(format!("loss {loss:.3}"));
-            bar.inc(1);
             let n_done = step + 1;
+            let n_tokens = examples.iter().map(|e| e.tokens.len()).sum();
+            progress.step(n_done, loss, n_tokens, began.elapsed());
             if n_done.is_multiple_of(self.train.validate_every) || n_done == n_steps {
-                self.validate(state, &bar)?;
+                self.validate(state, progress)?;
                 self.save(state)?;
                 saved = Instant::now();
             } else if saved.elapsed() > SAVE_EVERY {
@@ -122,7 +118,6 @@ impl Trainer<'_> {
                 saved = Instant::now();
             }
         }
-        bar.finish_and_clear();
         if end == End::Stopped {
             self.save(state)?;
         }
@@ -206,7 +201,7 @@ impl Trainer<'_> {
     }
 
     /// Measures the loss on the examples held out, and keeps what is learned where that is best.
-    fn validate(&self, state: &mut State, bar: &ProgressBar) -> Result<()> {
+    fn validate(&self, state: &mut State, progress: &Progress) -> Result<()> {
         let step = state.course.losses.len();
         let recent = &state.course.losses[step.saturating_sub(self.train.validate_every)..];
         let training = match recent.is_empty() {
@@ -217,10 +212,10 @@ impl Trainer<'_> {
             }
         };
         if self.validation.is_empty() {
-            bar.suspend(|| tell!("step {step}:{}", training.trim_end_matches(',')));
+            progress.tell(&format!("step {step}:{}", training.trim_end_matches(',')));
             return Ok(());
         }
-        let loss = self.loss(self.validation)?;
+        let loss = self.loss(self.validation, progress)?;
         if self.is_stopped() {
             return Ok(());
         }
@@ -237,27 +232,31 @@ impl Trainer<'_> {
         } else {
             state.course.n_worse += 1;
         }
-        bar.suspend(|| {
-            let mark = if is_best { ", the best so far" } else { "" };
-            tell!("step {step}:{training} validation loss {loss:.4}{mark}");
-        });
+        let mark = if is_best { ", the best so far" } else { "" };
+        progress.tell(&format!(
+            "step {step}:{training} validation loss {loss:.4}{mark}"
+        ));
         Ok(())
     }
 
     /// The loss a token; worth nothing where training was stopped meanwhile.
-    pub(super) fn loss(&self, examples: &[Example]) -> Result<f32> {
+    fn loss(&self, examples: &[Example], progress: &Progress) -> Result<f32> {
+        let n_done = AtomicUsize::new(0);
         let examples: Vec<&Example> = examples.iter().collect();
-        let part = |examples: &Vec<&Example>| -> candle_core::Result<f64> {
+        let loss_of = |part: &Vec<&Example>| -> candle_core::Result<f64> {
             if self.is_stopped() {
                 return Ok(0.0);
             }
-            let batch = Batch::new(examples.iter().copied())?;
+            let batch = Batch::new(part.iter().copied())?;
             let loss = self.network.loss(self.learned, &batch)?;
+            let n_before = n_done.fetch_add(part.len(), Ordering::Relaxed);
+            progress.validating(n_before + part.len(), examples.len());
             Ok(f64::from(loss.to_scalar::<f32>()?))
         };
         let parts = balanced(&examples, self.train.micro_batch);
-        let losses: candle_core::Result<Vec<f64>> =
-            self.pool.install(|| parts.par_iter().map(part).collect());
+        let losses: candle_core::Result<Vec<f64>> = self
+            .pool
+            .install(|| parts.par_iter().map(loss_of).collect());
         let n_targets: usize = examples.iter().map(|e| e.n_targets()).sum();
         Ok((losses?.iter().sum::<f64>() / n_targets as f64) as f32)
     }

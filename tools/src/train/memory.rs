@@ -1,0 +1,57 @@
+//! How much memory training will take, told before it begins.
+
+use tandem_engine::{Model, free_memory};
+
+use super::data::Example;
+use super::learned::Learned;
+use crate::inspect::size;
+
+/// What goes through the network at the same time.
+#[derive(Clone, Copy)]
+pub(super) struct Together {
+    pub n_threads: usize,
+    /// Examples of each thread.
+    pub n_examples: usize,
+}
+
+/// Says how much it will be, and warns where the machine has less.
+pub(super) fn tell(model: &Model, learned: &Learned, examples: &[Example], together: Together) {
+    let needed = estimate(model, learned, examples, together);
+    tell!("about {} of memory", size(needed));
+    if let Some(free) = free_memory().filter(|free| *free < needed) {
+        tell!(
+            "warning: the machine has {} left: a smaller micro_batch or fewer --threads take less",
+            size(free)
+        );
+    }
+}
+
+/// Bytes that training keeps at its fullest: the outputs of every operation until the gradients have come
+/// back through it, on each thread for its own examples.
+fn estimate(model: &Model, learned: &Learned, examples: &[Example], together: Together) -> usize {
+    let config = model.config();
+    let mut lengths: Vec<_> = examples
+        .iter()
+        .map(|e| (e.tokens.len(), e.n_targets()))
+        .collect();
+    lengths.sort_unstable_by_key(|(n_tokens, _)| std::cmp::Reverse(*n_tokens));
+    lengths.truncate(together.n_examples);
+    let n_tokens: usize = lengths.iter().map(|(n, _)| n).sum();
+    let n_targets: usize = lengths.iter().map(|(_, n)| n).sum();
+    // Each output of a linear, and about as much again by half for rotations, gates and products; norms
+    // and sums of each layer.
+    let linears = model
+        .linears()
+        .iter()
+        .filter(|linear| linear.layer.is_some());
+    let n_out: usize = linears.map(|linear| linear.n_out).sum();
+    let a_token = n_out + n_out / 2 + 4 * config.n_embd * config.layers.len();
+    // Logits, their gradient, and what it is made of.
+    let floats = n_tokens * a_token + 3 * n_targets * config.n_vocab;
+    let on_threads = floats.saturating_mul(4).saturating_mul(together.n_threads);
+    // Values, the best of them, two moments, and a gradient of each thread.
+    let learning = 4 * learned.n_parameters() * (4 + together.n_threads);
+    on_threads
+        .saturating_add(learning)
+        .saturating_add(model.n_bytes())
+}
