@@ -496,6 +496,9 @@ fn weights_that_are_no_numbers_stop_what_uses_them() {
     .fails(1, wanted);
     tandem!("perplexity", &model, "--ctx", "8", "--text", &text).fails(1, wanted);
     tandem!("bench", "-m", &model, "-p", "4", "-n", "1", "-r", "1").fails(1, wanted);
+    let data = folder.path().join("data.jsonl");
+    fs::write(&data, "{\"input\": \"a\", \"target\": \"b\"}\n").unwrap();
+    tandem!("eval", "-m", &model, "--data", &data).fails(1, wanted);
 }
 
 #[test]

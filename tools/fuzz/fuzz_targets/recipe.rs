@@ -10,11 +10,10 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../src/recipe.rs"]
 mod recipe;
 
+#[path = "../../src/train"]
 mod train {
-    #[path = "../../../src/train/optimizer.rs"]
-    pub mod optimizer;
-    #[path = "../../../src/train/recipe.rs"]
-    pub mod recipe;
+    mod optimizer;
+    mod recipe;
 
     /// Reads a recipe of training, as `calibrate` and `train-lora` do.
     pub fn read(text: &str) {
