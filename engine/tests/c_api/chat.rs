@@ -1,6 +1,6 @@
 //! Conversations, tokens and logits.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char};
 use std::ptr::{null, null_mut};
 
 use tandem_engine::c_api::tandem_status::*;
@@ -20,6 +20,7 @@ fn model_with_chat() -> Vec<u8> {
     let template = "{{ bos_token }}{% for m in messages %}\
                     {% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}\
                     [{{ m.role }}]\n{{ m.content }}</s>{% endfor %}\
+                    {% if mood is defined %}[{{ mood }}]{% endif %}\
                     {% if add_generation_prompt %}[assistant]\n{% endif %}";
     let template = Value::Str(template);
     writer.add("tokenizer.chat_template", template).unwrap();
@@ -114,6 +115,19 @@ fn a_chat_is_that_of_the_rust_side() {
     fails(status, TANDEM_ARGUMENT, "an object is wanted");
     let status = unsafe { tandem_session_set_template_args(session, c"{".as_ptr()) };
     fails(status, TANDEM_ARGUMENT, "not valid");
+    let prompt = |args: *const c_char| {
+        let status = unsafe { tandem_session_set_template_args(session, args) };
+        assert_eq!(status, TANDEM_OK, "{}", message());
+        let (_, _, result) = chat(session, &messages, &greedy());
+        tokens(session)[..result.n_prompt].to_vec()
+    };
+    let mut args = tandem_engine::chat::TemplateArgs::new();
+    args.set_text("mood", "dry");
+    rust.set_template_args(args);
+    let dry = rust.prompt_ids(&messages_of_rust[..]).unwrap();
+    assert!(dry.len() > wanted.len());
+    assert_eq!(prompt(c"{\"mood\": \"dry\"}".as_ptr()), dry);
+    assert_eq!(prompt(null()), wanted);
     let raw = tandem_generate_options { raw: 1, ..greedy() };
     fails(chat(session, &messages, &raw).0, TANDEM_ARGUMENT, "raw");
     unsafe {
