@@ -146,7 +146,7 @@ fn threads_and_batches_change_nothing() {
             let mut all = Vec::new();
             for tokens in PROMPT.repeat(6).chunks(at_once) {
                 session
-                    .eval_all(tokens, |_, row| all.extend_from_slice(row))
+                    .eval_rows(tokens, 0, |_, rows| all.extend_from_slice(rows))
                     .unwrap();
             }
             all

@@ -119,7 +119,7 @@ fn run(
     session.set_composition(Some(&composition)).unwrap();
     let mut all = Vec::new();
     session
-        .eval_all(tokens, |_, row| all.extend_from_slice(row))
+        .eval_rows(tokens, 0, |_, rows| all.extend_from_slice(rows))
         .unwrap();
     all
 }

@@ -62,6 +62,42 @@ struct Case {
     n_logits: Vec<usize>,
 }
 
+/// The last layer leaves out rows without a reader, which changes nothing for the others.
+#[test]
+fn rows_that_nobody_wants_change_nothing() {
+    for (name, model) in models(&["llama-q4_k", "qwen2-f16", "gemma3-f16", "phi3-f16"]) {
+        let n_vocab = model.config().n_vocab;
+        let all_compositions = compositions(&model, AdapterType::Q8);
+        // Dot products, tiles, and a prompt of two batches.
+        for (n, composition) in [3, 30, 70].into_iter().zip(&all_compositions) {
+            let mut options = options(&model);
+            options.n_batch = 48;
+            let ids = tokens(n, 5, n_vocab);
+            let rows = |first: usize| {
+                let mut session = Session::new(&model, ThreadPool::new(2), options).unwrap();
+                session.set_composition(composition.as_ref()).unwrap();
+                let mut rows = Vec::new();
+                let mut next = first;
+                let each = |i: usize, some: &[f32]| {
+                    assert_eq!(i, next);
+                    next += some.len() / n_vocab;
+                    rows.extend_from_slice(some);
+                };
+                session.eval_rows(&ids, first, each).unwrap();
+                // What comes after them, too.
+                rows.extend_from_slice(session.step(7).unwrap());
+                rows
+            };
+            let whole = rows(0);
+            assert_eq!(whole.len(), (n + 1) * n_vocab);
+            for first in [1, n / 2, n - 1, n] {
+                let found = rows(first);
+                assert!(found == whole[first * n_vocab..], "{name}: {first} of {n}");
+            }
+        }
+    }
+}
+
 /// The logits of each case, run with all others in the same passes or each alone.
 fn run(model: &Model, cases: &[Case], together: bool) -> Vec<Vec<f32>> {
     let options = options(model);

@@ -177,22 +177,23 @@ impl Level {
 macro_rules! multilevel {
     (
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident($level:ident: Level $(, $arg:ident: $type:ty)* $(,)?) $body:block
+        $vis:vis fn $name:ident($level:ident: Level $(, $arg:ident: $type:ty)* $(,)?)
+            $(-> $result:ty)? $body:block
     ) => {
         $(#[$meta])*
-        $vis fn $name($level: $crate::Level $(, $arg: $type)*) {
+        $vis fn $name($level: $crate::Level $(, $arg: $type)*) $(-> $result)? {
             #[inline(always)]
-            fn body($($arg: $type),*) $body
+            fn body($($arg: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2($($arg: $type),*) {
+            fn avx2($($arg: $type),*) $(-> $result)? {
                 body($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-            fn avx512($($arg: $type),*) {
+            fn avx512($($arg: $type),*) $(-> $result)? {
                 body($($arg),*)
             }
 

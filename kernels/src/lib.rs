@@ -80,6 +80,6 @@ pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
 pub use simd::TILE_ROWS;
 pub use simd::int8::MIN_TILE_TOKENS;
-pub use softmax::softmax;
+pub use softmax::{log_sum_exp, max, softmax};
 #[cfg(feature = "std")]
 pub use thread_pool::ThreadPool;

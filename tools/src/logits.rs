@@ -40,11 +40,11 @@ pub(crate) fn logits(args: &Args) -> Result<()> {
             .writer(file)
             .begin_nd()?;
         let mut result = Ok(());
-        session.eval_all(&tokens, |_, row| {
+        session.eval_rows(&tokens, 0, |_, rows| {
             if result.is_ok() {
-                result = npy.extend(row.iter().copied());
+                result = npy.extend(rows.iter().copied());
             }
-            progress.add(1);
+            progress.add((rows.len() / model.config().n_vocab) as u64);
         })?;
         result?;
         Ok(npy.finish()?)

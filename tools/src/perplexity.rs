@@ -5,7 +5,10 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use rayon::prelude::*;
+use tandem_engine::Level;
 use tandem_engine::tokenizer::EncodeOptions;
+use tandem_kernels::log_sum_exp;
 
 use crate::args::ModelArgs;
 use crate::open;
@@ -54,6 +57,7 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
     let mut session = args.model.session_of(&model, Some(n_ctx))?;
     let n_chunks = (ids.len() / n_ctx).min(args.chunks.map_or(usize::MAX, |n| n.get()));
     let progress = Progress::new((n_chunks * n_ctx) as u64, "evaluating");
+    let (level, n_vocab) = (session.level(), model.config().n_vocab);
     let mut losses = Vec::new();
     for chunk in ids.chunks_exact(n_ctx).take(n_chunks) {
         let mut chunk = chunk.to_vec();
@@ -61,12 +65,14 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
             chunk[0] = bos;
         }
         session.rewind(0);
-        session.eval_all(&chunk, |i, logits| {
-            if i >= n_ctx / 2 && i + 1 < n_ctx {
-                losses.push(loss(logits, chunk[i + 1]));
-            }
-            progress.add(1);
+        session.eval_rows(&chunk, n_ctx / 2, |first, rows| {
+            // What comes after the chunk's last token is not in it.
+            let rows = rows.par_chunks_exact(n_vocab);
+            let wanted = chunk[first + 1..].par_iter();
+            let loss = |(row, token): (&[f32], &u32)| loss(level, row, *token);
+            losses.par_extend(rows.zip(wanted).map(loss));
         })?;
+        progress.add(n_ctx as u64);
     }
     drop(progress);
     let n = losses.len() as f64;
@@ -83,10 +89,8 @@ pub(crate) fn perplexity(args: &Args) -> Result<()> {
 }
 
 /// `-ln p(token)`.
-fn loss(logits: &[f32], token: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
-    sum.ln() - f64::from(logits[token as usize] - max)
+fn loss(level: Level, logits: &[f32], token: u32) -> f64 {
+    f64::from(log_sum_exp(level, logits)) - f64::from(logits[token as usize])
 }
 
 #[cfg(test)]
@@ -94,6 +98,7 @@ mod tests {
     #[test]
     fn loss_of_known_probabilities() {
         let logits = [0.25_f32.ln() + 100.0, 0.75_f32.ln() + 100.0];
-        assert!((super::loss(&logits, 0) - 4.0_f64.ln()).abs() < 1e-4);
+        let loss = |token| super::loss(super::Level::detect(), &logits, token);
+        assert!((loss(0) - 4.0_f64.ln()).abs() < 1e-4);
     }
 }

@@ -10,7 +10,7 @@ use tandem_kernels::{Pool, RopeStyle, SharedMatrix, attention, rms_norm_in_place
 use super::layer::{Pass, SpanRows};
 use crate::ModelError;
 use crate::exec::{Job, MAX_SPANS, RopeAngles, Step, TOKENS_PER_TASK, matmul_many};
-use crate::model::{FusedSpec, Linear, LinearSpec, Tensors};
+use crate::model::{Config, FusedSpec, Linear, LinearSpec, Tensors};
 use crate::sequence::{Kv, MixerState};
 
 /// Hyperparameters of a layer's attention.
@@ -126,6 +126,78 @@ impl Attention {
 
     /// The rows in `scratch.h` to `scratch.y`, both `[n_rows, n_embd]`, with the states of layer `i`.
     pub(super) fn forward(&self, pass: &mut Pass<'_, '_>, i: usize) {
+        let (n_rows, n_kv) = (pass.n_rows(), self.config.n_kv());
+        let Pass {
+            step,
+            config,
+            scratch: s,
+            ..
+        } = &mut *pass;
+        let h = s.h.input(step, config.n_embd, &[&self.q, &self.k, &self.v]);
+        let (q, k_v) = s.y.split_at_mut(n_rows * self.config.n_q());
+        let (k, v) = k_v[..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
+        let job = |linear, y| Job { linear, y };
+        let jobs = [job(&self.q, q), job(&self.k, k), job(&self.v, v)];
+        matmul_many(step, h, jobs, &mut s.ranks);
+        self.store(pass, i, n_rows * self.config.n_q());
+        self.attend(pass, i);
+    }
+
+    /// Takes the rows in `scratch.h` up into the states of layer `i`, and no more.
+    pub(super) fn forward_state(&self, pass: &mut Pass<'_, '_>, i: usize) {
+        let (n_rows, n_kv) = (pass.n_rows(), self.config.n_kv());
+        let Pass {
+            step,
+            config,
+            scratch: s,
+            ..
+        } = &mut *pass;
+        let h = s.h.input(step, config.n_embd, &[&self.k, &self.v]);
+        let (k, v) = s.y[..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
+        let job = |linear, y| Job { linear, y };
+        matmul_many(step, h, [job(&self.k, k), job(&self.v, v)], &mut s.ranks);
+        self.store(pass, i, 0);
+    }
+
+    /// As [`Attention::forward`] of rows that the states have already.
+    pub(super) fn forward_rows(&self, pass: &mut Pass<'_, '_>, i: usize) {
+        let n_rows = pass.n_rows();
+        let Pass {
+            step,
+            config,
+            scratch: s,
+            ..
+        } = &mut *pass;
+        let h = s.h.input(step, config.n_embd, &[&self.q]);
+        let q = Job {
+            linear: &self.q,
+            y: &mut s.y[..n_rows * self.config.n_q()],
+        };
+        matmul_many(step, h, [q], &mut s.ranks);
+        self.attend(pass, i);
+    }
+
+    /// Puts the keys, which are in `scratch.y` from `at` on, and the values behind them into the states.
+    fn store(&self, pass: &mut Pass<'_, '_>, i: usize, at: usize) {
+        let (n_rows, n_kv) = (pass.n_rows(), self.config.n_kv());
+        let Pass {
+            step,
+            config,
+            scratch: s,
+            spans,
+        } = pass;
+        let (k, v) = s.y[at..][..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
+        let angles = &s.angles[self.config.rope];
+        Heads::new(self, config, &self.k_norm, angles).turn(step, k, n_kv);
+        for span in spans.iter_mut() {
+            let kv = kv_of(&mut span.states[i]);
+            let row = span.rows.start * n_kv..span.rows.end * n_kv;
+            kv.store(step.light_pool(), span.first, &k[row.clone()], &v[row]);
+        }
+    }
+
+    /// What the queries at the start of `scratch.y` see, back to the residual stream's width.
+    fn attend(&self, pass: &mut Pass<'_, '_>, i: usize) {
         let Pass {
             step,
             config,
@@ -133,33 +205,11 @@ impl Attention {
             spans,
         } = pass;
         let (n_rows, n_embd) = (step.batch.n_rows(), config.n_embd);
-        let (n_q, n_kv) = (self.config.n_q(), self.config.n_kv());
-        let h = s.h.input(step, n_embd, &[&self.q, &self.k, &self.v]);
-        let (q, k_v) = s.y.split_at_mut(n_rows * n_q);
-        let (k, v) = k_v[..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
-        let job = |linear, y| Job { linear, y };
-        let jobs = [
-            job(&self.q, &mut *q),
-            job(&self.k, &mut *k),
-            job(&self.v, &mut *v),
-        ];
-        matmul_many(step, h, jobs, &mut s.ranks);
-
-        let heads = |norm| Heads {
-            head_dim: self.config.head_dim,
-            norm,
-            eps: config.norm_eps,
-            style: config.ropes[self.config.rope].style,
-            angles: &s.angles[self.config.rope],
-        };
-        heads(&self.q_norm).turn(step, q, n_q);
-        heads(&self.k_norm).turn(step, k, n_kv);
-        for span in spans.iter_mut() {
-            let kv = kv_of(&mut span.states[i]);
-            let row = span.rows.start * n_kv..span.rows.end * n_kv;
-            kv.store(step.light_pool(), span.first, &k[row.clone()], &v[row]);
-        }
-        self.attend(step, spans, i, q, &mut s.inner.f32);
+        let n_q = self.config.n_q();
+        let q = &mut s.y[..n_rows * n_q];
+        let angles = &s.angles[self.config.rope];
+        Heads::new(self, config, &self.q_norm, angles).turn(step, q, n_q);
+        self.look(step, spans, i, q, &mut s.inner.f32);
 
         let attended = s.inner.input(step, n_q, &[&self.o]);
         let o = Job {
@@ -174,7 +224,7 @@ impl Attention {
     ///
     /// Never inlined: what it holds of each span would lie on the stack below the layer's linears.
     #[inline(never)]
-    fn attend(
+    fn look(
         &self,
         step: &Step<'_>,
         spans: &mut [SpanRows<'_>],
@@ -185,7 +235,7 @@ impl Attention {
         let mut rest = &mut y[..q.len()];
         let mut n_tasks = 0;
         let mut attending: ArrayVec<SpanAttention<'_>, MAX_SPANS> = ArrayVec::new();
-        for span in spans.iter_mut() {
+        for span in spans.iter_mut().filter(|span| !span.rows.is_empty()) {
             let (own, others) = rest.split_at_mut(span.rows.len() * self.config.n_q());
             rest = others;
             let kv = kv_of(&mut span.states[i]);
@@ -220,7 +270,22 @@ struct Heads<'a> {
     angles: &'a RopeAngles,
 }
 
-impl Heads<'_> {
+impl<'a> Heads<'a> {
+    fn new(
+        attention: &Attention,
+        config: &Config,
+        norm: &'a [f32],
+        angles: &'a RopeAngles,
+    ) -> Heads<'a> {
+        Heads {
+            head_dim: attention.config.head_dim,
+            norm,
+            eps: config.norm_eps,
+            style: config.ropes[attention.config.rope].style,
+            angles,
+        }
+    }
+
     /// Turns every head of `x` `[n_rows, n_cols]` by its row's position.
     fn turn(&self, step: &Step<'_>, x: &mut [f32], n_cols: usize) {
         let n_rows = x.len() / n_cols;

@@ -1,10 +1,13 @@
 //! One layer of any blocks.
+//!
+//! Of the last layer's results only those are computed that somebody wants: the mixer takes all rows up, and
+//! then those without a reader leave the batch.
 
 use core::ops::Range;
 
 use super::norm::{RowNorm, add, normalize};
-use crate::exec::{Scratch, Step};
-use crate::model::{Config, Ffn, Layer, Mixer};
+use crate::exec::{Batch, Scratch, Step};
+use crate::model::{Config, Ffn, Layer, Mixer, Norm};
 use crate::sequence::MixerState;
 
 /// A batch on its way through the layers.
@@ -33,33 +36,93 @@ impl Pass<'_, '_> {
 
 /// Runs layer `i` on the rows in `scratch.x`, `[n_rows, n_embd]`.
 pub(crate) fn layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
-    let config = pass.config;
-    let (n_rows, n_embd) = (pass.n_rows(), config.n_embd);
-    let norm = |norm| RowNorm::new(config, norm);
-
-    // x += mixer(norm(x))
-    let s = &mut *pass.scratch;
-    normalize(
-        &pass.step,
-        norm(&w.mixer_norm),
-        &s.x[..n_rows * n_embd],
-        &mut s.h.f32,
-    );
+    normalize_rows(pass, &w.mixer_norm);
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward(pass, i),
     }
+    after_mixer(pass, w);
+}
+
+/// Runs the last layer, `i`, on the rows in `scratch.x`, and leaves the results of the rows of `narrow` there,
+/// one after the other.
+pub(crate) fn last_layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer, narrow: &Narrow<'_>) {
+    normalize_rows(pass, &w.mixer_norm);
+    match &w.mixer {
+        Mixer::Attention(attention) => attention.forward_state(pass, i),
+    }
+    if narrow.batch.n_rows() == 0 {
+        return;
+    }
+    let n_embd = pass.config.n_embd;
+    let s = &mut *pass.scratch;
+    narrow.keep(&mut s.x, n_embd);
+    narrow.keep(&mut s.h.f32, n_embd);
+    for angles in &mut s.angles {
+        narrow.keep(&mut angles.cos, angles.n_pairs);
+        narrow.keep(&mut angles.sin, angles.n_pairs);
+    }
+    let mut end = 0;
+    for (span, n_kept) in pass.spans.iter_mut().zip(narrow.n_kept) {
+        span.first += span.rows.len() - n_kept;
+        span.rows = end..end + n_kept;
+        end = span.rows.end;
+    }
+    let mut pass = Pass {
+        step: Step {
+            batch: narrow.batch,
+            ..pass.step
+        },
+        config: pass.config,
+        scratch: pass.scratch,
+        spans: pass.spans,
+    };
+    match &w.mixer {
+        Mixer::Attention(attention) => attention.forward_rows(&mut pass, i),
+    }
+    after_mixer(&mut pass, w);
+}
+
+/// The rows of a batch whose results are wanted: the last ones of each span.
+pub(crate) struct Narrow<'a> {
+    /// The rows alone.
+    pub batch: &'a Batch<'a>,
+    /// Of each span, how many rows it has, and how many of them are kept.
+    pub n_rows: &'a [usize],
+    pub n_kept: &'a [usize],
+}
+
+impl Narrow<'_> {
+    /// Moves the rows that are kept, of `n` columns, to the start of `x`.
+    fn keep<T: Copy>(&self, x: &mut [T], n: usize) {
+        let (mut from, mut to) = (0, 0);
+        for (n_rows, n_kept) in self.n_rows.iter().zip(self.n_kept) {
+            from += n_rows;
+            x.copy_within((from - n_kept) * n..from * n, to * n);
+            to += n_kept;
+        }
+    }
+}
+
+/// `h = norm(x)`.
+fn normalize_rows(pass: &mut Pass<'_, '_>, norm: &Norm) {
+    let x_len = pass.n_rows() * pass.config.n_embd;
+    let norm = RowNorm::new(pass.config, norm);
+    let s = &mut *pass.scratch;
+    normalize(&pass.step, norm, &s.x[..x_len], &mut s.h.f32);
+}
+
+/// What comes behind the mixer, whose results are in `scratch.y`.
+fn after_mixer(pass: &mut Pass<'_, '_>, w: &Layer) {
+    let config = pass.config;
+    let (n_rows, n_embd) = (pass.n_rows(), config.n_embd);
+    let norm = |norm| RowNorm::new(config, norm);
     let s = &mut *pass.scratch;
     let (x, delta) = (&mut s.x[..n_rows * n_embd], &mut s.y[..n_rows * n_embd]);
     let post_norm = w.post_mixer_norm.as_ref().map(norm);
     add(&pass.step, post_norm, n_embd, x, delta);
 
     // x += ffn(norm(x))
-    normalize(
-        &pass.step,
-        norm(&w.ffn_norm),
-        &s.x[..n_rows * n_embd],
-        &mut s.h.f32,
-    );
+    normalize_rows(pass, &w.ffn_norm);
     match &w.ffn {
         Ffn::Gated(gated) => gated.forward(pass),
     }

@@ -8,5 +8,5 @@ mod norm;
 
 pub use attention::{Attention, AttentionConfig};
 pub use gated::{Gated, GatedConfig};
-pub(crate) use layer::{Pass, SpanRows, layer};
+pub(crate) use layer::{Narrow, Pass, SpanRows, last_layer, layer};
 pub(crate) use norm::RowNorm;

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use tandem_kernels::{Level, softmax};
+use tandem_kernels::{Level, max, softmax};
 
 /// The most recent tokens that penalties can look at.
 pub const MAX_PENALTY_WINDOW: usize = 4096;
@@ -100,14 +100,13 @@ impl Sampling {
 
 /// The id of the largest logit, the first of equals; NaN is never the largest.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > best.1 {
-            best = (id, *logit);
-        }
-    }
-    best.0 as u32
+    let largest = max(Level::detect(), logits);
+    let id = logits.iter().position(|logit| *logit == largest);
+    id.unwrap_or(0) as u32
 }
+
+/// Logits whose largest is looked at first.
+const CHUNK_LEN: usize = 64;
 
 /// Marks a token's count while penalties are applied; counts are below [`MAX_PENALTY_WINDOW`].
 const DONE: u16 = 1 << 15;
@@ -173,14 +172,7 @@ impl Sampler {
         if temperature <= 0.0 {
             return argmax(logits);
         }
-        self.candidates.clear();
-        // A broken model's NaN is never picked.
-        let numbers = logits
-            .iter()
-            .enumerate()
-            .filter(|(_, logit)| !logit.is_nan());
-        self.candidates
-            .extend(numbers.map(|(id, logit)| (id as u32, *logit)));
+        self.gather(logits);
         if self.candidates.is_empty() {
             return 0;
         }
@@ -203,6 +195,30 @@ impl Sampler {
         // Rounding left a little over: it belongs to the most likely token.
         let most_likely = self.candidates.iter().max_by(|a, b| a.1.total_cmp(&b.1));
         most_likely.map_or(0, |(id, _)| *id)
+    }
+
+    /// Makes candidates of all tokens that may be among the `top_k` most likely. A broken model's NaN is none.
+    fn gather(&mut self, logits: &[f32]) {
+        self.candidates.clear();
+        let k = self.options.top_k;
+        let chunks = logits.chunks(CHUNK_LEN);
+        let mut least = f32::NEG_INFINITY;
+        // Each of the k chunks with the largest logits has one at least that is no smaller than theirs.
+        if k > 0 && k < chunks.len() {
+            self.p.clear();
+            self.p
+                .extend(chunks.clone().map(|chunk| max(self.level, chunk)));
+            let maxima = &mut self.p[..];
+            least = *maxima
+                .select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a))
+                .1;
+        }
+        for (i, chunk) in chunks.enumerate() {
+            let first = (i * CHUNK_LEN) as u32;
+            let likely = (first..).zip(chunk).filter(|(_, logit)| **logit >= least);
+            self.candidates
+                .extend(likely.map(|(id, logit)| (id, *logit)));
+        }
     }
 
     fn penalize(&mut self, logits: &mut [f32]) {
@@ -242,7 +258,7 @@ impl Sampler {
         }
         // From here on the most likely comes first. Sorting a whole vocabulary takes longer than a
         // small model's step, so it is left out where no later filter needs the order.
-        if self.options.typical_p < 1.0 || self.options.top_p < 1.0 {
+        if k > 0 || self.options.typical_p < 1.0 || self.options.top_p < 1.0 {
             self.candidates.sort_unstable_by(likely_first);
         }
     }
@@ -391,6 +407,25 @@ mod tests {
         assert!(near(&with(|o| o.min_p = 2.0), [0, 100, 0, 0]));
         // Entropy 1.28: 30 % (1.20) is the most typical, then 20 % (1.61), then 40 % (0.92).
         assert!(near(&with(|o| o.typical_p = 0.4), [0, 0, 40, 60]));
+    }
+
+    #[test]
+    fn the_most_likely_of_a_large_vocabulary_are_found() {
+        // Equal ones, one NaN, and whole chunks without a number.
+        let mut logits: Vec<f32> = (0..5003).map(|i| ((i * 7919) % 613) as f32).collect();
+        logits[17] = f32::NAN;
+        logits[640..768].fill(f32::NEG_INFINITY);
+        let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+        all.retain(|(_, logit)| !logit.is_nan());
+        all.sort_by(likely_first);
+        for top_k in [1, 2, 40, 78, 79, 500, 4999] {
+            let options = Sampling { top_k, ..options() };
+            let mut sampler = Sampler::new(options, logits.len());
+            sampler.gather(&logits);
+            sampler.keep_top_k();
+            assert_eq!(sampler.candidates, all[..top_k], "{top_k}");
+        }
+        assert_eq!(argmax(&logits), all[0].0);
     }
 
     #[test]

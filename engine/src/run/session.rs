@@ -247,26 +247,31 @@ impl Session {
         Ok(())
     }
 
-    /// Evaluates tokens as [`Session::eval`] does, giving the logits after each to `each`, with
-    /// the token's index in `tokens`.
+    /// Evaluates tokens as [`Session::eval`] does, giving the logits after each from the index `first` on to
+    /// `each`, some rows at a time: the index of the first of them and `[n, n_vocab]`.
     ///
     /// # Errors
     ///
     /// As [`Session::eval`], and if there is no memory for some rows of logits.
-    pub fn eval_all(
+    pub fn eval_rows(
         &mut self,
         tokens: &[u32],
+        first: usize,
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<(), SessionError> {
         self.check(tokens)?;
-        let mut done = 0;
+        let n_vocab = self.model().config().n_vocab;
+        let mut end = 0;
         for batch in tokens.chunks(self.n_batch()) {
-            let each_row = &mut |row: &[f32]| {
-                each(done, row);
-                done += 1;
+            end += batch.len();
+            let n_wanted = end.saturating_sub(first).min(batch.len());
+            let mut row = end - n_wanted;
+            let each_rows = &mut |rows: &[f32]| {
+                each(row, rows);
+                row += rows.len() / n_vocab;
             };
             self.worker
-                .forward_each(&mut self.sequence, batch, each_row)?;
+                .forward_rows(&mut self.sequence, batch, n_wanted, each_rows)?;
         }
         Ok(())
     }

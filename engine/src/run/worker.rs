@@ -14,7 +14,7 @@ use tandem_kernels::{Level, Limited, MIN_TILE_TOKENS, Pool, quant};
 use super::follow::Follow;
 use super::options::{MAX_BATCH, SessionOptions};
 use super::pool::SharedPool;
-use crate::blocks::{Pass, RowNorm, SpanRows, layer};
+use crate::blocks::{Narrow, Pass, RowNorm, SpanRows, last_layer, layer};
 use crate::buffer::zeroed;
 use crate::exec::{
     Batch, BatchPart, Job, MAX_SPANS, Ranks, Scratch, Step, batch_floats, matmul_many,
@@ -23,6 +23,9 @@ use crate::{Composition, Model, Sequence, SessionError};
 
 /// Rows of logits computed at once where several are asked for.
 const LOGIT_ROWS: usize = 8;
+/// The same where all of a text's are: as many as fit so many floats, and no more than a tile is good for.
+const LOGIT_FLOATS: usize = 1 << 24;
+const MANY_LOGIT_ROWS: usize = 256;
 
 /// What evaluates sequences of one model: instructions, threads, and the buffers of a pass. One serves
 /// any number of sequences, one after the other or together.
@@ -77,6 +80,8 @@ struct Place {
     span: usize,
     rows: Range<usize>,
     is_tiled: bool,
+    /// How many of its last rows' results are wanted.
+    n_wanted: usize,
 }
 
 impl Worker {
@@ -181,7 +186,7 @@ impl Worker {
     /// little memory.
     pub fn forward(&mut self, spans: &mut [Span<'_>]) -> Result<(), SessionError> {
         self.check(spans)?;
-        let places = places(spans);
+        let places = places(spans, self.model.config().n_vocab);
         #[cfg(feature = "std")]
         let start = Instant::now();
         self.run_layers(spans, &places)?;
@@ -205,15 +210,17 @@ impl Worker {
         Ok(())
     }
 
-    /// Evaluates tokens of one sequence and gives the logits after each, `[n_vocab]`, to `each`.
+    /// Evaluates tokens of one sequence and gives the logits after the last `n_wanted` to `each`, some rows at
+    /// a time, `[n, n_vocab]`.
     ///
     /// # Errors
     ///
     /// As [`Worker::forward`].
-    pub(crate) fn forward_each(
+    pub(crate) fn forward_rows(
         &mut self,
         sequence: &mut Sequence,
         tokens: &[u32],
+        n_wanted: usize,
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<(), SessionError> {
         let mut spans = [Span {
@@ -222,12 +229,16 @@ impl Worker {
             logits: &mut [],
         }];
         self.check(&spans)?;
-        let places = places(&spans);
+        let mut places = places(&spans, 1);
+        places
+            .iter_mut()
+            .for_each(|place| place.n_wanted = n_wanted);
         self.run_layers(&mut spans, &places)?;
         let n_vocab = self.model.config().n_vocab;
-        let mut logits = zeroed(LOGIT_ROWS.min(tokens.len()) * n_vocab)?;
-        let rows: ArrayVec<usize, MAX_BATCH> = (0..tokens.len()).collect();
-        for rows in rows.chunks(LOGIT_ROWS) {
+        let most_rows = (LOGIT_FLOATS / n_vocab).clamp(LOGIT_ROWS, MANY_LOGIT_ROWS);
+        let mut logits = zeroed(most_rows.min(n_wanted) * n_vocab)?;
+        let rows: ArrayVec<usize, MAX_BATCH> = (0..n_wanted).collect();
+        for rows in rows.chunks(most_rows) {
             let part = BatchPart {
                 n_rows: rows.len(),
                 is_tiled: tokens.len() >= MIN_TILE_TOKENS,
@@ -235,7 +246,7 @@ impl Worker {
             };
             let logits = &mut logits[..rows.len() * n_vocab];
             self.output(&[part], rows, logits)?;
-            logits.chunks_exact(n_vocab).for_each(&mut *each);
+            each(logits);
         }
         spans[0].sequence.push(tokens);
         Ok(())
@@ -291,7 +302,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Runs all layers, which leaves the residual stream in `scratch.x`, `[n_rows, n_embd]`.
+    /// Runs all layers, which leaves the residual stream of the rows that are wanted in `scratch.x`,
+    /// `[n_wanted, n_embd]`.
     fn run_layers(&mut self, spans: &mut [Span<'_>], places: &[Place]) -> Result<(), SessionError> {
         let config = self.model.config();
         let n_embd = config.n_embd;
@@ -337,11 +349,26 @@ impl Worker {
             spans: &mut rows,
         };
         let interrupt = self.interrupt.as_deref();
-        for (i, weights) in self.model.layers().iter().enumerate() {
+        let n_rows: ArrayVec<usize, MAX_SPANS> = places.iter().map(|p| p.rows.len()).collect();
+        let n_kept: ArrayVec<usize, MAX_SPANS> = places.iter().map(|p| p.n_wanted).collect();
+        for (part, n_kept) in parts.iter_mut().zip(&n_kept) {
+            part.n_rows = *n_kept;
+        }
+        let narrow = Narrow {
+            batch: &Batch::new(parts.iter().copied().filter(|part| part.n_rows > 0)),
+            n_rows: &n_rows,
+            n_kept: &n_kept,
+        };
+        let is_narrow = n_rows != n_kept;
+        let layers = self.model.layers();
+        for (i, weights) in layers.iter().enumerate() {
             if interrupt.is_some_and(|interrupt| interrupt.load(Ordering::Relaxed)) {
                 return Err(SessionError::Interrupted);
             }
-            layer(&mut pass, i, weights);
+            match is_narrow && i + 1 == layers.len() {
+                true => last_layer(&mut pass, i, weights, &narrow),
+                false => layer(&mut pass, i, weights),
+            }
         }
         Ok(())
     }
@@ -354,15 +381,15 @@ impl Worker {
     ) -> Result<(), SessionError> {
         let n_vocab = self.model.config().n_vocab;
         let mut wanted = ArrayVec::<Place, MAX_SPANS>::new();
-        for place in places {
-            let n = spans[place.span].logits.len() / n_vocab;
-            if n > 0 {
-                wanted.push(Place {
-                    span: place.span,
-                    rows: place.rows.end - n..place.rows.end,
-                    is_tiled: n >= MIN_TILE_TOKENS,
-                });
-            }
+        let mut end = 0;
+        for place in places.iter().filter(|place| place.n_wanted > 0) {
+            let rows = end..end + place.n_wanted;
+            end = rows.end;
+            wanted.push(Place {
+                rows,
+                is_tiled: place.n_wanted >= MIN_TILE_TOKENS,
+                ..*place
+            });
         }
         sort(&mut wanted, spans);
         if let [Place { span, rows, .. }] = &wanted[..]
@@ -498,11 +525,12 @@ fn limited(pool: &SharedPool, n_threads: usize) -> Limited<'_> {
 }
 
 /// The spans' places: tiled rows first, and those of one composition beside each other.
-fn places(spans: &[Span<'_>]) -> ArrayVec<Place, MAX_SPANS> {
+fn places(spans: &[Span<'_>], n_vocab: usize) -> ArrayVec<Place, MAX_SPANS> {
     let place = |(i, span): (usize, &Span<'_>)| Place {
         span: i,
         rows: 0..span.tokens.len(),
         is_tiled: span.tokens.len() >= MIN_TILE_TOKENS,
+        n_wanted: span.logits.len() / n_vocab,
     };
     let mut places: ArrayVec<Place, MAX_SPANS> = spans.iter().enumerate().map(place).collect();
     sort(&mut places, spans);

@@ -46,7 +46,7 @@ pub(crate) fn eval_all(
     let mut session = Session::new(&model, ThreadPool::new(2), options).unwrap();
     let mut all = Vec::new();
     session
-        .eval_all(tokens, |_, row| all.extend_from_slice(row))
+        .eval_rows(tokens, 0, |_, rows| all.extend_from_slice(rows))
         .unwrap();
     all
 }

@@ -161,7 +161,7 @@ fn engine(
     let mut session = session.composition(&composition).build().unwrap();
     let mut all = Vec::new();
     session
-        .eval_all(tokens, |_, row| all.extend_from_slice(row))
+        .eval_rows(tokens, 0, |_, rows| all.extend_from_slice(rows))
         .unwrap();
     all
 }
