@@ -51,6 +51,7 @@ fn bench(c: &mut Criterion) {
                 first: 8191,
                 window: None,
                 scale: 0.125,
+                softcap: None,
             };
             group.throughput(Throughput::Bytes(2 * cache.len() as u64));
             let mut y = vec![0.0; 256];

@@ -184,6 +184,8 @@ fn a_pass_of_several_sequences_gives_each_the_bits_that_it_gets_alone() {
         "gemma3-f16",
         "qwen3-f16",
         "phi3-f16",
+        "mistral3-f16",
+        "gemma2-f16",
     ];
     for (name, model) in models(&peers) {
         for kind in [AdapterType::F32, AdapterType::Q8, AdapterType::Q4] {

@@ -46,6 +46,8 @@ pub struct KvHead<'a> {
     pub window: Option<usize>,
     /// Multiplies the scores.
     pub scale: f32,
+    /// Where set, scores become `cap tanh(score / cap)`.
+    pub softcap: Option<f32>,
 }
 
 /// Puts the key `[head_dim]` of a position into `keys`, the keys of whole groups of 16 positions.
@@ -264,6 +266,11 @@ unsafe fn attend<S: Lanes>(kv: &KvHead<'_>, queries: &mut Queries) {
                 }
             }
         }
+        if let Some(cap) = kv.softcap {
+            weights[..queries.n]
+                .iter_mut()
+                .for_each(|scores| soft_cap(scores, cap));
+        }
         for (i, weights) in weights[..queries.n].iter_mut().enumerate() {
             let seen = queries.seen(i, kv.window);
             let seen =
@@ -291,6 +298,14 @@ unsafe fn attend<S: Lanes>(kv: &KvHead<'_>, queries: &mut Queries) {
         // SAFETY: the caller's.
         let y = unsafe { core::slice::from_raw_parts_mut(queries.y[i], n) };
         y.iter_mut().for_each(|y| *y /= queries.state[i].1);
+    }
+}
+
+/// `cap tanh(score / cap)`.
+#[inline(always)]
+fn soft_cap(scores: &mut [f32; TILE], cap: f32) {
+    for s in scores {
+        *s = cap * (1.0 - 2.0 / (exp(2.0 * *s / cap) + 1.0));
     }
 }
 
@@ -517,8 +532,12 @@ mod tests {
                 .map(|(q, k)| f64::from(*q) * f64::from(*k))
                 .sum()
         };
+        let capped = |score: f64| match kv.softcap {
+            Some(cap) => f64::from(cap) * (score / f64::from(cap)).tanh(),
+            None => score,
+        };
         let weights: Vec<f64> = (start..end)
-            .map(|p| (f64::from(kv.scale) * dot(p)).exp())
+            .map(|p| capped(f64::from(kv.scale) * dot(p)).exp())
             .collect();
         let sum: f64 = weights.iter().sum();
         (0..n)
@@ -557,6 +576,7 @@ mod tests {
                 first,
                 window,
                 scale: 0.3,
+                softcap: (n == 16).then_some(1.5),
             };
             for level in Level::available() {
                 let mut y = vec![f32::NAN; n_tokens * group * n];
@@ -610,6 +630,7 @@ mod tests {
                 first: n_positions - 1,
                 window: None,
                 scale: 0.3,
+                softcap: None,
             };
             for level in Level::available() {
                 let mut y = vec![f32::NAN; 2 * n];
@@ -651,6 +672,7 @@ mod tests {
                         first,
                         window: Some(window),
                         scale: 0.3,
+                        softcap: None,
                     };
                     let mut y = vec![f32::NAN; n_tokens * n];
                     attention(level, &kv, &q, n, &mut TileMut::new(&mut y, n));

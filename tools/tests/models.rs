@@ -186,6 +186,14 @@ fn exact_logits_are_those_of_transformers() {
         "stablelm",
         "gemma3",
         "phi3",
+        "mistral3",
+        "smollm3",
+        "ernie4_5",
+        "granite",
+        "qwen3vl",
+        "gemma2",
+        "exaone4",
+        "hunyuan-dense",
     ] {
         let logits = exact_logits(
             &folder.join(format!("{name}-f16.gguf")),

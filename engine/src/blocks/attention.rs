@@ -27,8 +27,32 @@ pub struct AttentionConfig {
     pub window: Option<usize>,
     /// Multiplies the scores.
     pub scale: f32,
-    /// Which of the model's ropes turns the heads.
-    pub rope: usize,
+    /// Where set, scores become `cap tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// Which of the model's ropes turns the heads; none where positions are not told.
+    pub rope: Option<usize>,
+    /// Whether heads are normalized after they are turned instead of before.
+    pub norm_after_rope: bool,
+    /// What queries far from the start are multiplied with.
+    pub temperature: Option<Temperature>,
+}
+
+/// Queries at position `p` are multiplied with `1 + scale ln(1 + floor(p / interval))`, against attention
+/// that thins out over a long context (Ministral 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Temperature {
+    /// Multiplies the logarithm.
+    pub scale: f32,
+    /// Positions, as a rule the context that the model was trained on at first.
+    pub interval: usize,
+}
+
+impl Temperature {
+    /// The factor of queries at a position.
+    pub fn factor(&self, position: usize) -> f32 {
+        1.0 + self.scale * libm::logf((1 + position / self.interval) as f32)
+    }
 }
 
 impl AttentionConfig {
@@ -187,8 +211,7 @@ impl Attention {
             spans,
         } = pass;
         let (k, v) = s.y[at..][..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
-        let angles = &s.angles[self.config.rope];
-        Heads::new(self, config, &self.k_norm, angles).turn(step, k, n_kv);
+        Heads::new(self, config, &self.k_norm, &s.angles).turn(step, k, n_kv);
         for span in spans.iter_mut() {
             let kv = kv_of(&mut span.states[i]);
             let row = span.rows.start * n_kv..span.rows.end * n_kv;
@@ -207,8 +230,16 @@ impl Attention {
         let (n_rows, n_embd) = (step.batch.n_rows(), config.n_embd);
         let n_q = self.config.n_q();
         let q = &mut s.y[..n_rows * n_q];
-        let angles = &s.angles[self.config.rope];
-        Heads::new(self, config, &self.q_norm, angles).turn(step, q, n_q);
+        Heads::new(self, config, &self.q_norm, &s.angles).turn(step, q, n_q);
+        if let Some(temperature) = &self.config.temperature {
+            for span in spans.iter() {
+                let rows = q[span.rows.start * n_q..span.rows.end * n_q].chunks_exact_mut(n_q);
+                for (i, row) in rows.enumerate() {
+                    let factor = temperature.factor(span.first + i);
+                    row.iter_mut().for_each(|q| *q *= factor);
+                }
+            }
+        }
         self.look(step, spans, i, q, &mut s.inner.f32);
 
         let attended = s.inner.input(step, n_q, &[&self.o]);
@@ -265,7 +296,14 @@ struct Heads<'a> {
     head_dim: usize,
     /// Empty where they are not normalized.
     norm: &'a [f32],
+    norm_last: bool,
     eps: f32,
+    /// None where they are not turned.
+    rope: Option<Turn<'a>>,
+}
+
+/// By which angles heads are turned.
+struct Turn<'a> {
     style: RopeStyle,
     angles: &'a RopeAngles,
 }
@@ -275,37 +313,52 @@ impl<'a> Heads<'a> {
         attention: &Attention,
         config: &Config,
         norm: &'a [f32],
-        angles: &'a RopeAngles,
+        angles: &'a [RopeAngles],
     ) -> Heads<'a> {
+        let rope = attention.config.rope.map(|i| Turn {
+            style: config.ropes[i].style,
+            angles: &angles[i],
+        });
         Heads {
             head_dim: attention.config.head_dim,
             norm,
+            norm_last: attention.config.norm_after_rope,
             eps: config.norm_eps,
-            style: config.ropes[attention.config.rope].style,
-            angles,
+            rope,
         }
     }
 
-    /// Turns every head of `x` `[n_rows, n_cols]` by its row's position.
+    /// Normalizes every head of `x` `[n_rows, n_cols]`, and turns it by its row's position.
     fn turn(&self, step: &Step<'_>, x: &mut [f32], n_cols: usize) {
         let n_rows = x.len() / n_cols;
-        let n_pairs = self.angles.n_pairs;
         let x = SharedMatrix::new(x, n_cols, TOKENS_PER_TASK, n_cols);
         step.light_pool()
             .run(n_rows.div_ceil(TOKENS_PER_TASK), &|i| {
                 let mut x = x.tile(i, 0);
                 for t in 0..x.n_rows() {
-                    let at = (i * TOKENS_PER_TASK + t) * n_pairs;
-                    let cos = &self.angles.cos[at..][..n_pairs];
-                    let sin = &self.angles.sin[at..][..n_pairs];
                     for head in x.row(t).chunks_exact_mut(self.head_dim) {
-                        if !self.norm.is_empty() {
-                            rms_norm_in_place(step.level, head, self.norm, self.eps);
-                        }
-                        rope(step.level, self.style, head, cos, sin);
+                        self.turn_head(step, i * TOKENS_PER_TASK + t, head);
                     }
                 }
             });
+    }
+
+    /// One head of a row.
+    #[inline(always)]
+    fn turn_head(&self, step: &Step<'_>, row: usize, head: &mut [f32]) {
+        let has_norm = !self.norm.is_empty();
+        if has_norm && !self.norm_last {
+            rms_norm_in_place(step.level, head, self.norm, self.eps);
+        }
+        if let Some(Turn { style, angles }) = &self.rope {
+            let n_pairs = angles.n_pairs;
+            let cos = &angles.cos[row * n_pairs..][..n_pairs];
+            let sin = &angles.sin[row * n_pairs..][..n_pairs];
+            rope(step.level, *style, head, cos, sin);
+        }
+        if has_norm && self.norm_last {
+            rms_norm_in_place(step.level, head, self.norm, self.eps);
+        }
     }
 }
 

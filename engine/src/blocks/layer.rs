@@ -36,7 +36,7 @@ impl Pass<'_, '_> {
 
 /// Runs layer `i` on the rows in `scratch.x`, `[n_rows, n_embd]`.
 pub(crate) fn layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
-    normalize_rows(pass, &w.mixer_norm);
+    normalize_rows(pass, w.mixer_norm.as_ref());
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward(pass, i),
     }
@@ -46,7 +46,7 @@ pub(crate) fn layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
 /// Runs the last layer, `i`, on the rows in `scratch.x`, and leaves the results of the rows of `narrow` there,
 /// one after the other.
 pub(crate) fn last_layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer, narrow: &Narrow<'_>) {
-    normalize_rows(pass, &w.mixer_norm);
+    normalize_rows(pass, w.mixer_norm.as_ref());
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward_state(pass, i),
     }
@@ -103,11 +103,14 @@ impl Narrow<'_> {
     }
 }
 
-/// `h = norm(x)`.
-fn normalize_rows(pass: &mut Pass<'_, '_>, norm: &Norm) {
+/// `h = norm(x)`, or `h = x` without one.
+fn normalize_rows(pass: &mut Pass<'_, '_>, norm: Option<&Norm>) {
     let x_len = pass.n_rows() * pass.config.n_embd;
-    let norm = RowNorm::new(pass.config, norm);
     let s = &mut *pass.scratch;
+    let Some(norm) = norm else {
+        return s.h.f32[..x_len].copy_from_slice(&s.x[..x_len]);
+    };
+    let norm = RowNorm::new(pass.config, norm);
     normalize(&pass.step, norm, &s.x[..x_len], &mut s.h.f32);
 }
 
@@ -119,15 +122,15 @@ fn after_mixer(pass: &mut Pass<'_, '_>, w: &Layer) {
     let s = &mut *pass.scratch;
     let (x, delta) = (&mut s.x[..n_rows * n_embd], &mut s.y[..n_rows * n_embd]);
     let post_norm = w.post_mixer_norm.as_ref().map(norm);
-    add(&pass.step, post_norm, n_embd, x, delta);
+    add(&pass.step, post_norm, config, x, delta);
 
     // x += ffn(norm(x))
-    normalize_rows(pass, &w.ffn_norm);
+    normalize_rows(pass, w.ffn_norm.as_ref());
     match &w.ffn {
         Ffn::Gated(gated) => gated.forward(pass),
     }
     let s = &mut *pass.scratch;
     let (x, delta) = (&mut s.x[..n_rows * n_embd], &mut s.y[..n_rows * n_embd]);
     let post_norm = w.post_ffn_norm.as_ref().map(norm);
-    add(&pass.step, post_norm, n_embd, x, delta);
+    add(&pass.step, post_norm, config, x, delta);
 }

@@ -6,7 +6,7 @@ mod gated;
 mod layer;
 mod norm;
 
-pub use attention::{Attention, AttentionConfig};
+pub use attention::{Attention, AttentionConfig, Temperature};
 pub use gated::{Gated, GatedConfig};
 pub(crate) use layer::{Narrow, Pass, SpanRows, last_layer, layer};
 pub(crate) use norm::RowNorm;

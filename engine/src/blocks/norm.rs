@@ -47,14 +47,15 @@ pub(super) fn normalize(step: &Step<'_>, norm: RowNorm<'_>, x: &[f32], y: &mut [
         });
 }
 
-/// `x += norm(delta)`, or `x += delta` without one; both `[n_rows, n]`.
+/// `x += scale norm(delta)`, or `x += scale delta` without one; both `[n_rows, n]`.
 pub(super) fn add(
     step: &Step<'_>,
     norm: Option<RowNorm<'_>>,
-    n: usize,
+    config: &Config,
     x: &mut [f32],
     delta: &mut [f32],
 ) {
+    let (n, scale) = (config.n_embd, config.residual_scale);
     let n_rows = x.len() / n;
     let x = SharedMatrix::new(x, n, TOKENS_PER_TASK, n);
     let delta = SharedMatrix::new(delta, n, TOKENS_PER_TASK, n);
@@ -67,7 +68,10 @@ pub(super) fn add(
                     rms_norm_in_place(step.level, delta.row(t), weight, norm.eps);
                 }
                 let deltas = &*delta.row(t);
-                x.row(t).iter_mut().zip(deltas).for_each(|(x, d)| *x += d);
+                x.row(t)
+                    .iter_mut()
+                    .zip(deltas)
+                    .for_each(|(x, d)| *x += scale * d);
             }
         });
 }

@@ -40,6 +40,10 @@ pub struct Config {
     pub layers: Vec<LayerConfig>,
     /// Multiplies the token embeddings.
     pub embedding_scale: f32,
+    /// Multiplies what each block adds to the residual stream.
+    pub residual_scale: f32,
+    /// Multiplies the logits.
+    pub logit_scale: f32,
     /// Where set, logits become `cap tanh(logits / cap)`.
     pub logit_softcap: Option<f32>,
 }

@@ -82,12 +82,12 @@ impl<'a> Tensors<'_, 'a> {
         let layer = &config.layers[i];
         let name = |part: &str| format!("blk.{i}.{part}");
         let layer = Layer {
-            mixer_norm: self.norm(&name("attn_norm"))?,
+            mixer_norm: self.pre_norm(&name("attn_norm"))?,
             mixer: match &layer.mixer {
                 MixerConfig::Attention(c) => Mixer::Attention(Attention::load(c, self, i)?),
             },
             post_mixer_norm: self.optional_norm(&name("post_attention_norm"))?,
-            ffn_norm: self.norm(&name("ffn_norm"))?,
+            ffn_norm: self.pre_norm(&name("ffn_norm"))?,
             ffn: match &layer.ffn {
                 FfnConfig::Gated(c) => Ffn::Gated(Gated::load(c, self, i)?),
             },
@@ -205,6 +205,14 @@ impl<'a> Tensors<'_, 'a> {
             w: w.rows(rows.clone()).ok_or_else(|| missing(&name))?,
             bias: bias.get(rows).unwrap_or_default().to_vec(),
         })
+    }
+
+    /// The norm before a block, where the architecture has such.
+    fn pre_norm(&mut self, name: &str) -> Result<Option<Norm>, ModelError> {
+        match self.config.arch.has_pre_norms() {
+            true => self.norm(name).map(Some),
+            false => Ok(None),
+        }
     }
 
     fn norm(&mut self, name: &str) -> Result<Norm, ModelError> {

@@ -10,14 +10,14 @@ use crate::blocks::{Attention, Gated};
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Layer {
-    /// Before the mixer.
-    pub mixer_norm: Norm,
+    /// Before the mixer, where there is one.
+    pub mixer_norm: Option<Norm>,
     /// What mixes tokens.
     pub mixer: Mixer,
     /// On the mixer's output, before it is added.
     pub post_mixer_norm: Option<Norm>,
-    /// Before the feed-forward network.
-    pub ffn_norm: Norm,
+    /// Before the feed-forward network, where there is one.
+    pub ffn_norm: Option<Norm>,
     /// What works on each token by itself.
     pub ffn: Ffn,
     /// On the feed-forward network's output, before it is added.

@@ -492,6 +492,9 @@ impl Worker {
             y: &mut *y,
         };
         matmul_many(&step, h, [job], &mut s.ranks);
+        if config.logit_scale != 1.0 {
+            y.iter_mut().for_each(|logit| *logit *= config.logit_scale);
+        }
         if let Some(cap) = config.logit_softcap {
             for logit in &mut *y {
                 *logit = cap * libm::tanhf(*logit / cap);

@@ -131,6 +131,7 @@ impl Kv {
             first,
             window: self.window,
             scale: config.scale,
+            softcap: config.softcap,
         }
     }
 

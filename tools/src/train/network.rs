@@ -29,10 +29,10 @@ pub(super) struct Network {
 }
 
 struct Layer {
-    mixer_norm: Arc<NormParameters>,
+    mixer_norm: Option<Arc<NormParameters>>,
     attention: AttentionBlock,
     post_mixer_norm: Option<Arc<NormParameters>>,
-    ffn_norm: Arc<NormParameters>,
+    ffn_norm: Option<Arc<NormParameters>>,
     gated: GatedBlock,
     post_ffn_norm: Option<Arc<NormParameters>>,
 }
@@ -144,7 +144,8 @@ impl Network {
             x = batch.select(&x)?;
         }
         let h = x.apply_op1(Norm(Arc::clone(&self.output_norm)))?;
-        h.apply_op1(Linear(Arc::clone(&self.output)))
+        let logits = h.apply_op1(Linear(Arc::clone(&self.output)))?;
+        scaled(logits, self.config.logit_scale)
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
@@ -162,15 +163,17 @@ impl Network {
     fn layer(&self, learned: &Learned, i: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
         let layer = &self.layers[i];
         let is_last = i + 1 == self.layers.len();
-        let h = norm(&layer.mixer_norm, x)?;
+        let scale = self.config.residual_scale;
+        let h = norm_if_any(&layer.mixer_norm, x.clone())?;
         let y = self.attention(learned, &layer.attention, &h, batch, is_last)?;
         let x = match is_last {
             true => batch.select(x)?,
             false => x.clone(),
         };
-        let x = (x + norm_if_any(&layer.post_mixer_norm, y)?)?;
-        let y = layer.gated.forward(learned, &norm(&layer.ffn_norm, &x)?)?;
-        x + norm_if_any(&layer.post_ffn_norm, y)?
+        let x = (x + scaled(norm_if_any(&layer.post_mixer_norm, y)?, scale)?)?;
+        let h = norm_if_any(&layer.ffn_norm, x.clone())?;
+        let y = layer.gated.forward(learned, &h)?;
+        x + scaled(norm_if_any(&layer.post_ffn_norm, y)?, scale)?
     }
 
     /// `o attention(rope(q h), rope(k h), v h)`, of all tokens or of those before a target.
@@ -190,18 +193,22 @@ impl Network {
             ),
             false => (h.clone(), &batch.positions, &batch.spans),
         };
-        let angles = &self.angles[block.config.rope];
-        let rotate = |x: Tensor, positions: &Arc<Vec<usize>>| {
-            x.apply_op1(Rope {
-                angles: Arc::clone(angles),
-                head_dim: block.config.head_dim,
-                positions: Arc::clone(positions),
-            })
+        let q = self.turned(
+            block,
+            &block.q_norm,
+            block.q.forward(learned, &h_q)?,
+            positions,
+        )?;
+        let q = match &block.config.temperature {
+            None => q,
+            Some(temperature) => {
+                let factors = positions.iter().map(|p| temperature.factor(*p));
+                let n = positions.len();
+                q.broadcast_mul(&Tensor::from_iter(factors, &Device::Cpu)?.reshape((n, 1))?)?
+            }
         };
-        let q = norm_if_any(&block.q_norm, block.q.forward(learned, &h_q)?)?;
-        let q = rotate(q, positions)?;
-        let k = norm_if_any(&block.k_norm, block.k.forward(learned, h)?)?;
-        let k = rotate(k, &batch.positions)?;
+        let k = block.k.forward(learned, h)?;
+        let k = self.turned(block, &block.k_norm, k, &batch.positions)?;
         let v = block.v.forward(learned, h)?;
         let attention = Attention {
             spans: Arc::clone(spans),
@@ -210,8 +217,38 @@ impl Network {
             head_dim: block.config.head_dim,
             scale: block.config.scale,
             window: block.config.window,
+            softcap: block.config.softcap,
         };
         block.o.forward(learned, &q.apply_op3(&k, &v, attention)?)
+    }
+}
+
+impl Network {
+    /// Heads, normalized and turned by their positions as the block has it.
+    fn turned(
+        &self,
+        block: &AttentionBlock,
+        norm: &Option<Arc<NormParameters>>,
+        x: Tensor,
+        positions: &Arc<Vec<usize>>,
+    ) -> Result<Tensor> {
+        let config = &block.config;
+        let x = match config.norm_after_rope {
+            true => x,
+            false => norm_if_any(norm, x)?,
+        };
+        let x = match config.rope {
+            None => x,
+            Some(rope) => x.apply_op1(Rope {
+                angles: Arc::clone(&self.angles[rope]),
+                head_dim: config.head_dim,
+                positions: Arc::clone(positions),
+            })?,
+        };
+        match config.norm_after_rope {
+            true => norm_if_any(norm, x),
+            false => Ok(x),
+        }
     }
 }
 
@@ -222,7 +259,7 @@ impl Layer {
         };
         let norm_of = |n: &Option<model::Norm>| n.as_ref().map(|n| block_norm(config, n));
         Ok(Layer {
-            mixer_norm: block_norm(config, &w.mixer_norm),
+            mixer_norm: norm_of(&w.mixer_norm),
             attention: AttentionBlock {
                 config: attention.config.clone(),
                 q: Fixed::new(&attention.q, deltas),
@@ -233,7 +270,7 @@ impl Layer {
                 k_norm: head_norm(config, &attention.k_norm),
             },
             post_mixer_norm: norm_of(&w.post_mixer_norm),
-            ffn_norm: block_norm(config, &w.ffn_norm),
+            ffn_norm: norm_of(&w.ffn_norm),
             gated: GatedBlock {
                 config: gated.config.clone(),
                 gate: Fixed::new(&gated.gate, deltas),
@@ -298,13 +335,16 @@ fn head_norm(config: &Config, weight: &[f32]) -> Option<Arc<NormParameters>> {
     (!weight.is_empty()).then(|| Arc::new(parameters))
 }
 
-fn norm(parameters: &Arc<NormParameters>, x: &Tensor) -> Result<Tensor> {
-    x.apply_op1(Norm(Arc::clone(parameters)))
+fn scaled(x: Tensor, scale: f32) -> Result<Tensor> {
+    match scale == 1.0 {
+        true => Ok(x),
+        false => x.affine(f64::from(scale), 0.0),
+    }
 }
 
 fn norm_if_any(parameters: &Option<Arc<NormParameters>>, x: Tensor) -> Result<Tensor> {
     match parameters {
-        Some(parameters) => norm(parameters, &x),
+        Some(parameters) => x.apply_op1(Norm(Arc::clone(parameters))),
         None => Ok(x),
     }
 }

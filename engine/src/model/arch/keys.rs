@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 use tandem_formats::{Array, Gguf, Value};
 use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, SharedMatrix};
 
-use super::{Architecture, EmbeddingScale, Windows, key};
+use super::{Architecture, EmbeddingScale, NoRope, Windows, key};
 use crate::ModelError;
-use crate::blocks::{AttentionConfig, GatedConfig};
+use crate::blocks::{AttentionConfig, GatedConfig, Temperature};
 use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind, RopeConfig};
 
 /// The most KV heads: each is at least one task of an attention step.
@@ -129,11 +129,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             LayerConfig {
                 mixer: MixerConfig::Attention(AttentionConfig {
                     window: attention.window.filter(|_| !is_global),
-                    // Of two ropes the second is that of layers with a window.
-                    rope: match attention.window.is_some() && !is_global {
-                        true => ropes.len() - 1,
-                        false => 0,
-                    },
+                    rope: self.rope_of(i, is_global, attention.window.is_some(), ropes.len()),
                     ..attention.clone()
                 }),
                 ffn: FfnConfig::Gated(gated.clone()),
@@ -152,10 +148,56 @@ impl<'g, 'a> Keys<'g, 'a> {
             ropes,
             embedding_scale: match arch.embedding_scale {
                 EmbeddingScale::RootOfWidth => libm::sqrtf(n_embd as f32),
+                EmbeddingScale::InFile => self.scale("embedding_scale")?,
                 EmbeddingScale::One => 1.0,
             },
-            logit_softcap: self.positive("final_logit_softcapping")?,
+            residual_scale: match arch.embedding_scale {
+                EmbeddingScale::InFile => self.scale("residual_scale")?,
+                _ => 1.0,
+            },
+            logit_scale: match arch.embedding_scale {
+                EmbeddingScale::InFile => 1.0 / self.scale("logit_scale")?,
+                _ => 1.0,
+            },
+            logit_softcap: self.softcap("final_logit_softcapping")?,
         })
+    }
+
+    /// A factor; 1 where there is none, and where converters wrote 0 for that.
+    fn scale(&self, name: &str) -> Result<f32, ModelError> {
+        match self.gguf.get_f32(&self.key(name))? {
+            Some(0.0) => Ok(1.0),
+            _ => Ok(self.positive(name)?.unwrap_or(1.0)),
+        }
+    }
+
+    /// The rope of layer `i`, of one or two: the second is that of layers with a window.
+    fn rope_of(
+        &self,
+        i: usize,
+        is_global: bool,
+        has_windows: bool,
+        n_ropes: usize,
+    ) -> Option<usize> {
+        let is_left_out = match self.arch.no_rope {
+            NoRope::Nowhere => false,
+            NoRope::Every(n) => (i + 1).is_multiple_of(n),
+            NoRope::BesideWindows => has_windows && is_global,
+        };
+        let rope = match has_windows && !is_global {
+            true => n_ropes - 1,
+            false => 0,
+        };
+        (!is_left_out).then_some(rope)
+    }
+
+    /// What queries far from the start are multiplied with.
+    fn temperature(&self) -> Result<Option<Temperature>, ModelError> {
+        let Some(scale) = self.positive("attention.temperature_scale")? else {
+            return Ok(None);
+        };
+        let interval = self.needed("rope.scaling.original_context_length")?;
+        Ok(Some(Temperature { scale, interval }))
     }
 
     /// The heads, which are the same in all layers, and the window of those that have one.
@@ -212,7 +254,10 @@ impl<'g, 'a> Keys<'g, 'a> {
             head_dim,
             window: self.window()?,
             scale,
-            rope: 0,
+            softcap: self.softcap("attn_logit_softcapping")?,
+            rope: None,
+            norm_after_rope: self.arch.norm_after_rope,
+            temperature: self.temperature()?,
         })
     }
 
@@ -267,11 +312,15 @@ impl<'g, 'a> Keys<'g, 'a> {
         if self.gguf.get_bool(&self.key("use_parallel_residual"))? == Some(true) {
             return unsupported("parallel residuals");
         }
-        let softcap = self.gguf.get_f32(&self.key("attn_logit_softcapping"))?;
-        if softcap.unwrap_or(0.0) != 0.0 {
-            return unsupported("soft-capped attention scores");
-        }
         Ok(())
+    }
+
+    /// A cap; converters write 0 for "none".
+    fn softcap(&self, name: &str) -> Result<Option<f32>, ModelError> {
+        match self.gguf.get_f32(&self.key(name))? {
+            Some(0.0) => Ok(None),
+            _ => self.positive(name),
+        }
     }
 
     /// The rope of all layers or, where those with a window have their own, of the others and of these.
@@ -297,7 +346,13 @@ impl<'g, 'a> Keys<'g, 'a> {
                 .unwrap_or(n_ctx_train),
         };
         let mut ropes = Vec::from([global.clone()]);
-        if let (Windows::AllBut { rope_base, .. }, Some(_)) = (&self.arch.windows, attention.window)
+        if let (
+            Windows::AllBut {
+                rope_base: Some(rope_base),
+                ..
+            },
+            Some(_),
+        ) = (&self.arch.windows, attention.window)
         {
             ropes.push(RopeConfig {
                 base: self.positive(rope_base)?.unwrap_or(10000.0),
@@ -328,7 +383,8 @@ impl<'g, 'a> Keys<'g, 'a> {
                     .positive("rope.scaling.yarn_beta_fast")?
                     .unwrap_or(32.0),
                 beta_slow: self.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                attn_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+                attn_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0)
+                    / self.yarn_divisor(factor)?,
             }),
             (None | Some("none" | "longrope"), _) => Ok(RopeScaling::None),
             (Some("linear" | "yarn"), None) => Err(self.missing("rope.scaling.factor")),
@@ -336,6 +392,12 @@ impl<'g, 'a> Keys<'g, 'a> {
                 Err(self.wrong("rope.scaling.type", "this kind of scaling is not supported"))
             }
         }
+    }
+
+    /// What YaRN's magnitude is divided by, which a file may name by a multiplier of the logarithm in it.
+    fn yarn_divisor(&self, factor: f32) -> Result<f32, ModelError> {
+        let multiplier = self.positive("rope.scaling.yarn_log_multiplier")?;
+        Ok(multiplier.map_or(1.0, |m| 1.0 + 0.1 * m * libm::logf(factor)))
     }
 
     /// LongRoPE's magnitude; YaRN's is part of its scaling.

@@ -1,12 +1,30 @@
-//! Llama 2 and 3, Mistral, SmolLM2, TinyLlama.
+//! Llama 2 and 3, Mistral, SmolLM2, TinyLlama, and what differs little from them: Ministral 3, SmolLM3,
+//! ERNIE 4.5.
 
 use tandem_kernels::RopeStyle;
 
-use super::{Architecture, COMMON};
+use super::{Architecture, COMMON, NoRope};
 
 pub(super) const LLAMA: Architecture = Architecture {
     name: "llama",
     rope_style: RopeStyle::Normal,
     turns_rows: true,
     ..COMMON
+};
+
+pub(super) const MISTRAL3: Architecture = Architecture {
+    name: "mistral3",
+    ..LLAMA
+};
+
+pub(super) const SMOLLM3: Architecture = Architecture {
+    name: "smollm3",
+    no_rope: NoRope::Every(4),
+    ..LLAMA
+};
+
+pub(super) const ERNIE4_5: Architecture = Architecture {
+    name: "ernie4_5",
+    turns_rows: false,
+    ..LLAMA
 };

@@ -2,7 +2,10 @@
 //! what it differs from the others. `keys` reads the hyperparameters by it; no arithmetic of the
 //! network asks for an architecture's name.
 
+mod exaone;
 mod gemma;
+mod granite;
+mod hunyuan;
 mod keys;
 mod llama;
 mod phi;
@@ -19,13 +22,21 @@ use super::config::{Config, NormKind};
 use crate::ModelError;
 
 /// All architectures.
-const ALL: [&Architecture; 6] = [
+const ALL: [&Architecture; 14] = [
     &llama::LLAMA,
+    &llama::MISTRAL3,
+    &llama::SMOLLM3,
+    &llama::ERNIE4_5,
+    &granite::GRANITE,
     &qwen::QWEN2,
     &qwen::QWEN3,
+    &qwen::QWEN3VL,
     &stablelm::STABLELM,
+    &gemma::GEMMA2,
     &gemma::GEMMA3,
     &phi::PHI3,
+    &exaone::EXAONE4,
+    &hunyuan::HUNYUAN_DENSE,
 ];
 
 /// An architecture: its name in GGUF files, and what tells it from others.
@@ -38,6 +49,11 @@ pub struct Architecture {
     rope_style: RopeStyle,
     embedding_scale: EmbeddingScale,
     windows: Windows,
+    no_rope: NoRope,
+    /// Whether a norm stands before each block.
+    pre_norms: bool,
+    /// Whether heads are normalized after they are turned instead of before.
+    norm_after_rope: bool,
     /// Of a model with so many layers, scores are scaled by the embedding's share of a head instead of
     /// the head's length.
     scales_by_share: Option<usize>,
@@ -57,6 +73,18 @@ enum EmbeddingScale {
     One,
     /// The root of the residual stream's length.
     RootOfWidth,
+    /// A number in the file, which has others for the blocks' outputs and the logits' divisor, too.
+    InFile,
+}
+
+/// Which layers do not turn their heads.
+#[derive(Debug)]
+enum NoRope {
+    Nowhere,
+    /// Every n-th.
+    Every(usize),
+    /// Those that see all tokens, where others have a window.
+    BesideWindows,
 }
 
 /// Which layers see a window, where a file names one.
@@ -67,8 +95,8 @@ enum Windows {
     /// All but every n-th, which alone have the file's rotary frequencies scaled.
     AllBut {
         every: usize,
-        /// The key of the others' rotary base.
-        rope_base: &'static str,
+        /// The key of the others' rotary base, where it is another.
+        rope_base: Option<&'static str>,
     },
 }
 
@@ -112,6 +140,9 @@ const COMMON: Architecture = Architecture {
     rope_style: RopeStyle::Neox,
     embedding_scale: EmbeddingScale::One,
     windows: Windows::All,
+    no_rope: NoRope::Nowhere,
+    pre_norms: true,
+    norm_after_rope: false,
     scales_by_share: None,
     needed: &[],
     modules: SEPARATE,
@@ -147,6 +178,10 @@ impl Architecture {
 
     pub(crate) fn turns_rows(&self) -> bool {
         self.turns_rows
+    }
+
+    pub(crate) fn has_pre_norms(&self) -> bool {
+        self.pre_norms
     }
 
     pub(crate) fn needs(&self, tensor: &str) -> bool {

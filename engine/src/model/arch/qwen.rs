@@ -1,4 +1,4 @@
-//! Qwen 2, 2.5 and 3.
+//! Qwen 2, 2.5 and 3, and the text side of Qwen 3 VL.
 
 use super::{Architecture, COMMON};
 
@@ -12,4 +12,10 @@ pub(super) const QWEN3: Architecture = Architecture {
     name: "qwen3",
     needed: &["attn_q_norm.weight", "attn_k_norm.weight"],
     ..COMMON
+};
+
+/// For text its three positions are equal, and so is its rope to the others'.
+pub(super) const QWEN3VL: Architecture = Architecture {
+    name: "qwen3vl",
+    ..QWEN3
 };

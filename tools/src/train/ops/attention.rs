@@ -31,6 +31,8 @@ pub(in super::super) struct Attention {
     pub scale: f32,
     /// Tokens seen, the current one included.
     pub window: Option<usize>,
+    /// Where set, scores become `cap tanh(score / cap)`.
+    pub softcap: Option<f32>,
 }
 
 /// One head of one sequence: where its elements begin, and shapes.
@@ -78,15 +80,24 @@ impl Attention {
         end.saturating_sub(self.window.unwrap_or(end))..end
     }
 
-    /// The shares of attention `[n_queries, n_keys]`.
-    fn shares(&self, head: &Head, q: &[f32], k: &[f32], p: &mut Vec<f32>) {
-        let level = Level::detect();
+    /// The scores `[n_queries, n_keys]`, capped where they are.
+    fn scores(&self, head: &Head, q: &[f32], k: &[f32], scores: &mut Vec<f32>) {
         let Span {
             n_keys, n_queries, ..
         } = head.span;
-        p.resize(n_queries * n_keys, 0.0);
+        scores.resize(n_queries * n_keys, 0.0);
         let (q, k) = (head.queries(q), head.keys(k));
-        matmul((p, n_keys), false, self.scale, q, k.t());
+        matmul((scores, n_keys), false, self.scale, q, k.t());
+        if let Some(cap) = self.softcap {
+            scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+        }
+    }
+
+    /// The shares of attention `[n_queries, n_keys]`.
+    fn shares(&self, head: &Head, q: &[f32], k: &[f32], p: &mut Vec<f32>) {
+        let level = Level::detect();
+        let n_keys = head.span.n_keys;
+        self.scores(head, q, k, p);
         for (i, row) in p.chunks_exact_mut(n_keys).enumerate() {
             let seen = self.visible(&head.span, i);
             row[..seen.start].fill(0.0);
@@ -146,7 +157,7 @@ impl CustomOp3 for Attention {
         let mut grad_q = vec![0.0; q.len()];
         let mut grad_k = vec![0.0; k.len()];
         let mut grad_v = vec![0.0; v.len()];
-        let (mut p, mut d) = (Vec::new(), Vec::new());
+        let (mut p, mut d, mut capped) = (Vec::new(), Vec::new(), Vec::new());
         let arch = Arch::new();
         for head in self.heads() {
             let Span {
@@ -169,6 +180,11 @@ impl CustomOp3 for Attention {
                     d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - mean));
                 }
             });
+            if let Some(cap) = self.softcap {
+                self.scores(&head, q, k, &mut capped);
+                let slope = |s: &f32| 1.0 - (s / cap) * (s / cap);
+                d.iter_mut().zip(&capped).for_each(|(d, s)| *d *= slope(s));
+            }
             let scores = View::new(&d, n_queries, n_keys);
             let out = (&mut grad_q[first_query..], q_stride);
             matmul(out, false, self.scale, scores, head.keys(k));

@@ -184,7 +184,7 @@ fn attention() {
         first_query,
         n_queries,
     };
-    for window in [None, Some(2)] {
+    for (window, softcap) in [(None, None), (Some(2), None), (None, Some(0.7))] {
         let (q, k, v) = (random((7, 16), 1), random((9, 8), 2), random((9, 8), 3));
         q.set(&(q.as_tensor() * 2.0).unwrap()).unwrap();
         let spans = Arc::new(vec![span(0, 4, 0, 4), span(4, 5, 4, 3)]);
@@ -196,6 +196,7 @@ fn attention() {
                 head_dim: 4,
                 scale: 0.6,
                 window,
+                softcap,
             };
             q.apply_op3(&k, &v, attention)
         });
