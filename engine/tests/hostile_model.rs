@@ -142,6 +142,8 @@ fn peers() -> Vec<(&'static str, Vec<u8>)> {
         "granite",
         "mistral3",
         "exaone4",
+        "glm4",
+        "olmo2",
     ]
     .into_iter()
     .filter_map(|name| {
@@ -371,6 +373,7 @@ fn tensors_that_an_architecture_always_has_are_missed() {
             "stablelm" => {
                 tensor.contains("attn_q") || tensor.contains("_k") || tensor.contains("_v")
             }
+            "glm4" => tensor.ends_with(".bias"),
             "llama3rope" | "exaone4" => tensor == "rope_freqs.weight",
             _ => false,
         };
@@ -382,7 +385,7 @@ fn tensors_that_an_architecture_always_has_are_missed() {
                 Err(error) => {
                     // Fused matrices are named by their parts.
                     let mut part = tensor.replace("attn_qkv", "attn_q");
-                    if name == "phi3" {
+                    if ["phi3", "glm4"].contains(&name) {
                         part = part.replace("ffn_up", "ffn_gate");
                     }
                     assert!(error.to_string().contains(&part), "{name}: {error}");

@@ -8,7 +8,7 @@ use std::fs::File;
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
 use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
-const MODELS: [&str; 15] = [
+const MODELS: [&str; 17] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -24,6 +24,8 @@ const MODELS: [&str; 15] = [
     "gemma2",
     "exaone4",
     "hunyuan-dense",
+    "glm4",
+    "olmo2",
 ];
 const N_VOCAB: usize = 512;
 

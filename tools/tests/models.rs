@@ -194,6 +194,8 @@ fn exact_logits_are_those_of_transformers() {
         "gemma2",
         "exaone4",
         "hunyuan-dense",
+        "glm4",
+        "olmo2",
     ] {
         let logits = exact_logits(
             &folder.join(format!("{name}-f16.gguf")),

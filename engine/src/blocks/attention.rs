@@ -33,6 +33,8 @@ pub struct AttentionConfig {
     pub rope: Option<usize>,
     /// Whether heads are normalized after they are turned instead of before.
     pub norm_after_rope: bool,
+    /// Whether queries and keys are normalized as whole rows instead of head by head.
+    pub norms_rows: bool,
     /// What queries far from the start are multiplied with.
     pub temperature: Option<Temperature>,
 }
@@ -106,9 +108,9 @@ pub struct Attention {
     pub k: Linear,
     /// Values, `[n_kv, n_embd]`.
     pub v: Linear,
-    /// On each query head, `[head_dim]`; empty where there is none.
+    /// On each query head, `[head_dim]`, or on all of a row, `[n_q]`; empty where there is none.
     pub q_norm: Vec<f32>,
-    /// On each key head, `[head_dim]`; empty where there is none.
+    /// On each key head, `[head_dim]`, or on all of a row, `[n_kv]`; empty where there is none.
     pub k_norm: Vec<f32>,
     /// Back to the residual stream, `[n_embd, n_q]`.
     pub o: Linear,
@@ -121,13 +123,16 @@ impl Attention {
         tensors: &mut Tensors<'_, '_>,
         i: usize,
     ) -> Result<Attention, ModelError> {
-        let head_dim = config.head_dim;
+        let (n_q, n_k) = match config.norms_rows {
+            true => (config.n_q(), config.n_kv()),
+            false => (config.head_dim, config.head_dim),
+        };
         let this = Attention {
             q: tensors.linear_of_layer(i, "attn_q", "attn_qkv")?,
             k: tensors.linear_of_layer(i, "attn_k", "attn_qkv")?,
             v: tensors.linear_of_layer(i, "attn_v", "attn_qkv")?,
-            q_norm: tensors.vector(&format!("blk.{i}.attn_q_norm.weight"), head_dim)?,
-            k_norm: tensors.vector(&format!("blk.{i}.attn_k_norm.weight"), head_dim)?,
+            q_norm: tensors.vector(&format!("blk.{i}.attn_q_norm.weight"), n_q)?,
+            k_norm: tensors.vector(&format!("blk.{i}.attn_k_norm.weight"), n_k)?,
             o: tensors.linear_of_layer(i, "attn_output", "")?,
             config: config.clone(),
         };
@@ -294,7 +299,7 @@ fn kv_of(state: &mut MixerState) -> &mut Kv {
 /// How heads are normalized and turned.
 struct Heads<'a> {
     head_dim: usize,
-    /// Empty where they are not normalized.
+    /// Empty where they are not normalized; longer than a head where rows are.
     norm: &'a [f32],
     norm_last: bool,
     eps: f32,
@@ -336,6 +341,9 @@ impl<'a> Heads<'a> {
             .run(n_rows.div_ceil(TOKENS_PER_TASK), &|i| {
                 let mut x = x.tile(i, 0);
                 for t in 0..x.n_rows() {
+                    if self.norm.len() > self.head_dim {
+                        rms_norm_in_place(step.level, x.row(t), self.norm, self.eps);
+                    }
                     for head in x.row(t).chunks_exact_mut(self.head_dim) {
                         self.turn_head(step, i * TOKENS_PER_TASK + t, head);
                     }
@@ -346,7 +354,7 @@ impl<'a> Heads<'a> {
     /// One head of a row.
     #[inline(always)]
     fn turn_head(&self, step: &Step<'_>, row: usize, head: &mut [f32]) {
-        let has_norm = !self.norm.is_empty();
+        let has_norm = self.norm.len() == self.head_dim;
         if has_norm && !self.norm_last {
             rms_norm_in_place(step.level, head, self.norm, self.eps);
         }

@@ -10,7 +10,7 @@ use tandem_formats::adapter::{Floats, Lora};
 use super::data::{Batch, Example};
 use super::*;
 
-const PEERS: [&str; 15] = [
+const PEERS: [&str; 17] = [
     "llama-f16",
     "llama3rope-f16",
     "qwen2-f16",
@@ -24,6 +24,8 @@ const PEERS: [&str; 15] = [
     "gemma2-f16",
     "exaone4-f16",
     "hunyuan-dense-f16",
+    "glm4-f16",
+    "olmo2-f16",
     "llama-q4_k",
     "llama-q8_0",
 ];

@@ -257,6 +257,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             softcap: self.softcap("attn_logit_softcapping")?,
             rope: None,
             norm_after_rope: self.arch.norm_after_rope,
+            norms_rows: self.arch.norms_rows,
             temperature: self.temperature()?,
         })
     }

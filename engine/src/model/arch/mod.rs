@@ -4,10 +4,12 @@
 
 mod exaone;
 mod gemma;
+mod glm;
 mod granite;
 mod hunyuan;
 mod keys;
 mod llama;
+mod olmo;
 mod phi;
 mod qwen;
 mod stablelm;
@@ -22,7 +24,7 @@ use super::config::{Config, NormKind};
 use crate::ModelError;
 
 /// All architectures.
-const ALL: [&Architecture; 14] = [
+const ALL: [&Architecture; 16] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -37,6 +39,8 @@ const ALL: [&Architecture; 14] = [
     &phi::PHI3,
     &exaone::EXAONE4,
     &hunyuan::HUNYUAN_DENSE,
+    &glm::GLM4,
+    &olmo::OLMO2,
 ];
 
 /// An architecture: its name in GGUF files, and what tells it from others.
@@ -54,6 +58,8 @@ pub struct Architecture {
     pre_norms: bool,
     /// Whether heads are normalized after they are turned instead of before.
     norm_after_rope: bool,
+    /// Whether queries and keys are normalized as whole rows instead of head by head.
+    norms_rows: bool,
     /// Of a model with so many layers, scores are scaled by the embedding's share of a head instead of
     /// the head's length.
     scales_by_share: Option<usize>,
@@ -143,6 +149,7 @@ const COMMON: Architecture = Architecture {
     no_rope: NoRope::Nowhere,
     pre_norms: true,
     norm_after_rope: false,
+    norms_rows: false,
     scales_by_share: None,
     needed: &[],
     modules: SEPARATE,
