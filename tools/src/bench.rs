@@ -1,12 +1,13 @@
 //! `tandem bench`: how fast a model runs.
 
 mod parallel;
+mod sustain;
 mod switch;
 
 use std::io::Write as _;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
@@ -56,6 +57,10 @@ pub(crate) struct Args {
         conflicts_with = "switch"
     )]
     parallel: Vec<NonZeroUsize>,
+    /// Generate tokens for so many seconds instead, and show their speed over time, with the threads and the
+    /// heat of the machine: boards slow down when they get hot
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["switch", "parallel", "beside_base"])]
+    sustain: Option<NonZeroU32>,
     /// How to print
     #[arg(long, short, value_enum, default_value_t = Output::Md)]
     output: Output,
@@ -96,6 +101,7 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
     );
     let pool = args.session.pool();
     let (mut rows, mut switches, mut passes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut sustained = Vec::new();
     for path in &args.model {
         let model = open::model(path)?;
         let mut name = path
@@ -122,6 +128,18 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
             switching.measure(|row| switches.push(row))?;
             continue;
         }
+        if let Some(seconds) = args.sustain {
+            let sustaining = sustain::Sustaining {
+                args,
+                name: &name,
+                model: &model,
+                parts: &parts,
+                pool: &pool,
+            };
+            let time = Duration::from_secs(seconds.get().into());
+            sustaining.measure(time, |row| sustained.push(row))?;
+            continue;
+        }
         if !args.parallel.is_empty() {
             let parallel = parallel::Parallel {
                 args,
@@ -144,6 +162,7 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
     }
     match args.switch {
         true => print(args.output, &switches),
+        false if args.sustain.is_some() => print(args.output, &sustained),
         false if !args.parallel.is_empty() => print(args.output, &passes),
         false => print(args.output, &rows),
     }

@@ -50,6 +50,12 @@ pub(crate) struct Args {
 /// do, as noise only slows.
 const N_RUNS: usize = 3;
 
+/// The temperature of this machine's hottest zone, in degrees Celsius.
+pub(crate) fn hottest_zone() -> Option<f64> {
+    let zones = machine::temperatures(&Root(Path::new("/")));
+    zones.iter().map(|zone| zone.celsius).max_by(f64::total_cmp)
+}
+
 pub(crate) fn doctor(args: &Args) -> Result<()> {
     let is_here = args.root == Path::new("/");
     ensure!(args.root.is_dir(), "{} is no folder", args.root.display());

@@ -34,6 +34,20 @@ fn rows_say_what_was_measured() {
 }
 
 #[test]
+fn speed_over_time_is_shown() {
+    let rows = rows(&["--sustain", "3", "-n", "40"]);
+    assert!((2..=4).contains(&rows.len()), "{}", rows.len());
+    assert_eq!(rows[0]["of_first"], 1.0);
+    let mut last = 0.0;
+    for row in &rows {
+        let seconds = row["seconds"].as_f64().unwrap();
+        assert!(seconds > last + 0.9 && row["tokens_per_second"].as_f64() > Some(0.0));
+        last = seconds;
+    }
+    tandem!("bench", "-m", "x", "--sustain", "0").fails(2, "--sustain");
+}
+
+#[test]
 fn threads_of_prefill_and_decode_are_chosen_apart() {
     let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = |flags: &[&str]| -> Vec<usize> {
