@@ -214,8 +214,21 @@ fn a_composition_computes_what_the_changed_weights_do() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf");
     let mut models = vec![std::fs::read(path).unwrap()];
     for name in [
-        "llama", "qwen2", "qwen3", "stablelm", "gemma3", "phi3", "gemma2", "granite", "exaone4",
+        "llama",
+        "qwen2",
+        "qwen3",
+        "stablelm",
+        "gemma3",
+        "phi3",
+        "gemma2",
+        "granite",
+        "exaone4",
         "smollm3",
+        "glm4",
+        "olmo2",
+        "arcee",
+        "nemotron",
+        "starcoder2",
     ] {
         if let Some(path) = shared(&format!("peer/logits/{name}-f16.gguf")) {
             models.push(std::fs::read(path).unwrap());

@@ -85,7 +85,7 @@ fn a_list_with_the_same_for_all_layers_is_as_good_as_a_number() {
         })
     };
     let config = listed(&[32; 6], &[2; 6]).unwrap();
-    assert!(config.gateds().all(|gated| gated.n_ff == 32));
+    assert!(config.layers.iter().all(|layer| layer.ffn.n_ff() == 32));
     assert!(
         config
             .attentions()

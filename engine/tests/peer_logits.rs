@@ -8,7 +8,7 @@ use std::fs::File;
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
 use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
-const MODELS: [&str; 17] = [
+const MODELS: [&str; 20] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -26,6 +26,9 @@ const MODELS: [&str; 17] = [
     "hunyuan-dense",
     "glm4",
     "olmo2",
+    "arcee",
+    "nemotron",
+    "starcoder2",
 ];
 const N_VOCAB: usize = 512;
 

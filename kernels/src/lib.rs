@@ -57,7 +57,7 @@ mod softmax;
 #[cfg(feature = "std")]
 mod thread_pool;
 
-pub use activation::{Activation, gate};
+pub use activation::{Activation, activate, gate};
 pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention, store_key};
 pub use dtype::DType;
 pub use input::{

@@ -196,6 +196,9 @@ fn exact_logits_are_those_of_transformers() {
         "hunyuan-dense",
         "glm4",
         "olmo2",
+        "arcee",
+        "nemotron",
+        "starcoder2",
     ] {
         let logits = exact_logits(
             &folder.join(format!("{name}-f16.gguf")),

@@ -140,6 +140,7 @@ impl Attention {
             (&this.q.bias, "attn_q.bias"),
             (&this.k.bias, "attn_k.bias"),
             (&this.v.bias, "attn_v.bias"),
+            (&this.o.bias, "attn_output.bias"),
             (&this.q_norm, "attn_q_norm.weight"),
             (&this.k_norm, "attn_k_norm.weight"),
         ] {

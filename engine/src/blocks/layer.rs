@@ -128,6 +128,7 @@ fn after_mixer(pass: &mut Pass<'_, '_>, w: &Layer) {
     normalize_rows(pass, w.ffn_norm.as_ref());
     match &w.ffn {
         Ffn::Gated(gated) => gated.forward(pass),
+        Ffn::Mlp(mlp) => mlp.forward(pass),
     }
     let s = &mut *pass.scratch;
     let (x, delta) = (&mut s.x[..n_rows * n_embd], &mut s.y[..n_rows * n_embd]);

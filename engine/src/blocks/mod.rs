@@ -4,9 +4,11 @@
 mod attention;
 mod gated;
 mod layer;
+mod mlp;
 mod norm;
 
 pub use attention::{Attention, AttentionConfig, Temperature};
 pub use gated::{Gated, GatedConfig};
 pub(crate) use layer::{Narrow, Pass, SpanRows, last_layer, layer};
+pub use mlp::{Mlp, MlpConfig};
 pub(crate) use norm::RowNorm;

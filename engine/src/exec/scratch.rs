@@ -52,11 +52,11 @@ impl Widths {
         let n_embd = config.n_embd;
         let qkv = config.attentions().map(|c| c.n_q() + 2 * c.n_kv());
         let attended = config.attentions().map(|c| c.n_q());
-        let gated = config.gateds().map(|c| c.n_ff);
+        let inside = config.layers.iter().map(|layer| layer.ffn.n_ff());
         Widths {
             n_embd,
             y: qkv.fold(n_embd, usize::max),
-            inner: attended.chain(gated).max().unwrap_or(0),
+            inner: attended.chain(inside).max().unwrap_or(0),
         }
     }
 }

@@ -7,7 +7,7 @@ use tandem_kernels::{RopeScaling, RopeStyle};
 
 use super::arch::{self, Architecture};
 use crate::ModelError;
-use crate::blocks::{AttentionConfig, GatedConfig};
+use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig};
 
 /// Which normalization stands before each block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +72,18 @@ pub enum MixerConfig {
 pub enum FfnConfig {
     /// A gated one.
     Gated(GatedConfig),
+    /// One without a gate.
+    Mlp(MlpConfig),
+}
+
+impl FfnConfig {
+    /// Elements inside.
+    pub fn n_ff(&self) -> usize {
+        match self {
+            FfnConfig::Gated(config) => config.n_ff,
+            FfnConfig::Mlp(config) => config.n_ff,
+        }
+    }
 }
 
 /// How heads are turned by their positions.
@@ -108,13 +120,6 @@ impl Config {
     pub fn attentions(&self) -> impl Iterator<Item = &AttentionConfig> {
         self.layers.iter().map(|layer| match &layer.mixer {
             MixerConfig::Attention(attention) => attention,
-        })
-    }
-
-    /// The feed-forward network of each layer that has a gated one.
-    pub fn gateds(&self) -> impl Iterator<Item = &GatedConfig> {
-        self.layers.iter().map(|layer| match &layer.ffn {
-            FfnConfig::Gated(gated) => gated,
         })
     }
 }

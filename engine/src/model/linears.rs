@@ -110,6 +110,7 @@ impl Linears {
             }
             match &layer.ffn {
                 FfnConfig::Gated(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
+                FfnConfig::Mlp(c) => table.add(i, &c.linears(config.n_embd), &[]),
             }
         }
         let output = LinearSpec {

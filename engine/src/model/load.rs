@@ -15,7 +15,7 @@ use super::config::{Config, FfnConfig, MixerConfig, NormKind};
 use super::linears::{LinearInfo, Linears};
 use super::tensor::Tensor;
 use super::weights::{Ffn, Layer, Linear, Mixer, Norm, RopeFactors};
-use crate::blocks::{Attention, Gated};
+use crate::blocks::{Attention, Gated, Mlp};
 use crate::{CompositionError, ModelError};
 
 /// All weights of a model.
@@ -90,6 +90,7 @@ impl<'a> Tensors<'_, 'a> {
             ffn_norm: self.pre_norm(&name("ffn_norm"))?,
             ffn: match &layer.ffn {
                 FfnConfig::Gated(c) => Ffn::Gated(Gated::load(c, self, i)?),
+                FfnConfig::Mlp(c) => Ffn::Mlp(Mlp::load(c, self, i)?),
             },
             post_ffn_norm: self.optional_norm(&name("post_ffw_norm"))?,
         };

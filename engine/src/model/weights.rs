@@ -2,9 +2,11 @@
 
 use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
+
 use super::linears::LinearId;
 use super::tensor::Tensor;
-use crate::blocks::{Attention, Gated};
+use crate::blocks::{Attention, Gated, Mlp};
 
 /// The weights of one layer: `x += mixer(norm(x))`, then `x += ffn(norm(x))`.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub enum Mixer {
 pub enum Ffn {
     /// A gated feed-forward network.
     Gated(Gated),
+    /// One without a gate.
+    Mlp(Mlp),
 }
 
 /// `y = w x + bias`.
@@ -75,7 +79,10 @@ impl Layer {
     /// The linears, in the order of their ids.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let Mixer::Attention(mixer) = &self.mixer;
-        let Ffn::Gated(ffn) = &self.ffn;
-        mixer.linears().into_iter().chain(ffn.linears())
+        let ffn: ArrayVec<&Linear, 3> = match &self.ffn {
+            Ffn::Gated(ffn) => ffn.linears().into(),
+            Ffn::Mlp(ffn) => ffn.linears().into_iter().collect(),
+        };
+        mixer.linears().into_iter().chain(ffn)
     }
 }

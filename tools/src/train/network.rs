@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use candle_core::{Device, Result, Tensor};
-use tandem_engine::blocks::{AttentionConfig, GatedConfig};
+use tandem_engine::blocks::{AttentionConfig, GatedConfig, MlpConfig};
 use tandem_engine::model::{self, Ffn, Mixer};
 use tandem_engine::{Adapter, Config, LinearId, Linears, Model, NormKind};
 
@@ -33,7 +33,7 @@ struct Layer {
     attention: AttentionBlock,
     post_mixer_norm: Option<Arc<NormParameters>>,
     ffn_norm: Option<Arc<NormParameters>>,
-    gated: GatedBlock,
+    ffn: FfnBlock,
     post_ffn_norm: Option<Arc<NormParameters>>,
 }
 
@@ -47,9 +47,20 @@ struct AttentionBlock {
     k_norm: Option<Arc<NormParameters>>,
 }
 
+enum FfnBlock {
+    Gated(GatedBlock),
+    Mlp(MlpBlock),
+}
+
 struct GatedBlock {
     config: GatedConfig,
     gate: Fixed,
+    up: Fixed,
+    down: Fixed,
+}
+
+struct MlpBlock {
+    config: MlpConfig,
     up: Fixed,
     down: Fixed,
 }
@@ -172,7 +183,10 @@ impl Network {
         };
         let x = (x + scaled(norm_if_any(&layer.post_mixer_norm, y)?, scale)?)?;
         let h = norm_if_any(&layer.ffn_norm, x.clone())?;
-        let y = layer.gated.forward(learned, &h)?;
+        let y = match &layer.ffn {
+            FfnBlock::Gated(gated) => gated.forward(learned, &h)?,
+            FfnBlock::Mlp(mlp) => mlp.forward(learned, &h)?,
+        };
         x + scaled(norm_if_any(&layer.post_ffn_norm, y)?, scale)?
     }
 
@@ -254,7 +268,7 @@ impl Network {
 
 impl Layer {
     fn new(config: &Config, w: &model::Layer, deltas: &mut Deltas) -> anyhow::Result<Layer> {
-        let (Mixer::Attention(attention), Ffn::Gated(gated)) = (&w.mixer, &w.ffn) else {
+        let Mixer::Attention(attention) = &w.mixer else {
             bail!("a layer of a kind that cannot be trained");
         };
         let norm_of = |n: &Option<model::Norm>| n.as_ref().map(|n| block_norm(config, n));
@@ -271,11 +285,19 @@ impl Layer {
             },
             post_mixer_norm: norm_of(&w.post_mixer_norm),
             ffn_norm: norm_of(&w.ffn_norm),
-            gated: GatedBlock {
-                config: gated.config.clone(),
-                gate: Fixed::new(&gated.gate, deltas),
-                up: Fixed::new(&gated.up, deltas),
-                down: Fixed::new(&gated.down, deltas),
+            ffn: match &w.ffn {
+                Ffn::Gated(gated) => FfnBlock::Gated(GatedBlock {
+                    config: gated.config.clone(),
+                    gate: Fixed::new(&gated.gate, deltas),
+                    up: Fixed::new(&gated.up, deltas),
+                    down: Fixed::new(&gated.down, deltas),
+                }),
+                Ffn::Mlp(mlp) => FfnBlock::Mlp(MlpBlock {
+                    config: mlp.config.clone(),
+                    up: Fixed::new(&mlp.up, deltas),
+                    down: Fixed::new(&mlp.down, deltas),
+                }),
+                _ => bail!("a layer of a kind that cannot be trained"),
             },
             post_ffn_norm: norm_of(&w.post_ffn_norm),
         })
@@ -289,6 +311,16 @@ impl GatedBlock {
         let up = self.up.forward(learned, h)?;
         let gated = gate.apply_op2(&up, Gate(self.config.activation))?;
         self.down.forward(learned, &gated)
+    }
+}
+
+impl MlpBlock {
+    /// `down activation(up h)`.
+    fn forward(&self, learned: &Learned, h: &Tensor) -> Result<Tensor> {
+        let up = self.up.forward(learned, h)?;
+        // A gate that lets all through.
+        let inner = up.apply_op2(&up.ones_like()?, Gate(self.config.activation))?;
+        self.down.forward(learned, &inner)
     }
 }
 

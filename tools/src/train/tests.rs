@@ -10,7 +10,7 @@ use tandem_formats::adapter::{Floats, Lora};
 use super::data::{Batch, Example};
 use super::*;
 
-const PEERS: [&str; 17] = [
+const PEERS: [&str; 19] = [
     "llama-f16",
     "llama3rope-f16",
     "qwen2-f16",
@@ -26,6 +26,8 @@ const PEERS: [&str; 17] = [
     "hunyuan-dense-f16",
     "glm4-f16",
     "olmo2-f16",
+    "nemotron-f16",
+    "starcoder2-f16",
     "llama-q4_k",
     "llama-q8_0",
 ];

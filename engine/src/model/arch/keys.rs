@@ -8,7 +8,7 @@ use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, SharedMatrix};
 
 use super::{Architecture, EmbeddingScale, NoRope, Windows, key};
 use crate::ModelError;
-use crate::blocks::{AttentionConfig, GatedConfig, Temperature};
+use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig, Temperature};
 use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind, RopeConfig};
 
 /// The most KV heads: each is at least one task of an attention step.
@@ -108,9 +108,10 @@ impl<'g, 'a> Keys<'g, 'a> {
             return Err(self.wrong("block_count", "more than 1024 layers are not supported"));
         }
         let attention = self.attention(n_embd, n_layer)?;
-        let gated = GatedConfig {
-            n_ff: self.needed("feed_forward_length")?,
-            activation: arch.activation,
+        let (n_ff, activation) = (self.needed("feed_forward_length")?, arch.activation);
+        let ffn = match arch.is_gated {
+            true => FfnConfig::Gated(GatedConfig { n_ff, activation }),
+            false => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
         };
         let eps_key = match arch.norm {
             NormKind::Rms => "attention.layer_norm_rms_epsilon",
@@ -132,7 +133,7 @@ impl<'g, 'a> Keys<'g, 'a> {
                     rope: self.rope_of(i, is_global, attention.window.is_some(), ropes.len()),
                     ..attention.clone()
                 }),
-                ffn: FfnConfig::Gated(gated.clone()),
+                ffn: ffn.clone(),
             }
         };
         Ok(Config {

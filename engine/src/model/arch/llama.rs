@@ -1,9 +1,9 @@
 //! Llama 2 and 3, Mistral, SmolLM2, TinyLlama, and what differs little from them: Ministral 3, SmolLM3,
-//! ERNIE 4.5.
+//! ERNIE 4.5, Arcee's AFM.
 
-use tandem_kernels::RopeStyle;
+use tandem_kernels::{Activation, RopeStyle};
 
-use super::{Architecture, COMMON, NoRope};
+use super::{Architecture, COMMON, NoRope, UNGATED};
 
 pub(super) const LLAMA: Architecture = Architecture {
     name: "llama",
@@ -26,5 +26,13 @@ pub(super) const SMOLLM3: Architecture = Architecture {
 pub(super) const ERNIE4_5: Architecture = Architecture {
     name: "ernie4_5",
     turns_rows: false,
+    ..LLAMA
+};
+
+pub(super) const ARCEE: Architecture = Architecture {
+    name: "arcee",
+    is_gated: false,
+    activation: Activation::ReluSquared,
+    modules: UNGATED,
     ..LLAMA
 };

@@ -9,10 +9,12 @@ mod granite;
 mod hunyuan;
 mod keys;
 mod llama;
+mod nemotron;
 mod olmo;
 mod phi;
 mod qwen;
 mod stablelm;
+mod starcoder;
 
 use alloc::format;
 use alloc::string::ToString;
@@ -24,7 +26,7 @@ use super::config::{Config, NormKind};
 use crate::ModelError;
 
 /// All architectures.
-const ALL: [&Architecture; 16] = [
+const ALL: [&Architecture; 19] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -41,6 +43,9 @@ const ALL: [&Architecture; 16] = [
     &hunyuan::HUNYUAN_DENSE,
     &glm::GLM4,
     &olmo::OLMO2,
+    &llama::ARCEE,
+    &nemotron::NEMOTRON,
+    &starcoder::STARCODER2,
 ];
 
 /// An architecture: its name in GGUF files, and what tells it from others.
@@ -50,6 +55,8 @@ pub struct Architecture {
     name: &'static str,
     norm: NormKind,
     activation: Activation,
+    /// Whether the feed-forward network has a gate.
+    is_gated: bool,
     rope_style: RopeStyle,
     embedding_scale: EmbeddingScale,
     windows: Windows,
@@ -138,11 +145,22 @@ const SEPARATE: &[ModuleName] = &[
     ModuleName::new("mlp.down_proj", "ffn_down"),
 ];
 
+/// The same without a gate.
+const UNGATED: &[ModuleName] = &[
+    ModuleName::new("self_attn.q_proj", "attn_q"),
+    ModuleName::new("self_attn.k_proj", "attn_k"),
+    ModuleName::new("self_attn.v_proj", "attn_v"),
+    ModuleName::new("self_attn.o_proj", "attn_output"),
+    ModuleName::new("mlp.up_proj", "ffn_up"),
+    ModuleName::new("mlp.down_proj", "ffn_down"),
+];
+
 /// What most architectures have in common; each changes what it has otherwise.
 const COMMON: Architecture = Architecture {
     name: "",
     norm: NormKind::Rms,
     activation: Activation::Silu,
+    is_gated: true,
     rope_style: RopeStyle::Neox,
     embedding_scale: EmbeddingScale::One,
     windows: Windows::All,

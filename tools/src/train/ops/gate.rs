@@ -65,6 +65,13 @@ impl CustomOp2 for Gate {
                     *d_up = d * x * s;
                 }
             }),
+            Activation::ReluSquared => arch.dispatch(|| {
+                for (((x, up), d), (dx, d_up)) in all {
+                    let positive = if *x < 0.0 { 0.0 } else { *x };
+                    *dx = d * up * 2.0 * positive;
+                    *d_up = d * positive * positive;
+                }
+            }),
         }
         Ok((
             Some(like(gate_tensor, grad_gate)?),

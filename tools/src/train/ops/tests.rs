@@ -167,7 +167,11 @@ fn norms() {
 
 #[test]
 fn gates() {
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in [
+        Activation::Silu,
+        Activation::GeluTanh,
+        Activation::ReluSquared,
+    ] {
         let (gate, up) = (random((5, 19), 1), random((5, 19), 2));
         // The functions' bends lie within a few units.
         gate.set(&(gate.as_tensor() * 3.0).unwrap()).unwrap();
