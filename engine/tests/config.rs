@@ -1,8 +1,12 @@
 //! Hyperparameters as files give them.
 
+#[expect(dead_code, reason = "of the shared helpers this needs some")]
+mod common;
+
 use tandem_engine::Config;
 use tandem_engine::model::MixerConfig;
 use tandem_formats::{DType, Gguf, Value, Writer};
+use tandem_kernels::RopeScaling;
 
 /// Metadata of a made-up Gemma 3 of 6 layers, with a change.
 fn gemma3(change: impl FnOnce(&mut Writer)) -> Result<Config, String> {
@@ -97,4 +101,99 @@ fn a_list_with_the_same_for_all_layers_is_as_good_as_a_number() {
         "{wrong}"
     );
     assert!(listed(&[], &[2; 6]).unwrap_err().contains("empty"));
+}
+
+/// What a peer's model says with one key more, or with another value of it; the model is none if it is not here.
+fn changed(name: &str, key: &str, value: Option<Value<'_>>) -> Option<Result<Config, String>> {
+    let path = common::shared(&format!("peer/logits/{name}-f16.gguf"))?;
+    let bytes = std::fs::read(path).unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let mut writer = Writer::new();
+    for (k, v) in gguf.metadata().filter(|(k, _)| *k != key) {
+        writer.add(k, *v).unwrap();
+    }
+    match value {
+        Some(Value::U64(sections)) => {
+            writer.add_array(key, &[sections as u32, 4, 4, 0]).unwrap();
+        }
+        Some(value) => writer.add(key, value).unwrap(),
+        None => {}
+    }
+    for t in gguf.tensors() {
+        writer.add_tensor(t.name, t.shape(), t.dtype).unwrap();
+    }
+    let data: Vec<_> = gguf.tensors().iter().map(|t| t.data).collect();
+    let bytes = writer.to_vec(&data).unwrap();
+    let config = Config::from_gguf(&Gguf::parse(&bytes).unwrap());
+    Some(config.map_err(|error| error.to_string()))
+}
+
+#[test]
+fn keys_that_change_the_result_are_honoured_or_refused() {
+    let refused = |name: &str, key: &str, value: Option<Value<'_>>, what: &str| {
+        if let Some(config) = changed(name, key, value) {
+            let error = config.unwrap_err();
+            assert!(error.contains(what), "{name} {key}: {error}");
+        }
+    };
+    for key in [
+        "gemma2.attention.sliding_window",
+        "gemma2.attn_logit_softcapping",
+        "gemma2.final_logit_softcapping",
+    ] {
+        refused("gemma2", key, None, key);
+    }
+    let no_rope = Some(Value::Bool(false));
+    refused(
+        "granite",
+        "granite.rope.scaling.finetuned",
+        no_rope,
+        "without rotary positions",
+    );
+    // A list, see `changed`.
+    let sections = Some(Value::U64(4));
+    refused(
+        "glm4",
+        "glm4.rope.dimension_sections",
+        sections,
+        "several dimensions",
+    );
+    assert!(
+        changed("qwen3vl", "qwen3vl.rope.dimension_sections", sections).is_none_or(|c| c.is_ok())
+    );
+    // Converters write 0 for "none".
+    let temperature = "mistral3.attention.temperature_scale";
+    if let Some(config) = changed("mistral3", temperature, Some(Value::F32(0.0))) {
+        assert!(
+            config
+                .unwrap()
+                .attentions()
+                .all(|c| c.temperature.is_none())
+        );
+    }
+    let multiplier = "mistral3.rope.scaling.yarn_log_multiplier";
+    if let Some(config) = changed("mistral3", multiplier, Some(Value::F32(0.0))) {
+        let scaling = config.unwrap().ropes[0].scaling;
+        assert!(matches!(
+            scaling,
+            RopeScaling::Yarn {
+                attn_factor: 1.0,
+                ..
+            }
+        ));
+    }
+    // OLMo 3: three of four layers have a window, and a rope that is not scaled.
+    let window = changed(
+        "olmo2",
+        "olmo2.attention.sliding_window",
+        Some(Value::U32(64)),
+    );
+    if let Some(config) = window {
+        let config = config.unwrap();
+        let layers: Vec<_> = config.attentions().map(|c| (c.window, c.rope)).collect();
+        let (near, far) = ((Some(64), Some(1)), (None, Some(0)));
+        assert_eq!(layers[..4], [near, near, near, far]);
+        assert_eq!(config.ropes[1].scaling, RopeScaling::None);
+        assert_eq!(config.ropes[1].base, config.ropes[0].base);
+    }
 }

@@ -39,7 +39,7 @@ mod train;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 /// Run language models on small machines.
@@ -115,8 +115,13 @@ fn main() -> ExitCode {
 fn parse() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| {
         let _ = error.print();
-        let wants_prompt = error.kind() == ErrorKind::MissingRequiredArgument
-            && error.to_string().contains("--prompt");
+        let wants_prompt = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::Strings(missing)) => {
+                error.kind() == ErrorKind::MissingRequiredArgument
+                    && missing.iter().any(|flag| flag.starts_with("--prompt"))
+            }
+            _ => false,
+        };
         if wants_prompt && !io::stdin().is_terminal() {
             tell!("hint: --prompt-file - takes the prompt from standard input");
         }

@@ -289,8 +289,7 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn new(target: Target, pure: bool, gguf: &Gguf<'_>) -> Result<Plan> {
         let arch = gguf.get_str("general.architecture")?.unwrap_or("");
-        let count =
-            |key: &str| -> Result<u32> { Ok(gguf.get_u32(&format!("{arch}.{key}"))?.unwrap_or(0)) };
+        let count = |key: &str| count(gguf, &format!("{arch}.{key}"));
         let n_head = count("attention.head_count")?;
         let n_head_kv = count("attention.head_count_kv")?;
         Ok(Plan {
@@ -375,6 +374,16 @@ impl Plan {
             _ => dtype,
         }
     }
+}
+
+/// A number of the metadata, 0 where there is none; of a list with one for each layer the largest.
+fn count(gguf: &Gguf<'_>, key: &str) -> Result<u32> {
+    let Some(Value::Array(values)) = gguf.get(key) else {
+        return Ok(gguf.get_u32(key)?.unwrap_or(0));
+    };
+    let values = values.iter_values().into_iter().flatten();
+    let largest = values.filter_map(|value| value.as_integer()).max();
+    Ok(largest.and_then(|n| u32::try_from(n).ok()).unwrap_or(0))
 }
 
 /// A type of about the same size with blocks of 32, for rows that are no multiple of 256.

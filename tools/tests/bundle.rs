@@ -481,6 +481,27 @@ fn an_addition_needs_no_name_and_no_base() {
         calibrations.ends_with(&["learned", "learned-2"]),
         "{calibrations:?}"
     );
+    // The same file is one calibration, whether both compositions name it or one does, in either order.
+    for (a, b) in [
+        ("", "name = \"mine\", "),
+        ("name = \"mine\", ", ""),
+        ("", ""),
+    ] {
+        fs::write(&path, &before).unwrap();
+        let composition = |name: &str, stated: &str| {
+            format!(
+                "[[composition]]\nname = \"{name}\"\nadapters = [{{ name = \"summarize\" }}]\n\
+                 calibration = {{ {stated}kind = \"low_rank\", path = \"a/learned.safetensors\" }}\n"
+            )
+        };
+        let text = composition("a", a) + &composition("b", b);
+        let recipe = folder.path().join("same.toml");
+        fs::write(&recipe, text).unwrap();
+        tandem!("bundle", "add", path, recipe).ok();
+        let report = inspect(&path);
+        let name = if a == b { "learned" } else { "mine" };
+        assert_eq!(names(&report["calibrations"])[4..], [name]);
+    }
     fs::write(&path, before).unwrap();
     fs::remove_file(folder.path().join("pocket.gguf")).unwrap();
     let base = fixture("pocket-q8_0.gguf");

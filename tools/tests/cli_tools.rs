@@ -182,6 +182,9 @@ fn matrices(path: &Path, tensors: &[(&str, [usize; 2], Vec<f32>)]) {
     let mut writer = Writer::new();
     let arch = Value::Str("llama");
     writer.add("general.architecture", arch).unwrap();
+    // As some converters write it.
+    let heads = "llama.attention.head_count_kv";
+    writer.add_array(heads, &[2_u32, 2]).unwrap();
     for (name, shape, _) in tensors {
         writer.add_tensor(name, shape, DType::F32).unwrap();
     }

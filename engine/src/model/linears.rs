@@ -218,8 +218,8 @@ impl Linears {
             return Some(OUTPUT.to_string());
         }
         let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
-        let found = self.arch().modules().iter().find(|m| m.hf == module)?;
-        Some(format!("blk.{layer}.{}", found.tensor))
+        let tensor = self.arch().tensor_of(module)?;
+        Some(format!("blk.{layer}.{tensor}"))
     }
 
     /// The tensor in a layer for a module's last name, such as `q_proj`.

@@ -1,5 +1,7 @@
 //! How many threads single tokens run on while other work comes and goes.
 
+use std::vec::Vec;
+
 use arrayvec::ArrayVec;
 
 use super::threads::counts;
@@ -12,9 +14,10 @@ const N_TRIAL: usize = 2;
 /// cost more where they are no better, and what speaks for them shows in the times by itself.
 const FIRST_WAIT: usize = 8;
 const MOST_WAIT: [usize; 2] = [64, 256];
-/// More threads must be so much faster that it is no accident; fewer may be a little slower.
+/// More threads must be so much faster that it is no accident: half of what they could be, or so much.
 const GAIN: f64 = 0.95;
-const TOLERANCE: f64 = 1.02;
+/// Fewer may be a little slower than the fastest was.
+const TOLERANCE: f64 = 1.01;
 /// A trial ends at once that takes so many times as long.
 const HOPELESS: f64 = 1.2;
 /// Times that are so much longer or shorter than before mean that other work has come or gone.
@@ -26,12 +29,15 @@ const MAX_CANDIDATES: usize = 32;
 /// and one less every so often, and all when the times change.
 #[derive(Debug)]
 pub(super) struct Follow {
-    n_max: usize,
+    /// The numbers that are tried when the load changes; the last is the largest possible.
+    counts: Vec<usize>,
     n: usize,
     /// Seconds of the last tokens on `n` threads.
     recent: ArrayVec<f64, N_RECENT>,
     /// The median of such tokens when `n` was last found to be best.
     usual: Option<f64>,
+    /// The shortest time of any number since the load changed last.
+    fastest: f64,
     /// Tokens until the next trial of one more and of one less, and how many there will be after it.
     wait: [usize; 2],
     next_wait: [usize; 2],
@@ -59,15 +65,24 @@ const FEWER: usize = 1;
 impl Follow {
     /// Beginning with `n` threads, of at most `n_max`.
     pub(super) fn new(n: usize, n_max: usize) -> Follow {
+        let mut counts = counts(n_max);
+        counts.truncate(MAX_CANDIDATES - 1);
+        counts.retain(|n| *n < n_max);
+        counts.push(n_max);
         Follow {
-            n_max,
+            counts,
             n: n.clamp(1, n_max),
             recent: ArrayVec::new(),
             usual: None,
+            fastest: f64::INFINITY,
             wait: MOST_WAIT,
             next_wait: MOST_WAIT,
             trial: None,
         }
+    }
+
+    fn n_max(&self) -> usize {
+        self.counts.last().copied().unwrap_or(1)
     }
 
     /// What the next token runs on.
@@ -97,11 +112,11 @@ impl Follow {
         let usual = *self.usual.get_or_insert(now);
         let mut candidates = ArrayVec::new();
         if now > usual * CHANGE || now < usual / CHANGE {
-            let others = counts(self.n_max).into_iter().filter(|n| *n != self.n);
-            candidates.extend(others.take(MAX_CANDIDATES));
+            candidates.extend(self.counts.iter().copied().filter(|n| *n != self.n));
+            self.fastest = f64::INFINITY;
             self.next_wait = [FIRST_WAIT; 2];
             self.wait = [FIRST_WAIT, 2 * FIRST_WAIT];
-        } else if self.wait[MORE] == 0 && self.n < self.n_max {
+        } else if self.wait[MORE] == 0 && self.n < self.n_max() {
             candidates.push(self.n + 1);
             self.put_off(MORE);
         } else if self.wait[FEWER] == 0 && self.n > 1 {
@@ -112,6 +127,7 @@ impl Follow {
             return;
         }
         self.usual = Some(now);
+        self.fastest = self.fastest.min(now);
         self.trial = Some(Trial {
             candidates,
             times: ArrayVec::new(),
@@ -139,10 +155,11 @@ impl Follow {
         trial.times.clear();
         let n = trial.candidates.pop().unwrap_or(best.n);
         let limit = match n < best.n {
-            true => TOLERANCE,
-            false => GAIN,
+            true => TOLERANCE * self.fastest,
+            false => best.seconds * GAIN.max(1.0 - 0.5 * (n - best.n) as f64 / n as f64),
         };
-        if mean < best.seconds * limit {
+        if mean < limit {
+            self.fastest = self.fastest.min(mean);
             trial.best = Tried { n, seconds: mean };
         }
         if !trial.candidates.is_empty() {
@@ -213,6 +230,20 @@ mod tests {
             let best = run(&mut Follow::new(n, n), 8, 0);
             assert!(mean < 1.01 * best, "{n}: {mean} {best}");
             assert_eq!(follow.n, n);
+        }
+    }
+
+    /// Where each thread more gains a little, the number does not creep down.
+    #[test]
+    fn small_losses_do_not_add_up() {
+        for n in [8, 16, 32] {
+            let mut follow = Follow::new(n, n);
+            let seconds = |n: usize| (n as f64).powf(-0.2);
+            for i in 0..20_000 {
+                let noise = 1.0 + 0.01 * ((i * 7) % 5) as f64 / 5.0;
+                follow.record(noise * seconds(follow.n_threads()));
+            }
+            assert!(seconds(follow.n) < 1.04 * seconds(n), "{n}: {}", follow.n);
         }
     }
 

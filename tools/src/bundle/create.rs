@@ -111,7 +111,9 @@ fn base_beside(folders: &[&Path], contents: &Contents) -> Option<PathBuf> {
             true => Path::new("."),
             false => folder,
         };
-        let entries = std::fs::read_dir(folder).ok()?;
+        let Ok(entries) = std::fs::read_dir(folder) else {
+            continue;
+        };
         let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         paths.retain(|path| path.extension().is_some_and(|e| e == "gguf"));
         paths.sort();
@@ -168,11 +170,13 @@ fn extend(
             .with_context(in_composition)?;
         let calibration = match &entry.calibration {
             Some(used) => {
-                let shared = known.iter().find(|known| known.entry.is_same(used));
-                let name = match (shared, &used.name) {
-                    (Some(shared), _) => shared.name.clone(),
-                    (None, Some(name)) => name.clone(),
-                    (None, None) => free_name(&contents.calibrations, used.file_name()?),
+                let shared = known.iter().find(|known| {
+                    let fits = |name: &String| *name == known.name;
+                    known.entry.is_same(used) && used.name.as_ref().is_none_or(fits)
+                });
+                let name = match shared {
+                    Some(shared) => shared.name.clone(),
+                    None => calibration_name(recipe, used, &contents)?,
                 };
                 if shared.is_none() {
                     let calibration = calibrate(linears, recipe, used, &name);
@@ -232,15 +236,30 @@ struct Shared<'r> {
     name: String,
 }
 
-/// The name of a calibration's file, with a number where the bundle has another one of that name.
-fn free_name(calibrations: &[bundle::Calibration], file_name: &str) -> String {
+/// What a calibration is called: as its entry says, or another one for the same; otherwise as its file, with
+/// a number where another one has that name.
+fn calibration_name(
+    recipe: &Recipe,
+    entry: &recipe::Calibration,
+    contents: &Contents,
+) -> Result<String> {
+    let entries = recipe.composition.iter();
+    let named = entries.filter_map(|c| c.calibration.as_ref());
+    let named = named.filter_map(|c| Some((c, c.name.as_ref()?)));
+    let of_same = named.clone().find(|(other, _)| other.is_same(entry));
+    if let Some(name) = entry.name.as_ref().or(of_same.map(|(_, name)| name)) {
+        return Ok(name.clone());
+    }
+    let file_name = entry.file_name()?;
     let mut name = file_name.to_string();
     let mut number = 1;
-    while calibrations.iter().any(|c| c.name == name) {
+    while contents.calibrations.iter().any(|c| c.name == name)
+        || named.clone().any(|(_, stated)| *stated == name)
+    {
         number += 1;
         name = format!("{file_name}-{number}");
     }
-    name
+    Ok(name)
 }
 
 /// The block format of a recipe's word.

@@ -7,7 +7,7 @@ pub(super) const EXAONE4: Architecture = Architecture {
     // The 32B model; the 1.2B has no windows.
     windows: Windows::AllBut {
         every: 4,
-        rope_base: None,
+        own_rope: None,
     },
     no_rope: NoRope::BesideWindows,
     pre_norms: false,

@@ -2,7 +2,7 @@
 
 use tandem_kernels::Activation;
 
-use super::{Architecture, COMMON, EmbeddingScale, Windows};
+use super::{Architecture, COMMON, EmbeddingScale, OwnRope, Windows};
 
 pub(super) const GEMMA2: Architecture = Architecture {
     name: "gemma2",
@@ -10,8 +10,13 @@ pub(super) const GEMMA2: Architecture = Architecture {
     embedding_scale: EmbeddingScale::RootOfWidth,
     windows: Windows::AllBut {
         every: 2,
-        rope_base: None,
+        own_rope: None,
     },
+    needed_keys: &[
+        "attention.sliding_window",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+    ],
     // The 27B model.
     scales_by_share: Some(46),
     needed: &["post_attention_norm.weight", "post_ffw_norm.weight"],
@@ -24,7 +29,10 @@ pub(super) const GEMMA3: Architecture = Architecture {
     embedding_scale: EmbeddingScale::RootOfWidth,
     windows: Windows::AllBut {
         every: 6,
-        rope_base: Some("rope.freq_base_swa"),
+        own_rope: Some(OwnRope {
+            key: "rope.freq_base_swa",
+            default: Some(10000.0),
+        }),
     },
     // The 27B model.
     scales_by_share: Some(62),

@@ -2,12 +2,17 @@
 
 use tandem_kernels::RopeStyle;
 
-use super::{Architecture, COMMON, EmbeddingScale};
+use super::{Architecture, COMMON, EmbeddingScale, ModuleName};
 
 pub(super) const GRANITE: Architecture = Architecture {
     name: "granite",
     rope_style: RopeStyle::Normal,
     turns_rows: true,
     embedding_scale: EmbeddingScale::InFile,
+    // Granite 4's.
+    other_names: &[
+        ModuleName::new("shared_mlp.input_linear", "ffn_up"),
+        ModuleName::new("shared_mlp.output_linear", "ffn_down"),
+    ],
     ..COMMON
 };

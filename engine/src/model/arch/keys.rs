@@ -4,7 +4,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use tandem_formats::{Array, Gguf, Value};
-use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, SharedMatrix};
+use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, RopeStyle, SharedMatrix};
 
 use super::{Architecture, EmbeddingScale, NoRope, Windows, key};
 use crate::ModelError;
@@ -160,7 +160,7 @@ impl<'g, 'a> Keys<'g, 'a> {
                 EmbeddingScale::InFile => 1.0 / self.scale("logit_scale")?,
                 _ => 1.0,
             },
-            logit_softcap: self.softcap("final_logit_softcapping")?,
+            logit_softcap: self.nonzero("final_logit_softcapping")?,
         })
     }
 
@@ -194,7 +194,7 @@ impl<'g, 'a> Keys<'g, 'a> {
 
     /// What queries far from the start are multiplied with.
     fn temperature(&self) -> Result<Option<Temperature>, ModelError> {
-        let Some(scale) = self.positive("attention.temperature_scale")? else {
+        let Some(scale) = self.nonzero("attention.temperature_scale")? else {
             return Ok(None);
         };
         let interval = self.needed("rope.scaling.original_context_length")?;
@@ -255,7 +255,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             head_dim,
             window: self.window()?,
             scale,
-            softcap: self.softcap("attn_logit_softcapping")?,
+            softcap: self.nonzero("attn_logit_softcapping")?,
             rope: None,
             norm_after_rope: self.arch.norm_after_rope,
             norms_rows: self.arch.norms_rows,
@@ -314,11 +314,31 @@ impl<'g, 'a> Keys<'g, 'a> {
         if self.gguf.get_bool(&self.key("use_parallel_residual"))? == Some(true) {
             return unsupported("parallel residuals");
         }
+        // Converters have the rows of such files in another order than those of others of its kind.
+        let has_sections = match self.gguf.get(&self.key("rope.dimension_sections")) {
+            Some(Value::Array(sections)) => {
+                let mut all = sections.iter_values().into_iter().flatten();
+                all.any(|section| section.as_integer() != Some(0))
+            }
+            _ => false,
+        };
+        if has_sections && self.arch.rope_style == RopeStyle::Normal {
+            return unsupported("rotary positions in several dimensions");
+        }
+        let turns = self.gguf.get_bool(&self.key("rope.scaling.finetuned"))?;
+        if turns == Some(false) && matches!(self.arch.embedding_scale, EmbeddingScale::InFile) {
+            return unsupported("attention without rotary positions in all layers");
+        }
+        for name in self.arch.needed_keys {
+            if self.gguf.get(&self.key(name)).is_none() {
+                return Err(self.missing(name));
+            }
+        }
         Ok(())
     }
 
-    /// A cap; converters write 0 for "none".
-    fn softcap(&self, name: &str) -> Result<Option<f32>, ModelError> {
+    /// A positive number; converters write 0 for "none".
+    fn nonzero(&self, name: &str) -> Result<Option<f32>, ModelError> {
         match self.gguf.get_f32(&self.key(name))? {
             Some(0.0) => Ok(None),
             _ => self.positive(name),
@@ -350,14 +370,17 @@ impl<'g, 'a> Keys<'g, 'a> {
         let mut ropes = Vec::from([global.clone()]);
         if let (
             Windows::AllBut {
-                rope_base: Some(rope_base),
+                own_rope: Some(own),
                 ..
             },
             Some(_),
         ) = (&self.arch.windows, attention.window)
         {
             ropes.push(RopeConfig {
-                base: self.positive(rope_base)?.unwrap_or(10000.0),
+                base: match self.positive(own.key)? {
+                    Some(base) => base,
+                    None => own.default.unwrap_or(global.base),
+                },
                 scaling: RopeScaling::None,
                 magnitude: 1.0,
                 has_factors: false,
@@ -398,8 +421,8 @@ impl<'g, 'a> Keys<'g, 'a> {
 
     /// What YaRN's magnitude is divided by, which a file may name by a multiplier of the logarithm in it.
     fn yarn_divisor(&self, factor: f32) -> Result<f32, ModelError> {
-        let multiplier = self.positive("rope.scaling.yarn_log_multiplier")?;
-        Ok(multiplier.map_or(1.0, |m| 1.0 + 0.1 * m * libm::logf(factor)))
+        let multiplier = self.nonzero("rope.scaling.yarn_log_multiplier")?;
+        Ok(multiplier.map_or(1.0, |m| 1.0 + 0.1 * m * libm::logf(factor.max(1.0))))
     }
 
     /// LongRoPE's magnitude; YaRN's is part of its scaling.

@@ -73,8 +73,12 @@ pub struct Architecture {
     /// Tensors of a layer that are optional in general but not here: without them the result would be
     /// wrong.
     needed: &'static [&'static str],
+    /// Keys that are optional in general but not here.
+    needed_keys: &'static [&'static str],
     /// What files call a layer's linears.
     modules: &'static [ModuleName],
+    /// Other names that adapters have for them.
+    other_names: &'static [ModuleName],
     /// Whether files have the rows of queries and keys in another order than Hugging Face: elements
     /// `2 j` and `2 j + 1` of a head, which are turned together, at `j` and `head_dim / 2 + j` there.
     turns_rows: bool,
@@ -108,9 +112,18 @@ enum Windows {
     /// All but every n-th, which alone have the file's rotary frequencies scaled.
     AllBut {
         every: usize,
-        /// The key of the others' rotary base, where it is another.
-        rope_base: Option<&'static str>,
+        /// The others' rope, where it is not the same.
+        own_rope: Option<OwnRope>,
     },
+}
+
+/// The rope of layers with a window, which is not scaled.
+#[derive(Debug)]
+struct OwnRope {
+    /// The key of its base.
+    key: &'static str,
+    /// The base without that key; otherwise that of the other layers.
+    default: Option<f32>,
 }
 
 /// What files call a linear of a layer.
@@ -170,7 +183,9 @@ const COMMON: Architecture = Architecture {
     norms_rows: false,
     scales_by_share: None,
     needed: &[],
+    needed_keys: &[],
     modules: SEPARATE,
+    other_names: &[],
     turns_rows: false,
 };
 
@@ -199,6 +214,12 @@ impl Architecture {
     /// What files call a layer's linears.
     pub fn modules(&self) -> &'static [ModuleName] {
         self.modules
+    }
+
+    /// The tensor, without layer and `.weight`, that holds a module of Hugging Face's.
+    pub(crate) fn tensor_of(&self, hf: &str) -> Option<&'static str> {
+        let mut names = self.modules.iter().chain(self.other_names);
+        names.find(|m| m.hf == hf).map(|m| m.tensor)
     }
 
     pub(crate) fn turns_rows(&self) -> bool {
@@ -236,4 +257,26 @@ pub(super) fn read(gguf: &Gguf<'_>) -> Result<Config, ModelError> {
 /// A key of an architecture.
 fn key(arch: &Architecture, name: &str) -> alloc::string::String {
     format!("{}.{name}", arch.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_found_by_all_their_names() {
+        let granite = Architecture::from_name("granite").unwrap();
+        let tensor = |module| granite.tensor_of(module);
+        assert_eq!(tensor("mlp.up_proj"), Some("ffn_up"));
+        assert_eq!(tensor("shared_mlp.input_linear"), Some("ffn_up"));
+        assert_eq!(tensor("shared_mlp.output_linear"), Some("ffn_down"));
+        assert_eq!(tensor("mlp.c_fc"), None);
+    }
+
+    #[test]
+    fn names_are_unique() {
+        for (i, arch) in ALL.iter().enumerate() {
+            assert!(ALL[..i].iter().all(|other| other.name != arch.name));
+        }
+    }
 }
