@@ -69,13 +69,7 @@ impl AttentionConfig {
     }
 
     pub(crate) fn linears(&self, n_embd: usize) -> [LinearSpec; 4] {
-        let linear = |part, n_out, n_in, group| LinearSpec {
-            part,
-            n_out,
-            n_in,
-            group,
-            turned_head: None,
-        };
+        let linear = LinearSpec::new;
         let turned = |part, n_out| LinearSpec {
             turned_head: Some(self.head_dim),
             ..linear(part, n_out, n_embd, 0)
@@ -246,7 +240,7 @@ impl Attention {
                 }
             }
         }
-        self.look(step, spans, i, q, &mut s.inner.f32);
+        self.attend_spans(step, spans, i, q, &mut s.inner.f32);
 
         let attended = s.inner.input(step, n_q, &[&self.o]);
         let o = Job {
@@ -261,7 +255,7 @@ impl Attention {
     ///
     /// Never inlined: what it holds of each span would lie on the stack below the layer's linears.
     #[inline(never)]
-    fn look(
+    fn attend_spans(
         &self,
         step: &Step<'_>,
         spans: &mut [SpanRows<'_>],

@@ -19,13 +19,7 @@ pub struct GatedConfig {
 
 impl GatedConfig {
     pub(crate) fn linears(&self, n_embd: usize) -> [LinearSpec; 3] {
-        let linear = |part, n_out, n_in, group| LinearSpec {
-            part,
-            n_out,
-            n_in,
-            group,
-            turned_head: None,
-        };
+        let linear = LinearSpec::new;
         [
             linear("ffn_gate", self.n_ff, n_embd, 0),
             linear("ffn_up", self.n_ff, n_embd, 0),

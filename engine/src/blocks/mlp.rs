@@ -19,13 +19,7 @@ pub struct MlpConfig {
 
 impl MlpConfig {
     pub(crate) fn linears(&self, n_embd: usize) -> [LinearSpec; 2] {
-        let linear = |part, n_out, n_in, group| LinearSpec {
-            part,
-            n_out,
-            n_in,
-            group,
-            turned_head: None,
-        };
+        let linear = LinearSpec::new;
         [
             linear("ffn_up", self.n_ff, n_embd, 0),
             linear("ffn_down", n_embd, self.n_ff, 1),

@@ -55,6 +55,19 @@ pub(crate) struct LinearSpec {
     pub turned_head: Option<usize>,
 }
 
+impl LinearSpec {
+    /// One whose outputs are not turned.
+    pub(crate) fn new(part: &'static str, n_out: usize, n_in: usize, group: usize) -> LinearSpec {
+        LinearSpec {
+            part,
+            n_out,
+            n_in,
+            group,
+            turned_head: None,
+        }
+    }
+}
+
 /// Linears that files may have in one tensor, rows one after the other.
 pub(crate) struct FusedSpec {
     pub tensor: &'static str,
@@ -113,13 +126,7 @@ impl Linears {
                 FfnConfig::Mlp(c) => table.add(i, &c.linears(config.n_embd), &[]),
             }
         }
-        let output = LinearSpec {
-            part: OUTPUT,
-            n_out: config.n_vocab,
-            n_in: config.n_embd,
-            group: 0,
-            turned_head: None,
-        };
+        let output = LinearSpec::new(OUTPUT, config.n_vocab, config.n_embd, 0);
         table.add_one(None, &output, table.next_group());
         Linears(Arc::new(table))
     }

@@ -115,7 +115,8 @@ fn base_beside(folders: &[&Path], contents: &Contents) -> Option<PathBuf> {
             continue;
         };
         let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.retain(|path| path.extension().is_some_and(|e| e == "gguf"));
+        // A pipe of this name would keep us waiting.
+        paths.retain(|path| path.is_file() && path.extension().is_some_and(|e| e == "gguf"));
         paths.sort();
         if let Some(path) = paths.into_iter().find(|path| is_base(path).is_some()) {
             return Some(path);

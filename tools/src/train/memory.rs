@@ -47,7 +47,8 @@ fn estimate(model: &Model, learned: &Learned, examples: &[Example], together: To
     let n_out: usize = linears.map(|linear| linear.n_out).sum();
     let a_token = n_out + n_out / 2 + 4 * config.n_embd * config.layers.len();
     // Logits, their gradient, and what it is made of.
-    let floats = n_tokens * a_token + 3 * n_targets * config.n_vocab;
+    let logits = n_targets.saturating_mul(3 * config.n_vocab);
+    let floats = n_tokens.saturating_mul(a_token).saturating_add(logits);
     let on_threads = floats.saturating_mul(4).saturating_mul(together.n_threads);
     // Values, the best of them, two moments, and a gradient of each thread.
     let learning = 4 * learned.n_parameters() * (4 + together.n_threads);

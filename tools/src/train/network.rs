@@ -235,9 +235,7 @@ impl Network {
         };
         block.o.forward(learned, &q.apply_op3(&k, &v, attention)?)
     }
-}
 
-impl Network {
     /// Heads, normalized and turned by their positions as the block has it.
     fn turned(
         &self,

@@ -166,10 +166,7 @@ impl<'g, 'a> Keys<'g, 'a> {
 
     /// A factor; 1 where there is none, and where converters wrote 0 for that.
     fn scale(&self, name: &str) -> Result<f32, ModelError> {
-        match self.gguf.get_f32(&self.key(name))? {
-            Some(0.0) => Ok(1.0),
-            _ => Ok(self.positive(name)?.unwrap_or(1.0)),
-        }
+        Ok(self.nonzero(name)?.unwrap_or(1.0))
     }
 
     /// The rope of layer `i`, of one or two: the second is that of layers with a window.
