@@ -87,7 +87,6 @@ impl Simd for Avx512 {
     type Bytes = __m512i;
     type Sums = [__m512; 3];
     type Halves = ();
-    const CENTERS: bool = true;
     const HIGH_STARTS: bool = true;
 
     #[inline(always)]
@@ -367,7 +366,7 @@ unsafe fn multiply<K: Kind, const N: usize>(
     y: [*mut f32; N],
 ) {
     let mut acc = [[_mm512_setzero_ps(); 2]; N];
-    if !first {
+    if !first && !K::INTEGER_SCALES {
         for i in 0..N {
             acc[i] = [_mm512_loadu_ps(y[i]), _mm512_loadu_ps(y[i].add(16))];
         }
@@ -380,18 +379,11 @@ unsafe fn multiply<K: Kind, const N: usize>(
     ];
     let scales = [panels[0].scale.as_ptr(), panels[1].scale.as_ptr()];
     let mins = [panels[0].min.as_ptr(), panels[1].min.as_ptr()];
-    // An addition is done beside the products where a CPU has ports for it (AMD), and is one operation
-    // like another elsewhere. With minima too there are not registers enough.
-    let joins_halves = !K::WIDE && K::OFFSET.is_some();
     for b in 0..n_blocks {
         let mut first_half = [[_mm512_setzero_ps(); 2]; N];
         for half in 0..if K::WIDE { 1 } else { 2 } {
-            let zero = match K::SHORT_SCALE {
-                true => _mm512_castps_si512(_mm512_set1_ps(INTEGER)),
-                false => _mm512_setzero_si512(),
-            };
-            let mut products = [[zero; 2]; N];
-            if K::OFFSET.is_some() {
+            let mut products = [[_mm512_castps_si512(_mm512_set1_ps(INTEGER)); 2]; N];
+            if K::OFFSET.is_some() || K::BITS == 8 {
                 for i in 0..N {
                     products[i] = [_mm512_set1_epi32(start::<K>(x.add(i), b, half)); 2];
                 }
@@ -419,7 +411,7 @@ unsafe fn multiply<K: Kind, const N: usize>(
             }
             let group = 2 * b + half;
             let w_scale = [*scales[0].add(group), *scales[1].add(group)];
-            let mut w_min = [*mins[0].add(group), *mins[1].add(group)];
+            let w_min = [*mins[0].add(group), *mins[1].add(group)];
             for i in 0..N {
                 let scale = _mm512_set1_ps(scale(x.add(i), b));
                 for j in 0..2 {
@@ -434,9 +426,14 @@ unsafe fn multiply<K: Kind, const N: usize>(
                             let products = _mm512_castsi512_ps(products[i][j]);
                             _mm512_fmadd_ps(products, w_scale[j], zero)
                         }
-                        false => _mm512_mul_ps(_mm512_cvtepi32_ps(products[i][j]), w_scale[j]),
+                        false => {
+                            let products = _mm512_castsi512_ps(products[i][j]);
+                            let products = _mm512_sub_ps(products, _mm512_set1_ps(INTEGER));
+                            _mm512_mul_ps(products, w_scale[j])
+                        }
                     };
-                    match (joins_halves, half) {
+                    // With integer scales products are integers, and so is the sum of both halves.
+                    match (K::INTEGER_SCALES, half) {
                         (false, _) => acc[i][j] = _mm512_fmadd_ps(products, scale, acc[i][j]),
                         (true, 0) => first_half[i][j] = products,
                         (true, _) => {
@@ -447,15 +444,6 @@ unsafe fn multiply<K: Kind, const N: usize>(
                 }
             }
             if K::OFFSET.is_none() {
-                if K::BITS == 8 {
-                    let offset = _mm512_set1_ps(-OFFSET);
-                    for j in 0..2 {
-                        w_min[j] = _mm512_fmadd_ps(w_scale[j], offset, w_min[j]);
-                        if half == 1 {
-                            w_min[j] = _mm512_fnmadd_ps(*scales[j].add(2 * b), offset, w_min[j]);
-                        }
-                    }
-                }
                 for i in 0..N {
                     let sum = sum(x.add(i), group);
                     for j in 0..2 {
@@ -466,8 +454,17 @@ unsafe fn multiply<K: Kind, const N: usize>(
         }
     }
     for i in 0..N {
-        _mm512_storeu_ps(y[i], acc[i][0]);
-        _mm512_storeu_ps(y[i].add(16), acc[i][1]);
+        for j in 0..2 {
+            let y = y[i].add(16 * j);
+            if K::INTEGER_SCALES {
+                let before = match first {
+                    true => _mm512_setzero_ps(),
+                    false => _mm512_loadu_ps(y),
+                };
+                acc[i][j] = _mm512_fmadd_ps(acc[i][j], panels[j].step, before);
+            }
+            _mm512_storeu_ps(y, acc[i][j]);
+        }
     }
 }
 

@@ -406,9 +406,9 @@ fn prefetch_weights(rows: &[&[u8]], start: usize, n_bytes: usize) {
 /// weights.
 #[inline(always)]
 unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_ROWS]) {
-    let is_centered = S::CENTERS && F::Kind::OFFSET.is_some();
-    let has_step = S::INTEGER_SCALES && F::Kind::INTEGER_SCALES;
-    let has_min = F::Kind::HAS_MIN && !is_centered && !has_step;
+    let is_centered = F::Kind::OFFSET.is_some();
+    let has_step = F::Kind::INTEGER_SCALES;
+    let has_min = !is_centered;
     let starts_high = S::HIGH_STARTS && is_centered;
     // SAFETY: the fields are written through pointers into the panel, all of them before it is
     // taken for whole; the reads are the caller's.

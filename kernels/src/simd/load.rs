@@ -32,8 +32,8 @@ pub(super) trait Kind {
     #[cfg(target_arch = "x86_64")]
     const SHORT_SCALE: bool = Self::BITS < 8 || Self::OFFSET.is_some();
     /// Whether the scale of each 16 weights is an integer of 8 bits times a step that all 256 share;
-    /// [`Format::scales`] has both. Only where there is an offset and no minimum.
-    const INTEGER_SCALES: bool = matches!(Self::OFFSET, Some(1..)) && !Self::WIDE;
+    /// [`Format::scales`] has both. Only where there is no minimum.
+    const INTEGER_SCALES: bool = Self::OFFSET.is_some() && !Self::WIDE;
     /// Whether minima may differ from zero.
     const HAS_MIN: bool = !matches!(Self::OFFSET, Some(0));
 }

@@ -116,11 +116,6 @@ trait Simd: Lanes {
     type Sums: Copy;
     /// The second halves of a panel's 64 columns, where [`Simd::arrange`] parts their integers.
     type Halves;
-    /// Whether [`Simd::arrange`] takes the offset off the integers of formats that have one, so that
-    /// tiles need no minima for them.
-    const CENTERS: bool;
-    /// Whether tiles take the scales of kinds with [`Kind::INTEGER_SCALES`] as integers.
-    const INTEGER_SCALES: bool = false;
     /// Whether a tile's sums of products start from the bits of [`INTEGER`](crate::input::INTEGER), as
     /// those of [`Q8Super::start`] do, so that they end as the bits of floats.
     const HIGH_STARTS: bool = false;

@@ -105,9 +105,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
     type Sums = [__m256; 3];
     type Halves = [[__m256i; 2]; PANEL_ROWS];
-    const CENTERS: bool = VNNI;
     const HIGH_STARTS: bool = VNNI;
-    const INTEGER_SCALES: bool = !VNNI;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> [__m256i; 2] {
@@ -307,6 +305,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         scale: &mut [[__m256; 2]; PANEL_ROWS],
         min: &mut [[__m256; 2]; PANEL_ROWS],
     ) {
+        if VNNI {
+            return;
+        }
         for (scale, min) in scale
             .as_chunks_mut::<2>()
             .0

@@ -8,7 +8,7 @@ use core::arch::asm;
 use core::arch::x86_64::*;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::{Avx2, OFFSET, products};
+use super::{Avx2, products};
 use crate::input::INTEGER;
 use crate::simd::load::Kind;
 use crate::simd::{Lanes, PANEL_ROWS, Panel, four, scale, start, sum};
@@ -113,10 +113,9 @@ unsafe fn multiply_halves<K: Kind, const N: usize>(
                     // The start takes off what 128 too much make, and the sum is the bits of a float.
                     let sum = _mm256_add_epi32(_mm256_add_epi32(low, high), start);
                     let sum = _mm256_sub_ps(_mm256_castsi256_ps(sum), _mm256_set1_ps(INTEGER));
-                    let scale = _mm256_mul_ps(w_scale[j], x_scale);
-                    acc[i][j] = _mm256_fmadd_ps(sum, scale, acc[i][j]);
+                    acc[i][j] = _mm256_fmadd_ps(_mm256_mul_ps(sum, w_scale[j]), x_scale, acc[i][j]);
                 }
-                if K::HAS_MIN {
+                if K::OFFSET.is_none() {
                     let sum = _mm256_set1_ps(sum(x.add(i), group));
                     for j in 0..2 {
                         acc[i][j] = _mm256_fmadd_ps(w_min[j], sum, acc[i][j]);
@@ -159,6 +158,11 @@ unsafe fn multiply_tokens<K: Kind, const N: usize>(
     }
     for b in 0..n_blocks {
         let mut sums = [[_mm256_setzero_si256(); 2]; N];
+        if K::WIDE && K::OFFSET.is_some() {
+            for i in 0..N {
+                sums[i] = [_mm256_set1_epi32(offset_sum::<K>(x.add(i), b, 0)); 2];
+            }
+        }
         for half in 0..halves {
             let group = 2 * b + half;
             let w_scale = *scales.add(group);
@@ -205,17 +209,17 @@ unsafe fn multiply_tokens<K: Kind, const N: usize>(
                         }
                     }
                     for j in 0..2 {
-                        let scale = match K::INTEGER_SCALES {
-                            true => x_scale,
-                            false => _mm256_mul_ps(w_scale[j], x_scale),
-                        };
                         // Below 2^24 with integer scales too, so exact.
                         let products = _mm256_cvtepi32_ps(sums[i][j]);
-                        acc[i][j] = _mm256_fmadd_ps(products, scale, acc[i][j]);
+                        let products = match K::INTEGER_SCALES {
+                            true => products,
+                            false => _mm256_mul_ps(products, w_scale[j]),
+                        };
+                        acc[i][j] = _mm256_fmadd_ps(products, x_scale, acc[i][j]);
                         sums[i][j] = _mm256_setzero_si256();
                     }
                 }
-                if K::HAS_MIN && !K::INTEGER_SCALES {
+                if K::OFFSET.is_none() {
                     let sum = _mm256_set1_ps(sum(x.add(i), group));
                     for j in 0..2 {
                         acc[i][j] = _mm256_fmadd_ps(w_min[j], sum, acc[i][j]);
@@ -240,25 +244,23 @@ unsafe fn multiply_tokens<K: Kind, const N: usize>(
 /// much: -16 * 16 * 127 fits 16 bits, twice as much would not.
 #[inline(always)]
 unsafe fn offset_sums<K: Kind>(x: *const Q8Super, b: usize) -> __m256i {
-    let offset = i32::from(K::OFFSET.unwrap_or(0));
-    // 128 times the sum, negative, lies in the start.
-    let sum = |half| {
-        start::<K>(x, b, half).wrapping_sub(INTEGER.to_bits() as i32)
-            >> (256_u32 / offset as u32).trailing_zeros()
-    };
-    _mm256_set1_epi32(sum(0) & 0xffff | sum(1) << 16)
+    let (first, last) = (offset_sum::<K>(x, b, 0) / 2, offset_sum::<K>(x, b, 1) / 2);
+    _mm256_set1_epi32(first & 0xffff | last << 16)
 }
 
-/// What sums of products start from.
+/// What the offset of the kind's integers adds to their products with block `b` of the input, or a half of
+/// it where the kind has a scale for each; negative.
 #[inline(always)]
-unsafe fn zero<K: Kind>() -> __m256i {
-    match K::SHORT_SCALE {
-        true => _mm256_castps_si256(_mm256_set1_ps(INTEGER)),
-        false => _mm256_setzero_si256(),
+unsafe fn offset_sum<K: Kind>(x: *const Q8Super, b: usize, half: usize) -> i32 {
+    // 128 times the sum, negative, lies in the start.
+    let sum = start::<K>(x, b, half).wrapping_sub(INTEGER.to_bits() as i32);
+    match K::OFFSET {
+        Some(offset @ 1..) => sum >> (128 / u32::from(offset)).trailing_zeros(),
+        _ => 0,
     }
 }
 
-/// Sums that started from [`zero`], times the weights' scale; `min` is that of the panel.
+/// Sums that are the bits of a float, [`INTEGER`] more, times the weights' scale; `min` is that of the panel.
 #[inline(always)]
 unsafe fn scaled<K: Kind>(sums: __m256i, scale: __m256, min: __m256) -> __m256 {
     match K::SHORT_SCALE {
@@ -270,7 +272,10 @@ unsafe fn scaled<K: Kind>(sums: __m256i, scale: __m256, min: __m256) -> __m256 {
             };
             _mm256_fmadd_ps(_mm256_castsi256_ps(sums), scale, zero)
         }
-        false => _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scale),
+        false => {
+            let sums = _mm256_sub_ps(_mm256_castsi256_ps(sums), _mm256_set1_ps(INTEGER));
+            _mm256_mul_ps(sums, scale)
+        }
     }
 }
 
@@ -284,7 +289,7 @@ pub(super) unsafe fn multiply_vnni<K: Kind, const N: usize>(
     y: [*mut f32; N],
 ) {
     let mut acc = [[_mm256_setzero_ps(); 2]; N];
-    if !first {
+    if !first && !K::INTEGER_SCALES {
         for i in 0..N {
             acc[i] = Avx2::<true>::floats(y[i]);
         }
@@ -292,9 +297,10 @@ pub(super) unsafe fn multiply_vnni<K: Kind, const N: usize>(
     let w = panel.q.as_ptr().cast::<[__m256i; 2]>();
     let (scales, mins) = (panel.scale.as_ptr(), panel.min.as_ptr());
     for b in 0..n_blocks {
+        let mut first_half = [[_mm256_setzero_ps(); 2]; N];
         for half in 0..if K::WIDE { 1 } else { 2 } {
-            let mut sums = [[zero::<K>(); 2]; N];
-            if K::OFFSET.is_some() {
+            let mut sums = [[_mm256_castps_si256(_mm256_set1_ps(INTEGER)); 2]; N];
+            if K::OFFSET.is_some() || K::BITS == 8 {
                 for i in 0..N {
                     sums[i] = [_mm256_set1_epi32(start::<K>(x.add(i), b, half)); 2];
                 }
@@ -313,20 +319,20 @@ pub(super) unsafe fn multiply_vnni<K: Kind, const N: usize>(
             }
             let group = 2 * b + half;
             let w_scale = *scales.add(group);
-            let mut w_min = *mins.add(group);
-            if K::BITS == 8 && K::OFFSET.is_none() {
-                let offset = [_mm256_set1_ps(-OFFSET); 2];
-                w_min = Avx2::<true>::mul_add(w_scale, offset, w_min);
-                if half == 1 {
-                    let offset = [_mm256_set1_ps(OFFSET); 2];
-                    w_min = Avx2::<true>::mul_add(*scales.add(2 * b), offset, w_min);
-                }
-            }
+            let w_min = *mins.add(group);
             for i in 0..N {
                 let scale = scale(x.add(i), b);
                 let sum = sum(x.add(i), group);
                 for j in 0..2 {
-                    let products = scaled::<K>(sums[i][j], w_scale[j], w_min[j]);
+                    let mut products = scaled::<K>(sums[i][j], w_scale[j], w_min[j]);
+                    // With integer scales products are integers, and so is the sum of both halves.
+                    if K::INTEGER_SCALES {
+                        if half == 0 {
+                            first_half[i][j] = products;
+                            continue;
+                        }
+                        products = _mm256_add_ps(first_half[i][j], products);
+                    }
                     acc[i][j] = _mm256_fmadd_ps(products, _mm256_set1_ps(scale), acc[i][j]);
                     if K::OFFSET.is_none() {
                         acc[i][j] = _mm256_fmadd_ps(w_min[j], _mm256_set1_ps(sum), acc[i][j]);
@@ -336,8 +342,14 @@ pub(super) unsafe fn multiply_vnni<K: Kind, const N: usize>(
         }
     }
     for i in 0..N {
-        _mm256_storeu_ps(y[i], acc[i][0]);
-        _mm256_storeu_ps(y[i].add(8), acc[i][1]);
+        if K::INTEGER_SCALES {
+            let before = match first {
+                true => [_mm256_setzero_ps(); 2],
+                false => Avx2::<true>::floats(y[i]),
+            };
+            acc[i] = Avx2::<true>::mul_add(acc[i], panel.step, before);
+        }
+        Avx2::<true>::store(acc[i], y[i]);
     }
 }
 

@@ -117,7 +117,6 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     type Bytes = [int8x16_t; 4];
     type Sums = [float32x4_t; 4];
     type Halves = ();
-    const CENTERS: bool = true;
 
     #[inline(always)]
     unsafe fn load_two(a: *const u8, b: *const u8) -> [int8x16_t; 4] {

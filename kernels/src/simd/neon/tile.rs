@@ -71,24 +71,53 @@ unsafe fn sixteen(x: *const Q8Super, c: usize) -> int8x16_t {
 
 /// Four outputs at `y`, or zeros if nothing was written there.
 #[inline(always)]
-unsafe fn start(y: *const f32, first: bool) -> float32x4_t {
+unsafe fn before(y: *const f32, first: bool) -> float32x4_t {
     match first {
         true => vdupq_n_f32(0.0),
         false => vld1q_f32(y),
     }
 }
 
-/// `acc + scale token.scale sums + min token.sum` for 16 columns of four rows with these scales and minima.
+/// What four sums of a kind begin with: those of integer scales are still to be multiplied with the step
+/// at their end.
+#[inline(always)]
+unsafe fn start<K: Kind>(y: *const f32, first: bool) -> float32x4_t {
+    before(y, first || K::INTEGER_SCALES)
+}
+
+/// Puts four sums to `y`.
+#[inline(always)]
+unsafe fn finish<K: Kind>(acc: float32x4_t, step: float32x4_t, y: *mut f32, first: bool) {
+    match K::INTEGER_SCALES {
+        true => vst1q_f32(y, vfmaq_f32(before(y, first), acc, step)),
+        false => vst1q_f32(y, acc),
+    }
+}
+
+/// Sums of products times their rows' scales, of the second half with those of the first.
+#[inline(always)]
+unsafe fn scaled<K: Kind>(
+    sums: int32x4_t,
+    scale: float32x4_t,
+    half: usize,
+    first_half: float32x4_t,
+) -> float32x4_t {
+    match K::INTEGER_SCALES && half == 1 {
+        // Integers, and so is the sum.
+        true => vfmaq_f32(first_half, vcvtq_f32_s32(sums), scale),
+        false => vmulq_f32(vcvtq_f32_s32(sums), scale),
+    }
+}
+
+/// `acc + token.scale products + min token.sum` of four rows with these minima.
 #[inline(always)]
 unsafe fn add_scaled<K: Kind>(
     acc: float32x4_t,
-    sums: int32x4_t,
-    scale: float32x4_t,
+    products: float32x4_t,
     min: float32x4_t,
     token: Factors,
 ) -> float32x4_t {
-    let scale = vmulq_n_f32(scale, token.scale);
-    let acc = vfmaq_f32(acc, vcvtq_f32_s32(sums), scale);
+    let acc = vfmaq_n_f32(acc, products, token.scale);
     // Offsets are off the integers.
     match K::OFFSET.is_none() {
         true => vfmaq_n_f32(acc, min, token.sum),
@@ -110,7 +139,7 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
     for quad in 0..PANEL_ROWS / 4 {
         let mut acc = [vdupq_n_f32(0.0); N];
         for i in 0..N {
-            acc[i] = start(y[i].add(4 * quad), first);
+            acc[i] = start::<K>(y[i].add(4 * quad), first);
         }
         for b in 0..n_blocks {
             let mut w = [[vdupq_n_s8(0); 2]; 4];
@@ -124,24 +153,31 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
                     let q = [sixteen(x.add(i), c), sixteen(x.add(i), c + 16)];
                     let sums = quad_32::<K>(w, q);
                     let (scale, min) = (panel.scale[2 * b][quad], panel.min[2 * b][quad]);
+                    let products = scaled::<K>(sums, scale, 0, min);
                     let token = Factors::of(x.add(i), b, 0);
-                    acc[i] = add_scaled::<K>(acc[i], sums, scale, min, token);
+                    acc[i] = add_scaled::<K>(acc[i], products, min, token);
                 }
                 continue;
             }
+            let mut first_half = [vdupq_n_f32(0.0); N];
             for half in 0..2 {
                 let w = [w[0][half], w[1][half], w[2][half], w[3][half]];
                 for i in 0..N {
                     let sums = quad_16(w, sixteen(x.add(i), c + 16 * half));
                     let group = 2 * b + half;
                     let (scale, min) = (panel.scale[group][quad], panel.min[group][quad]);
+                    let products = scaled::<K>(sums, scale, half, first_half[i]);
+                    if K::INTEGER_SCALES && half == 0 {
+                        first_half[i] = products;
+                        continue;
+                    }
                     let token = Factors::of(x.add(i), b, half);
-                    acc[i] = add_scaled::<K>(acc[i], sums, scale, min, token);
+                    acc[i] = add_scaled::<K>(acc[i], products, min, token);
                 }
             }
         }
         for i in 0..N {
-            vst1q_f32(y[i].add(4 * quad), acc[i]);
+            finish::<K>(acc[i], panel.step[quad], y[i].add(4 * quad), first);
         }
     }
 }
@@ -186,24 +222,30 @@ pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
         let mut acc = [[vdupq_n_f32(0.0); 2]; N];
         for i in 0..N {
             for j in 0..2 {
-                acc[i][j] = start(y[i].add(8 * octet + 4 * j), first);
+                acc[i][j] = start::<K>(y[i].add(8 * octet + 4 * j), first);
             }
         }
         for b in 0..n_blocks {
             let zero = [[vdupq_n_s32(0); 2]; N];
             let part = |half| Part { b, half, octet };
             let mut sums = sixteen_dotprod(zero, panel, x, part(0));
+            let mut products = [[vdupq_n_f32(0.0); 2]; N];
             if !K::WIDE {
-                acc = scaled_dotprod::<K, N>(acc, sums, panel, x, part(0));
+                products = scaled_dotprod::<K, N>(sums, products, panel, part(0));
+                if !K::INTEGER_SCALES {
+                    acc = add_dotprod::<K, N>(acc, products, panel, x, part(0));
+                }
                 sums = zero;
             }
             sums = sixteen_dotprod(sums, panel, x, part(1));
             let half = if K::WIDE { 0 } else { 1 };
-            acc = scaled_dotprod::<K, N>(acc, sums, panel, x, part(half));
+            products = scaled_dotprod::<K, N>(sums, products, panel, part(half));
+            acc = add_dotprod::<K, N>(acc, products, panel, x, part(half));
         }
         for i in 0..N {
             for j in 0..2 {
-                vst1q_f32(y[i].add(8 * octet + 4 * j), acc[i][j]);
+                let step = panel.step[2 * octet + j];
+                finish::<K>(acc[i][j], step, y[i].add(8 * octet + 4 * j), first);
             }
         }
     }
@@ -231,22 +273,37 @@ unsafe fn sixteen_dotprod<const N: usize>(
     sums
 }
 
-/// Adds the sums, scaled, of a half of block `b`, or of all of it.
+/// The sums, scaled, of a half of block `b`, or of all of it.
 #[inline(always)]
 unsafe fn scaled_dotprod<K: Kind, const N: usize>(
-    mut acc: [[float32x4_t; 2]; N],
     sums: [[int32x4_t; 2]; N],
+    mut products: [[float32x4_t; 2]; N],
+    panel: &Panel<Neon<DOTPROD>>,
+    part: Part,
+) -> [[float32x4_t; 2]; N] {
+    for i in 0..N {
+        for j in 0..2 {
+            let scale = panel.scale[part.group()][2 * part.octet + j];
+            products[i][j] = scaled::<K>(sums[i][j], scale, part.half, products[i][j]);
+        }
+    }
+    products
+}
+
+/// Adds them.
+#[inline(always)]
+unsafe fn add_dotprod<K: Kind, const N: usize>(
+    mut acc: [[float32x4_t; 2]; N],
+    products: [[float32x4_t; 2]; N],
     panel: &Panel<Neon<DOTPROD>>,
     x: *const Q8Super,
     part: Part,
 ) -> [[float32x4_t; 2]; N] {
-    let group = part.group();
     for i in 0..N {
         for j in 0..2 {
-            let quad = 2 * part.octet + j;
-            let (scale, min) = (panel.scale[group][quad], panel.min[group][quad]);
+            let min = panel.min[part.group()][2 * part.octet + j];
             let token = Factors::of(x.add(i), part.b, part.half);
-            acc[i][j] = add_scaled::<K>(acc[i][j], sums[i][j], scale, min, token);
+            acc[i][j] = add_scaled::<K>(acc[i][j], products[i][j], min, token);
         }
     }
     acc
@@ -290,25 +347,31 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
         for t in 0..PAIRS {
             for j in 0..4 {
                 let y = y[last.min(2 * t + j / 2)];
-                acc[t][j] = start(y.add(8 * octet + 4 * (j % 2)), first);
+                acc[t][j] = start::<K>(y.add(8 * octet + 4 * (j % 2)), first);
             }
         }
         for b in 0..n_blocks {
             let zero = [[vdupq_n_s32(0); 4]; PAIRS];
             let part = |half| Part { b, half, octet };
             let mut sums = sixteen_i8mm(zero, panel, x, part(0));
+            let mut products = [[vdupq_n_f32(0.0); 4]; PAIRS];
             if !K::WIDE {
-                acc = scaled_i8mm::<K, PAIRS>(acc, sums, panel, x, part(0));
+                products = scaled_i8mm::<K, PAIRS>(sums, products, panel, part(0));
+                if !K::INTEGER_SCALES {
+                    acc = add_i8mm::<K, PAIRS>(acc, products, panel, x, part(0));
+                }
                 sums = zero;
             }
             sums = sixteen_i8mm(sums, panel, x, part(1));
             let half = if K::WIDE { 0 } else { 1 };
-            acc = scaled_i8mm::<K, PAIRS>(acc, sums, panel, x, part(half));
+            products = scaled_i8mm::<K, PAIRS>(sums, products, panel, part(half));
+            acc = add_i8mm::<K, PAIRS>(acc, products, panel, x, part(half));
         }
         for t in 0..PAIRS {
             for j in 0..4 {
                 let y = y[last.min(2 * t + j / 2)];
-                vst1q_f32(y.add(8 * octet + 4 * (j % 2)), acc[t][j]);
+                let step = panel.step[2 * octet + j % 2];
+                finish::<K>(acc[t][j], step, y.add(8 * octet + 4 * (j % 2)), first);
             }
         }
     }
@@ -335,16 +398,14 @@ unsafe fn sixteen_i8mm<const PAIRS: usize>(
     sums
 }
 
-/// Adds the sums, scaled, of a half of block `b`, or of all of it.
+/// The sums, scaled, of a half of block `b`, or of all of it.
 #[inline(always)]
 unsafe fn scaled_i8mm<K: Kind, const PAIRS: usize>(
-    mut acc: [[float32x4_t; 4]; PAIRS],
     sums: [[int32x4_t; 4]; PAIRS],
+    mut products: [[float32x4_t; 4]; PAIRS],
     panel: &Panel<Neon<I8MM>>,
-    x: Pairs,
     part: Part,
 ) -> [[float32x4_t; 4]; PAIRS] {
-    let group = part.group();
     for t in 0..PAIRS {
         // Sums of two rows and two tokens become sums of four rows.
         let sums = [
@@ -354,10 +415,27 @@ unsafe fn scaled_i8mm<K: Kind, const PAIRS: usize>(
             vuzp2q_s32(sums[t][2], sums[t][3]),
         ];
         for j in 0..4 {
-            let quad = 2 * part.octet + j % 2;
-            let (scale, min) = (panel.scale[group][quad], panel.min[group][quad]);
+            let scale = panel.scale[part.group()][2 * part.octet + j % 2];
+            products[t][j] = scaled::<K>(sums[j], scale, part.half, products[t][j]);
+        }
+    }
+    products
+}
+
+/// Adds them.
+#[inline(always)]
+unsafe fn add_i8mm<K: Kind, const PAIRS: usize>(
+    mut acc: [[float32x4_t; 4]; PAIRS],
+    products: [[float32x4_t; 4]; PAIRS],
+    panel: &Panel<Neon<I8MM>>,
+    x: Pairs,
+    part: Part,
+) -> [[float32x4_t; 4]; PAIRS] {
+    for t in 0..PAIRS {
+        for j in 0..4 {
+            let min = panel.min[part.group()][2 * part.octet + j % 2];
             let token = Factors::of(x.token(2 * t + j / 2), part.b, part.half);
-            acc[t][j] = add_scaled::<K>(acc[t][j], sums[j], scale, min, token);
+            acc[t][j] = add_scaled::<K>(acc[t][j], products[t][j], min, token);
         }
     }
     acc
