@@ -241,9 +241,9 @@ fn a_token_does_not_depend_on_the_others() {
     }
 }
 
-/// Tiles add up in one order on every level, the scalar one included.
+/// Products are added up in one order on every level, the scalar one included, for one token or many.
 #[test]
-fn tiles_have_the_same_bits_on_every_level() {
+fn products_have_the_same_bits_on_every_level() {
     let mut random = Random(11);
     for dtype in weight_types().filter(|t| t.is_quantized()) {
         for (n_rows, n_cols) in [(70_usize, 512_usize), (37, 768), (40, 352)] {
@@ -254,18 +254,20 @@ fn tiles_have_the_same_bits_on_every_level() {
             let w = Matrix::new(dtype, n_rows, n_cols, &bytes).unwrap();
             let n = 13;
             let x = rounded(&random.floats(n * n_cols), n_cols);
-            let multiply = |level| {
+            let multiply = |level, how: Multiply| {
                 let mut y = vec![f32::NAN; n * n_rows];
                 let x = Input::Q8(Q8Rows::new(&x, n));
-                matmul_tiles(level, &w, 0..n_rows, &x, &mut TileMut::new(&mut y, n_rows));
+                how(level, &w, 0..n_rows, &x, &mut TileMut::new(&mut y, n_rows));
                 y
             };
-            let truth = multiply(Level::Scalar);
+            let truth = multiply(Level::Scalar, matmul);
             for level in Level::available() {
-                let y = multiply(level);
-                let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
-                let n = y.iter().zip(&truth).filter(|pair| differs(*pair)).count();
-                assert_eq!(n, 0, "{dtype} {} {n_rows} x {n_cols}", level.name());
+                for (how, name) in [(matmul_tiles as Multiply, "tiles"), (matmul_each, "each")] {
+                    let y = multiply(level, how);
+                    let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
+                    let n = y.iter().zip(&truth).filter(|pair| differs(*pair)).count();
+                    assert_eq!(n, 0, "{dtype} {} {name} {n_rows} x {n_cols}", level.name());
+                }
             }
         }
     }

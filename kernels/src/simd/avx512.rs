@@ -13,15 +13,12 @@ use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::load::{Kind, Super};
+use super::load::Kind;
 use super::{Lanes, NibbleBlocks, PANEL_ROWS, Panel, Simd, four, scale, start, sum};
 use crate::input::INTEGER;
 use crate::{Q8_BLOCK, Q8Super};
 
 pub(crate) struct Avx512;
-
-/// What is added to signed integers.
-const OFFSET: f32 = 128.0;
 
 /// Four shift counts of 4.
 const FOURS: i64 = 0x0004_0004_0004_0004;
@@ -85,7 +82,7 @@ impl Lanes for Avx512 {
 
 impl Simd for Avx512 {
     type Bytes = __m512i;
-    type Sums = [__m512; 3];
+    type Ints = __m512i;
     type Halves = ();
     const HIGH_STARTS: bool = true;
 
@@ -196,44 +193,54 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn zero() -> [__m512; 3] {
-        [_mm512_setzero_ps(); 3]
-    }
-
-    #[inline(always)]
-    unsafe fn dot<K: Kind>(w: Super<Self>, x: *const Q8Super, sums: [__m512; 3]) -> [__m512; 3] {
-        let [mut even, mut odd, mut min] = sums;
-        let offset = _mm512_mul_ps(w.scale, _mm512_set1_ps(-OFFSET));
-        let w_min = match (K::BITS, K::WIDE) {
-            (8, true) => Self::even(offset),
-            (8, false) => _mm512_add_ps(w.min, Self::differences(offset)),
-            _ => w.min,
-        };
-        min = _mm512_fmadd_ps(w_min, _mm512_loadu_ps((*x).sum.as_ptr().cast()), min);
-        // The input's scales of 32, each in two lanes, times the weights' of 16.
-        let twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-        let scale = _mm512_castps256_ps512(_mm256_loadu_ps((*x).scale.as_ptr()));
-        let scale = _mm512_mul_ps(_mm512_permutexvar_ps(twice, scale), w.scale);
-        for i in 0..4 {
-            let u = match K::BITS {
-                8 => _mm512_xor_si512(w.q[i], Self::splat(0x80)),
-                _ => w.q[i],
-            };
-            let x = _mm512_loadu_si512((*x).q.as_ptr().add(64 * i).cast());
-            let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, x);
-            // Four lanes for each 16 elements.
-            let lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-            let lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * i as i32));
-            let scale = _mm512_permutexvar_ps(lanes, scale);
-            let acc = if i % 2 == 0 { &mut even } else { &mut odd };
-            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, *acc);
+    fn added<K: Kind>() -> u8 {
+        match (K::BITS, K::OFFSET) {
+            (8, _) => 128,
+            (_, offset) => offset.unwrap_or(0),
         }
-        [even, odd, min]
     }
 
     #[inline(always)]
-    unsafe fn total([even, odd, min]: [__m512; 3]) -> f32 {
-        _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(even, odd), min))
+    unsafe fn products<K: Kind>(w: __m512i, x: *const i8) -> __m512i {
+        let u = match K::BITS {
+            8 => _mm512_xor_si512(w, Self::splat(0x80)),
+            _ => w,
+        };
+        _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, _mm512_loadu_si512(x.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn gather([a, b, c, d]: [__m512i; 4]) -> __m512i {
+        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_quads(m: &mut [__m512i; 4]) {
+        let low01 = _mm512_shuffle_i32x4::<0x44>(m[0], m[1]);
+        let high01 = _mm512_shuffle_i32x4::<0xee>(m[0], m[1]);
+        let low23 = _mm512_shuffle_i32x4::<0x44>(m[2], m[3]);
+        let high23 = _mm512_shuffle_i32x4::<0xee>(m[2], m[3]);
+        m[0] = _mm512_shuffle_i32x4::<0x88>(low01, low23);
+        m[1] = _mm512_shuffle_i32x4::<0xdd>(low01, low23);
+        m[2] = _mm512_shuffle_i32x4::<0x88>(high01, high23);
+        m[3] = _mm512_shuffle_i32x4::<0xdd>(high01, high23);
+    }
+
+    #[inline(always)]
+    unsafe fn splat_int(x: i32) -> __m512i {
+        _mm512_set1_epi32(x)
+    }
+
+    #[inline(always)]
+    unsafe fn add_ints(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_add_epi32(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn int_floats(v: __m512i) -> __m512 {
+        _mm512_cvtepi32_ps(v)
     }
 
     /// `[columns / 4][rows][4]`: a row in each lane.
@@ -271,7 +278,7 @@ impl Simd for Avx512 {
         h: [*const i8; T],
         sums: [i32; T],
     ) -> [__m512; T] {
-        let offset = if Q4 { 8 } else { OFFSET as i32 };
+        let offset = if Q4 { 8 } else { 128 };
         let mut dots = [_mm512_setzero_si512(); T];
         for i in 0..T {
             dots[i] = _mm512_set1_epi32(-offset * sums[i]);

@@ -144,7 +144,8 @@ fn weight_tail(row: &[u8], n_whole: usize) -> [u8; MAX_TAIL_BYTES] {
     tail
 }
 
-/// Decode: `y[t][r] = w[r] . x[t]` for the `N` tokens from `t` on, each as it would be alone. Gives `N`.
+/// Decode: `y[t][r] = w[r] . x[t]` for the `N` tokens from `t` on, 16 rows at a time, a row in each lane. Gives
+/// `N`.
 ///
 /// # Safety
 ///
@@ -157,66 +158,163 @@ unsafe fn dots<S: Simd, F: Format, const N: usize>(
     y: &mut TileMut<'_>,
 ) -> usize {
     let n_bytes = super_bytes(F::DTYPE);
-    // Rows of other formats are always whole, and need no code for a rest.
-    let may_end_between = F::DTYPE.block_len() < SUPER;
-    let (n_super, n_rest) = (w.n_cols() / SUPER, w.n_cols() % SUPER);
-    let has_tail = may_end_between && n_rest > 0;
-    let mut outputs = [core::ptr::null_mut(); N];
-    for (i, output) in outputs.iter_mut().enumerate() {
-        let y = y.row(t + i);
-        assert!(y.len() >= w.n_rows());
-        if w.n_cols() == 0 {
-            y.fill(0.0);
+    let n_rest = w.n_cols() % SUPER;
+    let n_supers = w.n_cols().div_ceil(SUPER);
+    for i in 0..N {
+        assert!(y.row(t + i).len() >= w.n_rows());
+        if n_supers == 0 {
+            y.row(t + i).fill(0.0);
         }
-        *output = y.as_mut_ptr();
     }
-    if w.n_cols() == 0 {
+    if n_supers == 0 {
         return N;
     }
-    let (x, stride) = x.tokens_from(t, N, n_super + usize::from(has_tail));
-    // Zero bytes are finite weights in every format with blocks of 32, and the input is zero there.
-    let mut tail = [0; MAX_TAIL_BYTES];
-    for r in 0..w.n_rows() {
-        let row = w.row(r);
-        assert!(row.len() >= n_super * n_bytes);
+    let (x, stride) = x.tokens_from(t, N, n_supers);
+    let mut tails = [[0; MAX_TAIL_BYTES]; PANEL_ROWS];
+    for first in (0..w.n_rows()).step_by(PANEL_ROWS) {
+        let n_rows = PANEL_ROWS.min(w.n_rows() - first);
+        let mut rows: [&[u8]; PANEL_ROWS] = [&[]; PANEL_ROWS];
+        for (r, row) in rows.iter_mut().enumerate() {
+            // Past the last it is taken again and again.
+            *row = w.row(first + r.min(n_rows - 1));
+        }
         // SAFETY: the caller's.
-        let mut sums = unsafe { [S::zero(); N] };
-        for s in 0..n_super {
-            // SAFETY: the row holds `n_super` times `n_bytes`, by the assertion, and the input as
-            // many times 256 elements, one more with a tail, of each token.
+        let mut sums = unsafe { [S::splat_float(0.0); N] };
+        for s in 0..n_supers {
+            let start = s * n_bytes;
+            let is_tail = s + 1 == n_supers && n_rest > 0;
+            let mut here = [core::ptr::null(); PANEL_ROWS];
+            for ((here, row), tail) in here.iter_mut().zip(rows).zip(&mut tails) {
+                *here = match is_tail {
+                    true => {
+                        *tail = weight_tail(row, start);
+                        tail.as_ptr()
+                    }
+                    false => {
+                        let here = row[start..][..n_bytes].as_ptr();
+                        // Behind these rows lie the next ones.
+                        prefetch::<0>(here.wrapping_add(PANEL_ROWS * row.len()), n_bytes);
+                        here
+                    }
+                };
+            }
+            let n_blocks = if is_tail {
+                n_rest / Q8_BLOCK
+            } else {
+                SUPER / Q8_BLOCK
+            };
+            // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up; the input has as
+            // many blocks of each token.
             unsafe {
-                let here = row.as_ptr().add(s * n_bytes);
-                // Past the row lie the next rows, as a rule.
-                prefetch::<PREFETCH_BYTES>(here, n_bytes);
-                let w = F::load(here);
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    *sums = S::dot::<F::Kind>(w, x.add(s * stride + i), *sums);
-                }
+                sums = add_supers::<S, F, N>(&here, x.add(s * stride), n_blocks, sums);
             }
         }
-        if has_tail {
-            // Every row's rest is as long, so that what is behind stays zero.
-            let rest = &row[n_super * n_bytes..];
-            tail[..rest.len()].copy_from_slice(rest);
-            // In memory and token by token, which is less code.
-            let mut all = sums;
-            for (i, sums) in all.iter_mut().enumerate() {
-                // SAFETY: the buffer is as long as 256 weights of a format with blocks of 32; the
-                // others have no tail. The input as above.
-                unsafe {
-                    let w = F::load(tail.as_ptr());
-                    *sums = S::dot::<F::Kind>(w, x.add(n_super * stride + i), *sums);
-                }
-            }
-            sums = all;
-        }
-        for (output, sums) in outputs.iter().zip(sums) {
-            // SAFETY: the caller's; each output has as many elements as there are rows, by the
-            // assertion above.
-            unsafe { *output.add(r) = S::total(sums) };
+        for (i, sums) in sums.into_iter().enumerate() {
+            let mut outputs = [0.0; PANEL_ROWS];
+            // SAFETY: the caller's; there are 16 of them.
+            unsafe { S::store(sums, outputs.as_mut_ptr()) };
+            y.row(t + i)[first..][..n_rows].copy_from_slice(&outputs[..n_rows]);
         }
     }
     N
+}
+
+/// Adds the products of 256 weights of 16 rows with `n_blocks` blocks of `N` tokens' inputs.
+///
+/// # Safety
+///
+/// As [`matmul_format`]; each row points to 256 weights.
+#[inline(always)]
+unsafe fn add_supers<S: Simd, F: Format, const N: usize>(
+    rows: &[*const u8; PANEL_ROWS],
+    x: *const Q8Super,
+    n_blocks: usize,
+    sums: [S::Floats; N],
+) -> [S::Floats; N] {
+    // SAFETY: the caller's; all pointers stay inside the weights and the inputs.
+    unsafe {
+        let zero = S::splat_float(0.0);
+        let mut scale = [zero; PANEL_ROWS];
+        let mut min = [zero; PANEL_ROWS];
+        let mut steps = [0.0_f32; PANEL_ROWS];
+        // Of each token and each 64 columns the sums of four groups of 16, of four rows each.
+        let mut groups = [[[S::splat_int(0); 4]; 4]; N];
+        for quad in 0..4 {
+            let mut parts = [[[S::splat_int(0); 4]; 4]; N];
+            for j in 0..4 {
+                let r = 4 * quad + j;
+                let w = F::load::<S>(rows[r]);
+                if F::Kind::INTEGER_SCALES {
+                    (scale[r], steps[r]) = F::scales::<S>(rows[r]);
+                } else {
+                    scale[r] = w.scale;
+                }
+                if F::Kind::OFFSET.is_none() {
+                    min[r] = w.min;
+                }
+                for (n, parts) in parts.iter_mut().enumerate() {
+                    let q = (&raw const (*x.add(n)).q).cast::<i8>();
+                    parts[0][j] = S::products::<F::Kind>(w.q[0], q);
+                    parts[1][j] = S::products::<F::Kind>(w.q[1], q.add(64));
+                    parts[2][j] = S::products::<F::Kind>(w.q[2], q.add(128));
+                    parts[3][j] = S::products::<F::Kind>(w.q[3], q.add(192));
+                }
+            }
+            for (groups, parts) in groups.iter_mut().zip(&parts) {
+                for (groups, parts) in groups.iter_mut().zip(parts) {
+                    groups[quad] = S::gather(*parts);
+                }
+            }
+        }
+        S::transpose(&mut scale);
+        if F::Kind::OFFSET.is_none() {
+            S::transpose(&mut min);
+        }
+        let mut all = sums;
+        for (n, sums) in all.iter_mut().enumerate() {
+            for groups in &mut groups[n] {
+                S::transpose_quads(groups);
+            }
+            let x = x.add(n);
+            let mut acc = if F::Kind::INTEGER_SCALES { zero } else { *sums };
+            for b in 0..n_blocks {
+                let x_scale = S::splat_float(super::scale(x, b));
+                let (first, last) = (groups[n][b / 2][b % 2 * 2], groups[n][b / 2][b % 2 * 2 + 1]);
+                if F::Kind::WIDE {
+                    let offset = S::splat_int(super::offset_sum(x, b, 0, S::added::<F::Kind>()));
+                    let products = S::int_floats(S::add_ints(S::add_ints(first, last), offset));
+                    acc = S::mul_add(S::mul(products, scale[2 * b]), x_scale, acc);
+                    if F::Kind::OFFSET.is_none() {
+                        let x_sum = S::splat_float(super::sum(x, 2 * b));
+                        acc = S::mul_add(min[2 * b], x_sum, acc);
+                    }
+                    continue;
+                }
+                let mut before = zero;
+                for (half, products) in [first, last].into_iter().enumerate() {
+                    let group = 2 * b + half;
+                    let offset = super::offset_sum(x, b, 1 + half, S::added::<F::Kind>());
+                    let products = S::int_floats(S::add_ints(products, S::splat_int(offset)));
+                    if F::Kind::INTEGER_SCALES {
+                        // Integers, and so is the sum of both halves.
+                        before = S::mul_add(products, scale[group], before);
+                        continue;
+                    }
+                    acc = S::mul_add(S::mul(products, scale[group]), x_scale, acc);
+                    let x_sum = S::splat_float(super::sum(x, group));
+                    acc = S::mul_add(min[group], x_sum, acc);
+                }
+                if F::Kind::INTEGER_SCALES {
+                    acc = S::mul_add(before, x_scale, acc);
+                }
+            }
+            *sums = match F::Kind::INTEGER_SCALES {
+                true => S::mul_add(acc, S::floats(steps.as_ptr()), *sums),
+                false => acc,
+            };
+        }
+        all
+    }
 }
 
 /// Asks the memory for the lines of `bytes`.

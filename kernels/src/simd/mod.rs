@@ -112,8 +112,8 @@ struct NibbleBlocks<S: Simd> {
 trait Simd: Lanes {
     /// 64 integers of 8 bits.
     type Bytes: Copy;
-    /// Partial sums of one dot product.
-    type Sums: Copy;
+    /// 16 integers of 32 bits.
+    type Ints: Copy;
     /// The second halves of a panel's 64 columns, where [`Simd::arrange`] parts their integers.
     type Halves;
     /// Whether a tile's sums of products start from the bits of [`INTEGER`](crate::input::INTEGER), as
@@ -163,10 +163,17 @@ trait Simd: Lanes {
     /// In the odd lanes the difference from the lane before.
     unsafe fn differences(v: Self::Floats) -> Self::Floats;
 
-    unsafe fn zero() -> Self::Sums;
-    /// Adds the product of 256 weights and 256 inputs.
-    unsafe fn dot<K: Kind>(w: Super<Self>, x: *const Q8Super, sums: Self::Sums) -> Self::Sums;
-    unsafe fn total(sums: Self::Sums) -> f32;
+    /// What [`Simd::products`] has too much in the integers of a kind.
+    fn added<K: Kind>() -> u8;
+    /// The products of 64 weights with the inputs at `x`, four sums for each 16.
+    unsafe fn products<K: Kind>(w: Self::Bytes, x: *const i8) -> Self::Ints;
+    /// Of four rows' products the sums for each 16 columns, those of one 16 beside each other.
+    unsafe fn gather(rows: [Self::Ints; 4]) -> Self::Ints;
+    /// Transposes 4 by 4 fours.
+    unsafe fn transpose_quads(m: &mut [Self::Ints; 4]);
+    unsafe fn splat_int(x: i32) -> Self::Ints;
+    unsafe fn add_ints(a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    unsafe fn int_floats(v: Self::Ints) -> Self::Floats;
 
     /// Brings 64 columns of 16 rows, a row in each vector, into the order that
     /// [`Simd::multiply`] wants, with the upper halves of the integers in `high` if it wants them apart.
@@ -235,6 +242,24 @@ unsafe fn start<K: load::Kind>(x: *const Q8Super, b: usize, half: usize) -> i32 
     // SAFETY: the caller's. By pointers: from an array's length the compiler would take that there
     // are eight blocks at most, and write them all out.
     unsafe { *(&raw const (*x).start).cast::<i32>().add(3 * b + sum) }
+}
+
+/// What `added` in each of the weights adds to their products with block `b` of the input, to be taken off:
+/// negative. Of all of the block, or of its first or second half.
+///
+/// # Safety
+///
+/// `x` is readable, and `b` one of its blocks.
+#[inline(always)]
+unsafe fn offset_sum(x: *const Q8Super, b: usize, half: usize, added: u8) -> i32 {
+    if added == 0 {
+        return 0;
+    }
+    // 128 times the sum, negative, lies in the start.
+    // SAFETY: the caller's.
+    let start = unsafe { *(&raw const (*x).start).cast::<i32>().add(3 * b + half) };
+    // Exact, as the shifted bits are zero; the sum of several powers of two takes a product.
+    start.wrapping_sub(crate::input::INTEGER.to_bits() as i32) / 128 * i32::from(added)
 }
 
 /// The scale of block `b` of the input.

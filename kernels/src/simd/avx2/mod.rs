@@ -15,7 +15,7 @@ mod tile;
 use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
-use super::load::{Kind, Super};
+use super::load::Kind;
 use super::{Lanes, PANEL_ROWS, Panel, Simd};
 use crate::Q8Super;
 
@@ -103,7 +103,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
-    type Sums = [__m256; 3];
+    type Ints = [__m256i; 2];
     type Halves = [[__m256i; 2]; PANEL_ROWS];
     const HIGH_STARTS: bool = VNNI;
 
@@ -198,69 +198,77 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn zero() -> [__m256; 3] {
-        [_mm256_setzero_ps(); 3]
+    fn added<K: Kind>() -> u8 {
+        match (K::BITS, K::OFFSET) {
+            (8, _) if VNNI => 128,
+            (8, _) => 0,
+            (_, offset) => offset.unwrap_or(0),
+        }
     }
 
     #[inline(always)]
-    unsafe fn dot<K: Kind>(w: Super<Self>, x: *const Q8Super, sums: [__m256; 3]) -> [__m256; 3] {
-        let [mut even, mut odd, mut min] = sums;
-        let mut w_min = w.min;
-        if VNNI && K::BITS == 8 {
-            let offset = Self::mul(w.scale, Self::splat_float(-OFFSET));
-            w_min = match K::WIDE {
-                true => Self::even(offset),
-                false => {
-                    let offset = Self::differences(offset);
-                    Self::mul_add(Self::splat_float(1.0), offset, w_min)
-                }
-            };
-        }
-        if VNNI || K::HAS_MIN {
-            min = _mm256_fmadd_ps(w_min[0], _mm256_loadu_ps((*x).sum.as_ptr().cast()), min);
-            min = _mm256_fmadd_ps(
-                w_min[1],
-                _mm256_loadu_ps((*x).sum.as_ptr().cast::<f32>().add(8)),
-                min,
-            );
-        }
-        // The input's scales of 32, each in two lanes, times the weights' of 16.
-        let scale = _mm256_loadu_ps((*x).scale.as_ptr());
-        let low = _mm256_permutevar8x32_ps(scale, _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0));
-        let high = _mm256_permutevar8x32_ps(scale, _mm256_set_epi32(7, 7, 6, 6, 5, 5, 4, 4));
-        let scale = Self::mul([low, high], w.scale);
-        for b in 0..8 {
-            let x = _mm256_loadu_si256((*x).q.as_ptr().add(32 * b).cast());
-            let q = w.q[b / 2][b % 2];
-            let products = match VNNI {
+    unsafe fn products<K: Kind>(w: [__m256i; 2], x: *const i8) -> [__m256i; 2] {
+        let mut y = w;
+        for i in 0..2 {
+            let x = _mm256_loadu_si256(x.add(32 * i).cast());
+            y[i] = match VNNI {
                 true => {
                     let u = match K::BITS {
-                        8 => _mm256_xor_si256(q, _mm256_set1_epi8(-128)),
-                        _ => q,
+                        8 => _mm256_xor_si256(w[i], _mm256_set1_epi8(-128)),
+                        _ => w[i],
                     };
                     _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), u, x)
                 }
-                false => _mm256_madd_epi16(products::<K>(q, x), _mm256_set1_epi16(1)),
+                false => _mm256_madd_epi16(products::<K>(w[i], x), _mm256_set1_epi16(1)),
             };
-            // Four lanes for each 16 elements.
-            let lane = 2 * (b % 4) as i32;
-            let lanes = match K::WIDE {
-                true => _mm256_set1_epi32(lane),
-                false => _mm256_add_epi32(
-                    _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0),
-                    _mm256_set1_epi32(lane),
-                ),
-            };
-            let scale = _mm256_permutevar8x32_ps(scale[b / 4], lanes);
-            let acc = if b % 2 == 0 { &mut even } else { &mut odd };
-            *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, *acc);
         }
-        [even, odd, min]
+        y
     }
 
     #[inline(always)]
-    unsafe fn total([even, odd, min]: [__m256; 3]) -> f32 {
-        Self::sum([_mm256_add_ps(even, odd), min])
+    unsafe fn gather([a, b, c, d]: [[__m256i; 2]; 4]) -> [__m256i; 2] {
+        let mut y = a;
+        for i in 0..2 {
+            let (low, high) = (
+                _mm256_unpacklo_epi32(a[i], b[i]),
+                _mm256_unpackhi_epi32(a[i], b[i]),
+            );
+            let ab = _mm256_add_epi32(low, high);
+            let (low, high) = (
+                _mm256_unpacklo_epi32(c[i], d[i]),
+                _mm256_unpackhi_epi32(c[i], d[i]),
+            );
+            let cd = _mm256_add_epi32(low, high);
+            y[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_quads(m: &mut [[__m256i; 2]; 4]) {
+        let from = *m;
+        for k in 0..2 {
+            for i in 0..2 {
+                let (a, b) = (from[2 * i][k], from[2 * i + 1][k]);
+                m[2 * k][i] = _mm256_permute2x128_si256::<0x20>(a, b);
+                m[2 * k + 1][i] = _mm256_permute2x128_si256::<0x31>(a, b);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_int(x: i32) -> [__m256i; 2] {
+        [_mm256_set1_epi32(x); 2]
+    }
+
+    #[inline(always)]
+    unsafe fn add_ints(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])]
+    }
+
+    #[inline(always)]
+    unsafe fn int_floats(v: [__m256i; 2]) -> [__m256; 2] {
+        [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])]
     }
 
     /// `[columns / 4][rows][4]`: a row in each lane. Without VNNI of signed integers plus 128 the lower

@@ -11,7 +11,7 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 use core::mem::MaybeUninit;
 
-use super::load::{Kind, Super};
+use super::load::Kind;
 use super::{Lanes, PANEL_ROWS, Panel, Simd};
 use crate::Q8Super;
 
@@ -115,7 +115,7 @@ impl<const EXTENSION: u8> Lanes for Neon<EXTENSION> {
 
 impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     type Bytes = [int8x16_t; 4];
-    type Sums = [float32x4_t; 4];
+    type Ints = [int32x4_t; 4];
     type Halves = ();
 
     #[inline(always)]
@@ -247,60 +247,59 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
-    unsafe fn zero() -> [float32x4_t; 4] {
-        [vdupq_n_f32(0.0); 4]
+    fn added<K: Kind>() -> u8 {
+        K::OFFSET.unwrap_or(0)
     }
 
     #[inline(always)]
-    unsafe fn dot<K: Kind>(
-        w: Super<Self>,
-        x: *const Q8Super,
-        mut sums: [float32x4_t; 4],
-    ) -> [float32x4_t; 4] {
+    unsafe fn products<K: Kind>(w: [int8x16_t; 4], x: *const i8) -> [int32x4_t; 4] {
+        let mut y = [vdupq_n_s32(0); 4];
         for i in 0..4 {
-            // The input's scales of 32, each in two lanes, times the weights' of 16.
-            let scale = vld1_f32((*x).scale.as_ptr().add(2 * i));
-            let scale = vcombine_f32(vzip1_f32(scale, scale), vzip2_f32(scale, scale));
-            let scale = vmulq_f32(w.scale[i], scale);
-            if K::HAS_MIN {
-                sums[3] = vfmaq_f32(
-                    sums[3],
-                    w.min[i],
-                    vld1q_f32((*x).sum.as_ptr().cast::<f32>().add(4 * i)),
-                );
-            }
-            let x = {
-                let q = (*x).q.as_ptr().add(64 * i);
-                [
-                    vld1q_s8(q),
-                    vld1q_s8(q.add(16)),
-                    vld1q_s8(q.add(32)),
-                    vld1q_s8(q.add(48)),
-                ]
-            };
-            let q = w.q[i];
-            if K::WIDE {
-                let a = vcvtq_f32_s32(Self::dot_32::<K>([q[0], q[1]], [x[0], x[1]]));
-                let b = vcvtq_f32_s32(Self::dot_32::<K>([q[2], q[3]], [x[2], x[3]]));
-                sums[0] = vfmaq_laneq_f32::<0>(sums[0], a, scale);
-                sums[1] = vfmaq_laneq_f32::<2>(sums[1], b, scale);
-            } else {
-                let mut products = [vdupq_n_f32(0.0); 4];
-                for j in 0..4 {
-                    products[j] = vcvtq_f32_s32(Self::dot_16(q[j], x[j]));
-                }
-                sums[0] = vfmaq_laneq_f32::<0>(sums[0], products[0], scale);
-                sums[1] = vfmaq_laneq_f32::<1>(sums[1], products[1], scale);
-                sums[2] = vfmaq_laneq_f32::<2>(sums[2], products[2], scale);
-                sums[0] = vfmaq_laneq_f32::<3>(sums[0], products[3], scale);
+            y[i] = Self::dot_16(w[i], vld1q_s8(x.add(16 * i)));
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn gather([a, b, c, d]: [[int32x4_t; 4]; 4]) -> [int32x4_t; 4] {
+        let mut y = a;
+        for i in 0..4 {
+            y[i] = vpaddq_s32(vpaddq_s32(a[i], b[i]), vpaddq_s32(c[i], d[i]));
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_quads(m: &mut [[int32x4_t; 4]; 4]) {
+        let from = *m;
+        for i in 0..4 {
+            for k in 0..4 {
+                m[k][i] = from[i][k];
             }
         }
-        sums
     }
 
     #[inline(always)]
-    unsafe fn total(sums: [float32x4_t; 4]) -> f32 {
-        Self::sum(sums)
+    unsafe fn splat_int(x: i32) -> [int32x4_t; 4] {
+        [vdupq_n_s32(x); 4]
+    }
+
+    #[inline(always)]
+    unsafe fn add_ints(a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        let mut y = a;
+        for i in 0..4 {
+            y[i] = vaddq_s32(a[i], b[i]);
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn int_floats(v: [int32x4_t; 4]) -> [float32x4_t; 4] {
+        let mut y = [vdupq_n_f32(0.0); 4];
+        for i in 0..4 {
+            y[i] = vcvtq_f32_s32(v[i]);
+        }
+        y
     }
 
     #[inline(always)]
