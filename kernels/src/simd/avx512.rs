@@ -14,7 +14,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::Kind;
-use super::{Lanes, NibbleBlocks, PANEL_ROWS, Panel, Simd, four, scale, start, sum};
+use super::{Lanes, PANEL_ROWS, Panel, Simd, four, quad, scale, start, sum};
 use crate::input::INTEGER;
 use crate::{Q8_BLOCK, Q8Super};
 
@@ -82,7 +82,7 @@ impl Lanes for Avx512 {
 
 impl Simd for Avx512 {
     type Bytes = __m512i;
-    type Ints = __m512i;
+    type Quad = __m128;
     type Halves = ();
     const HIGH_STARTS: bool = true;
 
@@ -109,26 +109,29 @@ impl Simd for Avx512 {
     /// From whole registers of the blocks' bytes: the ports for loads, and for what inserts a block or
     /// a scale into a register, would be the limit.
     #[inline(always)]
-    unsafe fn nibble_blocks<const N: usize>(p: *const u8) -> NibbleBlocks<Self> {
+    unsafe fn nibble_blocks<const N: usize>(p: *const u8, i: usize) -> __m512i {
         // Larger blocks' last words would be past the first and the third register.
         const { assert!(N == 18 || N == 20) };
-        let v = four!(i => _mm512_loadu_si512(p.add(Words::<N>::AT[i]).cast()));
         let counts = _mm512_set_epi64(FOURS, FOURS, 0, 0, FOURS, FOURS, 0, 0);
-        let q = four!(i => {
-            let words = _mm512_loadu_si512(Words::<N>::NIBBLES[i].as_ptr().cast());
-            let v = _mm512_permutexvar_epi16(words, v[i]);
-            Self::and(_mm512_srlv_epi16(v, counts), Self::splat(15))
-        });
+        let v = _mm512_loadu_si512(p.add(Words::<N>::AT[i]).cast());
+        let words = _mm512_loadu_si512(Words::<N>::NIBBLES[i].as_ptr().cast());
+        let v = _mm512_permutexvar_epi16(words, v);
+        Self::and(_mm512_srlv_epi16(v, counts), Self::splat(15))
+    }
+
+    #[inline(always)]
+    unsafe fn nibble_halves<const N: usize>(p: *const u8) -> [__m512; 2] {
         // The first and the third register begin with four blocks each.
+        let a = _mm512_loadu_si512(p.add(Words::<N>::AT[0]).cast());
+        let b = _mm512_loadu_si512(p.add(Words::<N>::AT[2]).cast());
         let words = _mm512_loadu_si512(Words::<N>::HALVES.as_ptr().cast());
-        let first = _mm512_permutex2var_epi16(v[0], words, v[2]);
+        let first = _mm512_permutex2var_epi16(a, words, b);
         let words = _mm512_add_epi16(words, _mm512_set1_epi16(1));
-        let second = _mm512_permutex2var_epi16(v[0], words, v[2]);
-        NibbleBlocks {
-            q,
-            first: _mm512_cvtph_ps(_mm512_castsi512_si256(first)),
-            second: _mm512_cvtph_ps(_mm512_castsi512_si256(second)),
-        }
+        let second = _mm512_permutex2var_epi16(a, words, b);
+        [
+            _mm512_cvtph_ps(_mm512_castsi512_si256(first)),
+            _mm512_cvtph_ps(_mm512_castsi512_si256(second)),
+        ]
     }
 
     #[inline(always)]
@@ -201,46 +204,68 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn products<K: Kind>(w: __m512i, x: *const i8) -> __m512i {
-        let u = match K::BITS {
-            8 => _mm512_xor_si512(w, Self::splat(0x80)),
-            _ => w,
-        };
-        _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, _mm512_loadu_si512(x.cast()))
+    unsafe fn dots_32<K: Kind>(w: &[__m512i; 4], x: *const i8) -> [__m128i; 2] {
+        let n = dots::<K>(w, x);
+        let n = _mm512_add_epi32(n, _mm512_shuffle_i32x4::<0b10_11_00_01>(n, n));
+        [
+            _mm512_castsi512_si128(n),
+            _mm512_extracti32x4_epi32::<2>(n),
+        ]
     }
 
     #[inline(always)]
-    unsafe fn gather([a, b, c, d]: [__m512i; 4]) -> __m512i {
-        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+    unsafe fn dots_16<K: Kind>(w: &[__m512i; 4], x: *const i8) -> [__m128i; 4] {
+        let n = dots::<K>(w, x);
+        [
+            _mm512_castsi512_si128(n),
+            _mm512_extracti32x4_epi32::<1>(n),
+            _mm512_extracti32x4_epi32::<2>(n),
+            _mm512_extracti32x4_epi32::<3>(n),
+        ]
     }
 
     #[inline(always)]
-    unsafe fn transpose_quads(m: &mut [__m512i; 4]) {
-        let low01 = _mm512_shuffle_i32x4::<0x44>(m[0], m[1]);
-        let high01 = _mm512_shuffle_i32x4::<0xee>(m[0], m[1]);
-        let low23 = _mm512_shuffle_i32x4::<0x44>(m[2], m[3]);
-        let high23 = _mm512_shuffle_i32x4::<0xee>(m[2], m[3]);
-        m[0] = _mm512_shuffle_i32x4::<0x88>(low01, low23);
-        m[1] = _mm512_shuffle_i32x4::<0xdd>(low01, low23);
-        m[2] = _mm512_shuffle_i32x4::<0x88>(high01, high23);
-        m[3] = _mm512_shuffle_i32x4::<0xdd>(high01, high23);
+    unsafe fn quads([a, b, c, d]: [__m512; 4]) -> [__m128; 16] {
+        let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let first = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+        let second = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+        let (ab, cd) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let third = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+        let fourth = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+        let mut quads = [_mm_setzero_ps(); 16];
+        for (i, v) in [first, second, third, fourth].into_iter().enumerate() {
+            quads[i] = _mm512_castps512_ps128(v);
+            quads[4 + i] = _mm512_extractf32x4_ps::<1>(v);
+            quads[8 + i] = _mm512_extractf32x4_ps::<2>(v);
+            quads[12 + i] = _mm512_extractf32x4_ps::<3>(v);
+        }
+        quads
     }
 
     #[inline(always)]
-    unsafe fn splat_int(x: i32) -> __m512i {
-        _mm512_set1_epi32(x)
+    unsafe fn byte_quads(rows: [[u8; 8]; 4]) -> [__m128; 8] {
+        quad::bytes(rows)
     }
 
     #[inline(always)]
-    unsafe fn add_ints(a: __m512i, b: __m512i) -> __m512i {
-        _mm512_add_epi32(a, b)
+    unsafe fn half_quad(rows: [*const u8; 4]) -> __m128 {
+        quad::halves(rows)
     }
 
+    /// From the registers that the half bytes are taken from, too.
     #[inline(always)]
-    unsafe fn int_floats(v: __m512i) -> __m512 {
-        _mm512_cvtepi32_ps(v)
+    unsafe fn nibble_quads<const N: usize>(rows: [*const u8; 4]) -> [[__m128; 8]; 2] {
+        let halves = four!(i => Self::nibble_halves::<N>(rows[i]));
+        let first = Self::quads(four!(i => halves[i][0]));
+        let second = Self::quads(four!(i => halves[i][1]));
+        let mut quads = [[_mm_setzero_ps(); 8]; 2];
+        for b in 0..8 {
+            quads[0][b] = first[2 * b];
+            quads[1][b] = second[2 * b];
+        }
+        quads
     }
 
     /// `[columns / 4][rows][4]`: a row in each lane.
@@ -321,7 +346,25 @@ impl Simd for Avx512 {
     }
 }
 
-/// Eight blocks of `N` bytes in four registers, as [`Simd::nibble_blocks`] takes them apart.
+/// The products of 64 columns of four rows: of each 16 columns the four rows' sums.
+#[inline(always)]
+unsafe fn dots<K: Kind>(w: &[__m512i; 4], x: *const i8) -> __m512i {
+    let x = _mm512_loadu_si512(x.cast());
+    let mut n = [_mm512_setzero_si512(); 4];
+    for i in 0..4 {
+        let u = match K::BITS {
+            8 => _mm512_xor_si512(w[i], Avx512::splat(0x80)),
+            _ => w[i],
+        };
+        n[i] = _mm512_dpbusd_epi32(n[i], u, x);
+    }
+    let [a, b, c, d] = n;
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+}
+
+/// Eight blocks of `N` bytes in four registers, as `Simd::nibble_blocks` takes them apart.
 struct Words<const N: usize>;
 
 impl<const N: usize> Words<N> {

@@ -2,23 +2,20 @@
 
 use core::mem::MaybeUninit;
 
-use super::load::{self, Format, Kind, super_bytes};
-use super::{PAIR_ROWS, PANEL_ROWS, Panel, SUPER, Simd, TILE_PAIRS, TILE_ROWS, on_level};
+use super::load::{self, Format, Kind, Quads, super_bytes};
+use super::{
+    PAIR_ROWS, PANEL_ROWS, Panel, Quad, SUPER, Simd, TILE_PAIRS, TILE_ROWS, ahead, on_level, start,
+};
 use crate::dtype::dtypes;
 use crate::input::INTEGER;
+use crate::quant::Unpacked;
 use crate::{DType, Level, Matrix, Q8_BLOCK, Q8Rows, Q8Super, TileMut};
 
-/// How far ahead of the weights in use decode asks for those to come: what the memory gives one core
-/// in the time until the first byte of it arrives. Servers give a core 30 GB/s after 150 ns and more,
-/// boards less, as a rule.
-const PREFETCH_BYTES: usize = if cfg!(target_arch = "x86_64") {
-    6144
-} else {
-    2048
-};
 /// From this many tokens on [`matmul`](crate::matmul) multiplies quantized weights tile by tile, which
 /// is faster than a dot product for each output, but adds up in another order.
 pub const MIN_TILE_TOKENS: usize = 4;
+/// Tokens that four rows are multiplied with in turn.
+const FEW_TOKENS: usize = 8;
 /// Tokens that all rows of a tile are multiplied with in turn: a multiple of those that go at once.
 const CHUNK_TOKENS: usize = 24;
 /// Tokens whose outputs of rows that are no whole pair of panels are computed at once.
@@ -81,16 +78,13 @@ unsafe fn matmul_format<S: Simd, F: Format>(
 ) {
     let (n_rows, n_tokens) = (w.n_rows(), y.n_rows());
     if method == Method::Dots {
-        let mut t = 0;
-        while t < n_tokens {
+        if n_tokens == 1 {
             // SAFETY: the caller's.
-            t += unsafe {
-                match n_tokens - t {
-                    4.. => dots::<S, F, 4>(w, x, t, y),
-                    2.. => dots::<S, F, 2>(w, x, t, y),
-                    _ => dots::<S, F, 1>(w, x, t, y),
-                }
-            };
+            return unsafe { dots::<S, F, 1>(w, x, 0, y) };
+        }
+        for t in (0..n_tokens).step_by(FEW_TOKENS) {
+            // SAFETY: the caller's.
+            unsafe { dots::<S, F, FEW_TOKENS>(w, x, t, y) };
         }
         return;
     }
@@ -144,8 +138,8 @@ fn weight_tail(row: &[u8], n_whole: usize) -> [u8; MAX_TAIL_BYTES] {
     tail
 }
 
-/// Decode: `y[t][r] = w[r] . x[t]` for the `N` tokens from `t` on, 16 rows at a time, a row in each lane. Gives
-/// `N`.
+/// Decode: `y[t][r] = w[r] . x[t]` for up to `N` tokens from `t` on, four rows at a time, so that what is done
+/// to a block's sum is done to four at once.
 ///
 /// # Safety
 ///
@@ -156,164 +150,227 @@ unsafe fn dots<S: Simd, F: Format, const N: usize>(
     x: &Q8Rows<'_>,
     t: usize,
     y: &mut TileMut<'_>,
-) -> usize {
+) {
+    let n_tokens = if N == 1 { 1 } else { N.min(y.n_rows() - t) };
     let n_bytes = super_bytes(F::DTYPE);
+    let n_whole = w.n_cols() / SUPER;
     let n_rest = w.n_cols() % SUPER;
-    let n_supers = w.n_cols().div_ceil(SUPER);
-    for i in 0..N {
+    for i in 0..n_tokens {
         assert!(y.row(t + i).len() >= w.n_rows());
-        if n_supers == 0 {
+        if w.n_cols() == 0 {
             y.row(t + i).fill(0.0);
         }
     }
-    if n_supers == 0 {
-        return N;
+    if w.n_cols() == 0 {
+        return;
     }
-    let (x, stride) = x.tokens_from(t, N, n_supers);
-    let mut tails = [[0; MAX_TAIL_BYTES]; PANEL_ROWS];
-    for first in (0..w.n_rows()).step_by(PANEL_ROWS) {
-        let n_rows = PANEL_ROWS.min(w.n_rows() - first);
-        let mut rows: [&[u8]; PANEL_ROWS] = [&[]; PANEL_ROWS];
-        for (r, row) in rows.iter_mut().enumerate() {
-            // Past the last it is taken again and again.
-            *row = w.row(first + r.min(n_rows - 1));
-        }
+    let (x, stride) = x.tokens_from(t, n_tokens, w.n_cols().div_ceil(SUPER));
+    let mut tails = [[0; MAX_TAIL_BYTES]; 4];
+    for first in (0..w.n_rows()).step_by(4) {
+        let n_rows = (w.n_rows() - first).min(4);
+        // Past the last row it is taken again and again.
+        let rows = four!(i => w.row(first + i.min(n_rows - 1)));
+        let starts = four!(i => rows[i].as_ptr());
         // SAFETY: the caller's.
-        let mut sums = unsafe { [S::splat_float(0.0); N] };
-        for s in 0..n_supers {
-            let start = s * n_bytes;
-            let is_tail = s + 1 == n_supers && n_rest > 0;
-            let mut here = [core::ptr::null(); PANEL_ROWS];
-            for ((here, row), tail) in here.iter_mut().zip(rows).zip(&mut tails) {
-                *here = match is_tail {
-                    true => {
-                        *tail = weight_tail(row, start);
-                        tail.as_ptr()
-                    }
-                    false => {
-                        let here = row[start..][..n_bytes].as_ptr();
-                        // Behind these rows lie the next ones.
-                        prefetch::<0>(here.wrapping_add(PANEL_ROWS * row.len()), n_bytes);
-                        here
-                    }
-                };
-            }
-            let n_blocks = if is_tail {
-                n_rest / Q8_BLOCK
+        let mut sums = unsafe { [S::Quad::splat(0.0); N] };
+        let mut s = 0;
+        while s < n_whole + usize::from(n_rest > 0) {
+            let mut here = ahead(starts, s * n_bytes);
+            let mut n_blocks = SUPER / Q8_BLOCK;
+            if s < n_whole {
+                for here in here {
+                    // Behind these rows lie the next ones.
+                    prefetch::<0>(here.wrapping_add(4 * w.row_bytes()), n_bytes);
+                }
             } else {
-                SUPER / Q8_BLOCK
-            };
+                for (tail, row) in tails.iter_mut().zip(rows) {
+                    *tail = weight_tail(row, s * n_bytes);
+                }
+                here = four!(i => tails[i].as_ptr());
+                n_blocks = n_rest / Q8_BLOCK;
+            }
             // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up; the input has as
             // many blocks of each token.
             unsafe {
-                sums = add_supers::<S, F, N>(&here, x.add(s * stride), n_blocks, sums);
+                let columns = Columns {
+                    x: x.add(s * stride),
+                    n_blocks,
+                    n_tokens,
+                };
+                add_supers::<S, F, N>(here, &columns, &mut sums);
             }
+            s += 1;
         }
-        for (i, sums) in sums.into_iter().enumerate() {
-            let mut outputs = [0.0; PANEL_ROWS];
-            // SAFETY: the caller's; there are 16 of them.
-            unsafe { S::store(sums, outputs.as_mut_ptr()) };
+        for (i, sum) in sums[..n_tokens].iter().enumerate() {
+            let mut outputs = [0.0; 4];
+            // SAFETY: the caller's; there are four of them.
+            unsafe { sum.store(outputs.as_mut_ptr()) };
             y.row(t + i)[first..][..n_rows].copy_from_slice(&outputs[..n_rows]);
         }
     }
-    N
 }
 
-/// Adds the products of 256 weights of 16 rows with `n_blocks` blocks of `N` tokens' inputs.
+/// 256 columns of up to `N` tokens' inputs, and how many blocks of them there are.
+struct Columns {
+    x: *const Q8Super,
+    n_blocks: usize,
+    n_tokens: usize,
+}
+
+/// Adds the products of 256 weights of four rows.
 ///
 /// # Safety
 ///
 /// As [`matmul_format`]; each row points to 256 weights.
 #[inline(always)]
 unsafe fn add_supers<S: Simd, F: Format, const N: usize>(
-    rows: &[*const u8; PANEL_ROWS],
-    x: *const Q8Super,
-    n_blocks: usize,
-    sums: [S::Floats; N],
-) -> [S::Floats; N] {
+    rows: [*const u8; 4],
+    x: &Columns,
+    sums: &mut [S::Quad; N],
+) {
     // SAFETY: the caller's; all pointers stay inside the weights and the inputs.
     unsafe {
-        let zero = S::splat_float(0.0);
-        let mut scale = [zero; PANEL_ROWS];
-        let mut min = [zero; PANEL_ROWS];
-        let mut steps = [0.0_f32; PANEL_ROWS];
-        // Of each token and each 64 columns the sums of four groups of 16, of four rows each.
-        let mut groups = [[[S::splat_int(0); 4]; 4]; N];
-        for quad in 0..4 {
-            let mut parts = [[[S::splat_int(0); 4]; 4]; N];
-            for j in 0..4 {
-                let r = 4 * quad + j;
-                let w = F::load::<S>(rows[r]);
-                if F::Kind::INTEGER_SCALES {
-                    (scale[r], steps[r]) = F::scales::<S>(rows[r]);
-                } else {
-                    scale[r] = w.scale;
-                }
-                if F::Kind::OFFSET.is_none() {
-                    min[r] = w.min;
-                }
-                for (n, parts) in parts.iter_mut().enumerate() {
-                    let q = (&raw const (*x.add(n)).q).cast::<i8>();
-                    parts[0][j] = S::products::<F::Kind>(w.q[0], q);
-                    parts[1][j] = S::products::<F::Kind>(w.q[1], q.add(64));
-                    parts[2][j] = S::products::<F::Kind>(w.q[2], q.add(128));
-                    parts[3][j] = S::products::<F::Kind>(w.q[3], q.add(192));
-                }
-            }
-            for (groups, parts) in groups.iter_mut().zip(&parts) {
-                for (groups, parts) in groups.iter_mut().zip(parts) {
-                    groups[quad] = S::gather(*parts);
+        let mut spaces = [Unpacked::ZERO; 4];
+        let mut opened = rows;
+        for i in 0..4 {
+            opened[i] = F::open(rows[i], &mut spaces[i]);
+        }
+        let quads = F::quads::<S>(opened);
+        let weights = Weights {
+            rows: opened,
+            quads: &quads,
+        };
+        if !F::Kind::INTEGER_SCALES {
+            weights.add_64::<F, N>(0, x, sums);
+            weights.add_64::<F, N>(1, x, sums);
+            weights.add_64::<F, N>(2, x, sums);
+            weights.add_64::<F, N>(3, x, sums);
+            return;
+        }
+        let mut steps = [S::Quad::splat(0.0); N];
+        weights.add_64::<F, N>(0, x, &mut steps);
+        weights.add_64::<F, N>(1, x, &mut steps);
+        weights.add_64::<F, N>(2, x, &mut steps);
+        weights.add_64::<F, N>(3, x, &mut steps);
+        for i in 0..N {
+            sums[i] = steps[i].mul_add(quads.step, sums[i]);
+        }
+    }
+}
+
+/// 256 weights of four rows.
+struct Weights<'a, S: Simd> {
+    rows: [*const u8; 4],
+    quads: &'a Quads<S>,
+}
+
+impl<S: Simd> Weights<'_, S> {
+    /// Adds the products of columns `64 i` to `64 i + 63` of up to `N` tokens.
+    ///
+    /// # Safety
+    ///
+    /// As [`add_supers`].
+    #[inline(always)]
+    unsafe fn add_64<F: Format, const N: usize>(
+        &self,
+        i: usize,
+        columns: &Columns,
+        sums: &mut [S::Quad; N],
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let w = four!(r => F::q::<S>(self.rows[r], i));
+            let n_tokens = if N == 1 { 1 } else { columns.n_tokens };
+            for n in 0..n_tokens {
+                let x = columns.x.add(n);
+                if 2 * i < columns.n_blocks {
+                    let q = (&raw const (*x).q).cast::<i8>().add(64 * i);
+                    sums[n] = match F::Kind::WIDE {
+                        true => {
+                            let dots = S::dots_32::<F::Kind>(&w, q);
+                            let sum = self.add_block::<F>(2 * i, dots[0], x, sums[n]);
+                            match 2 * i + 1 < columns.n_blocks {
+                                true => self.add_block::<F>(2 * i + 1, dots[1], x, sum),
+                                false => sum,
+                            }
+                        }
+                        false => {
+                            let [a, b, c, d] = S::dots_16::<F::Kind>(&w, q);
+                            let sum = self.add_halves::<F>(2 * i, [a, b], x, sums[n]);
+                            match 2 * i + 1 < columns.n_blocks {
+                                true => self.add_halves::<F>(2 * i + 1, [c, d], x, sum),
+                                false => sum,
+                            }
+                        }
+                    };
                 }
             }
         }
-        S::transpose(&mut scale);
-        if F::Kind::OFFSET.is_none() {
-            S::transpose(&mut min);
-        }
-        let mut all = sums;
-        for (n, sums) in all.iter_mut().enumerate() {
-            for groups in &mut groups[n] {
-                S::transpose_quads(groups);
-            }
-            let x = x.add(n);
-            let mut acc = if F::Kind::INTEGER_SCALES { zero } else { *sums };
-            for b in 0..n_blocks {
-                let x_scale = S::splat_float(super::scale(x, b));
-                let (first, last) = (groups[n][b / 2][b % 2 * 2], groups[n][b / 2][b % 2 * 2 + 1]);
-                if F::Kind::WIDE {
-                    let offset = S::splat_int(super::offset_sum(x, b, 0, S::added::<F::Kind>()));
-                    let products = S::int_floats(S::add_ints(S::add_ints(first, last), offset));
-                    acc = S::mul_add(S::mul(products, scale[2 * b]), x_scale, acc);
-                    if F::Kind::OFFSET.is_none() {
-                        let x_sum = S::splat_float(super::sum(x, 2 * b));
-                        acc = S::mul_add(min[2 * b], x_sum, acc);
-                    }
-                    continue;
-                }
-                let mut before = zero;
-                for (half, products) in [first, last].into_iter().enumerate() {
-                    let group = 2 * b + half;
-                    let offset = super::offset_sum(x, b, 1 + half, S::added::<F::Kind>());
-                    let products = S::int_floats(S::add_ints(products, S::splat_int(offset)));
-                    if F::Kind::INTEGER_SCALES {
-                        // Integers, and so is the sum of both halves.
-                        before = S::mul_add(products, scale[group], before);
-                        continue;
-                    }
-                    acc = S::mul_add(S::mul(products, scale[group]), x_scale, acc);
-                    let x_sum = S::splat_float(super::sum(x, group));
-                    acc = S::mul_add(min[group], x_sum, acc);
-                }
-                if F::Kind::INTEGER_SCALES {
-                    acc = S::mul_add(before, x_scale, acc);
+    }
+
+    /// `sum` with the products of block `b`, of wide kinds.
+    ///
+    /// # Safety
+    ///
+    /// As [`add_supers`].
+    #[inline(always)]
+    unsafe fn add_block<F: Format>(
+        &self,
+        b: usize,
+        dots: <S::Quad as Quad>::Ints,
+        x: *const Q8Super,
+        sum: S::Quad,
+    ) -> S::Quad {
+        // SAFETY: the caller's.
+        unsafe {
+            let start = start::<F::Kind>(x, b, 0);
+            let products = S::Quad::centered(dots, S::added::<F::Kind>(), start);
+            let x_scale = S::Quad::splat(super::scale(x, b));
+            let scaled = products.mul(self.quads.scale[b]);
+            let sum = scaled.mul_add(x_scale, sum);
+            match F::Kind::OFFSET {
+                Some(_) => sum,
+                None => {
+                    let x_sum = S::Quad::splat(super::sum(x, 2 * b));
+                    self.quads.min[b].mul_add(x_sum, sum)
                 }
             }
-            *sums = match F::Kind::INTEGER_SCALES {
-                true => S::mul_add(acc, S::floats(steps.as_ptr()), *sums),
-                false => acc,
-            };
         }
-        all
+    }
+
+    /// Likewise of narrow kinds, with the products of both halves.
+    ///
+    /// # Safety
+    ///
+    /// As [`add_supers`].
+    #[inline(always)]
+    unsafe fn add_halves<F: Format>(
+        &self,
+        b: usize,
+        dots: [<S::Quad as Quad>::Ints; 2],
+        x: *const Q8Super,
+        mut sum: S::Quad,
+    ) -> S::Quad {
+        let Quads { scale, min, .. } = self.quads;
+        let added = S::added::<F::Kind>();
+        // SAFETY: the caller's.
+        unsafe {
+            let x_scale = S::Quad::splat(super::scale(x, b));
+            let first = S::Quad::centered(dots[0], added, start::<F::Kind>(x, b, 0));
+            let last = S::Quad::centered(dots[1], added, start::<F::Kind>(x, b, 1));
+            if F::Kind::INTEGER_SCALES {
+                // Integers, and so is the sum of both halves.
+                let both = last.mul_add(scale[2 * b + 1], first.mul(scale[2 * b]));
+                return both.mul_add(x_scale, sum);
+            }
+            for (half, products) in [first, last].into_iter().enumerate() {
+                let group = 2 * b + half;
+                sum = products.mul(scale[group]).mul_add(x_scale, sum);
+                let x_sum = S::Quad::splat(super::sum(x, group));
+                sum = min[group].mul_add(x_sum, sum);
+            }
+            sum
+        }
     }
 }
 
@@ -512,21 +569,20 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     // taken for whole; the reads are the caller's.
     unsafe {
         for (r, row) in rows.iter().enumerate() {
-            let w = F::load::<S>(*row);
-            for (i, q) in w.q.into_iter().enumerate() {
-                (&raw mut (*p).q[i][r]).write(q);
-            }
-            let (mut scale, mut min) = (w.scale, S::splat_float(0.0));
-            if has_min {
-                min = w.min;
-            }
-            let mut step = 1.0;
-            if has_step {
-                (scale, step) = F::scales::<S>(*row);
-            }
-            (&raw mut (*p).scale[r]).write(scale);
+            let mut space = Unpacked::ZERO;
+            let row = F::open(*row, &mut space);
+            (&raw mut (*p).q[0][r]).write(F::q::<S>(row, 0));
+            (&raw mut (*p).q[1][r]).write(F::q::<S>(row, 1));
+            (&raw mut (*p).q[2][r]).write(F::q::<S>(row, 2));
+            (&raw mut (*p).q[3][r]).write(F::q::<S>(row, 3));
+            let scales = F::scales::<S>(row);
+            (&raw mut (*p).scale[r]).write(scales.scale);
+            let min = match has_min {
+                true => scales.min,
+                false => S::splat_float(0.0),
+            };
             (&raw mut (*p).min[r]).write(min);
-            (&raw mut (*p).step).cast::<f32>().add(r).write(step);
+            (&raw mut (*p).step).cast::<f32>().add(r).write(scales.step);
         }
         let panel = &mut *p;
         // No closure: that would be compiled without the level's features.

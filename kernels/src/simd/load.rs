@@ -7,7 +7,7 @@
 
 use bytemuck::AnyBitPattern;
 
-use super::Simd;
+use super::{Quad, Simd, ahead};
 use crate::DType;
 use crate::lanes::f16_to_f32;
 use crate::quant::{
@@ -34,8 +34,6 @@ pub(super) trait Kind {
     /// Whether the scale of each 16 weights is an integer of 8 bits times a step that all 256 share;
     /// [`Format::scales`] has both. Only where there is no minimum.
     const INTEGER_SCALES: bool = Self::OFFSET.is_some() && !Self::WIDE;
-    /// Whether minima may differ from zero.
-    const HAS_MIN: bool = !matches!(Self::OFFSET, Some(0));
 }
 
 /// Formats with a minimum for each scale: `w = scale q + min`.
@@ -58,25 +56,41 @@ impl<const BITS: u32, const WIDE: bool, const OFFSET: u8> Kind for Symmetric<BIT
     type Centered = Symmetric<8, WIDE, 0>;
 }
 
-/// 256 weights.
-pub(super) struct Super<S: Simd> {
-    /// Weights 64 i to 64 i + 63 in order, in the range of [`Kind::BITS`].
-    pub q: [S::Bytes; 4],
+/// The scales and minima of 256 weights.
+pub(super) struct Scales<S: Simd> {
     /// A scale for each 16 weights.
     pub scale: S::Floats,
     /// Minima, to be multiplied with [`Q8Rows::sum`](crate::Q8Rows): in the even lanes that of the
-    /// first 16 weights of each 32, in the odd lanes what that of the second 16 has more.
+    /// first 16 weights of each 32, in the odd lanes what that of the second 16 has more. Not used by kinds
+    /// without.
     pub min: S::Floats,
+    /// What scales are still to be multiplied with, of kinds with [`Kind::INTEGER_SCALES`].
+    pub step: f32,
 }
 
-// Not derived: that would ask for a level that can be copied, where its vectors can.
-impl<S: Simd> Clone for Super<S> {
+/// The scales and minima of 256 weights of four rows.
+pub(super) struct Quads<S: Simd> {
+    /// Of each 16 weights; of wide kinds the first eight, of each 32.
+    pub scale: [S::Quad; 16],
+    /// As [`Scales::min`] has them.
+    pub min: [S::Quad; 16],
+    /// What integer scales are still to be multiplied with.
+    pub step: S::Quad,
+}
+
+impl<S: Simd> Quads<S> {
+    /// Zeros.
     #[inline(always)]
-    fn clone(&self) -> Self {
-        *self
+    unsafe fn zero() -> Quads<S> {
+        // SAFETY: the caller's.
+        let zero = unsafe { S::Quad::splat(0.0) };
+        Quads {
+            scale: [zero; 16],
+            min: [zero; 16],
+            step: zero,
+        }
     }
 }
-impl<S: Simd> Copy for Super<S> {}
 
 /// How one format is read.
 ///
@@ -87,19 +101,34 @@ pub(super) trait Format {
     /// What its integers are like.
     type Kind: Kind;
 
+    /// Where the other functions read the 256 weights at `p`: there, or unpacked in `space`.
+    ///
     /// # Safety
     ///
     /// `p` points to [`super_bytes`] readable bytes, and the CPU has the level's features.
-    unsafe fn load<S: Simd>(p: *const u8) -> Super<S>;
+    #[inline(always)]
+    unsafe fn open(p: *const u8, _space: &mut Unpacked) -> *const u8 {
+        p
+    }
 
-    /// The scales as integers, and their step, of kinds with [`Kind::INTEGER_SCALES`].
+    /// Weights 64 i to 64 i + 63 in order, in the range of [`Kind::BITS`].
     ///
     /// # Safety
     ///
-    /// As [`Format::load`].
-    unsafe fn scales<S: Simd>(_: *const u8) -> (S::Floats, f32) {
-        unreachable!("{} has no integer scales", Self::DTYPE)
-    }
+    /// `p` is what [`Format::open`] gave, `i` below 4, and the CPU has the level's features.
+    unsafe fn q<S: Simd>(p: *const u8, i: usize) -> S::Bytes;
+
+    /// # Safety
+    ///
+    /// As [`Format::q`].
+    unsafe fn scales<S: Simd>(p: *const u8) -> Scales<S>;
+
+    /// The scales and minima of four rows.
+    ///
+    /// # Safety
+    ///
+    /// As [`Format::q`].
+    unsafe fn quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S>;
 }
 
 /// Bytes of 256 weights.
@@ -108,74 +137,121 @@ pub(super) const fn super_bytes(dtype: DType) -> usize {
 }
 
 macro_rules! formats {
-    ($($name:ident: $dtype:ident, $kind:ty, $load:ident $(, $scales:ident)?;)*) => {$(
+    ($($name:ident: $dtype:ident, $kind:ty, $q:expr, $scales:expr, $quads:expr;)*) => {$(
         pub(super) struct $name;
         impl Format for $name {
             const DTYPE: DType = DType::$dtype;
             type Kind = $kind;
             #[inline(always)]
-            unsafe fn load<S: Simd>(p: *const u8) -> Super<S> {
+            unsafe fn q<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
                 // SAFETY: the trait's conditions are the function's.
-                unsafe { $load(p) }
+                unsafe { $q(p, i) }
             }
-            $(#[inline(always)]
-            unsafe fn scales<S: Simd>(p: *const u8) -> (S::Floats, f32) {
+            #[inline(always)]
+            unsafe fn scales<S: Simd>(p: *const u8) -> Scales<S> {
                 // SAFETY: likewise.
-                unsafe { $scales::<S>(p) }
-            })?
+                unsafe { $scales(p) }
+            }
+            #[inline(always)]
+            unsafe fn quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
+                // SAFETY: likewise.
+                unsafe { $quads(rows) }
+            }
         }
     )*};
 }
 
 formats! {
-    Q40: Q4_0, Symmetric<4, true, 8>, q4_0;
-    Q41: Q4_1, Affine<4, true>, q4_1;
-    Q50: Q5_0, Symmetric<5, true, 16>, q5_0;
-    Q51: Q5_1, Affine<5, true>, q5_1;
-    Q80: Q8_0, Symmetric<8, true, 0>, q8_0;
-    Iq4Nl: IQ4_NL, Symmetric<8, true, 0>, iq4_nl;
-    Iq4Xs: IQ4_XS, Symmetric<8, true, 0>, iq4_xs;
-    Q2K: Q2_K, Affine<4, false>, q2_k;
-    Q3K: Q3_K, Symmetric<4, false, 4>, q3_k, q3_k_scales;
-    Q4K: Q4_K, Affine<4, true>, q4_k;
-    Q5K: Q5_K, Affine<5, true>, q5_k;
-    Q6K: Q6_K, Symmetric<6, false, 32>, q6_k, q6_k_scales;
+    Q40: Q4_0, Symmetric<4, true, 8>, S::nibble_blocks::<18>, nibble_scales::<S, 18>, nibble_quads::<S, 18>;
+    Q41: Q4_1, Affine<4, true>, S::nibble_blocks::<20>, nibble_scales::<S, 20>, nibble_quads::<S, 20>;
+    Q50: Q5_0, Symmetric<5, true, 16>, five_bits::<S, 22>, half_scales::<S, 22>, half_quads::<S, 22>;
+    Q51: Q5_1, Affine<5, true>, five_bits::<S, 24>, half_scales::<S, 24>, half_quads::<S, 24>;
+    Q80: Q8_0, Symmetric<8, true, 0>, q8_0::<S>, half_scales::<S, 34>, half_quads::<S, 34>;
+    Iq4Nl: IQ4_NL, Symmetric<8, true, 0>, iq4_nl::<S>, nibble_scales::<S, 18>, nibble_quads::<S, 18>;
+    Iq4Xs: IQ4_XS, Symmetric<8, true, 0>, iq4_xs::<S>, iq4_xs_scales, iq4_xs_quads;
+    Q2K: Q2_K, Affine<4, false>, q2_k::<S>, q2_k_scales, q2_k_quads;
+    Q3K: Q3_K, Symmetric<4, false, 4>, q3_k::<S>, q3_k_scales, q3_k_quads;
+    Q4K: Q4_K, Affine<4, true>, q4_k::<S>, k_scales, k_quads;
+    Q5K: Q5_K, Affine<5, true>, q5_k::<S>, k_scales, k_quads;
+    Q6K: Q6_K, Symmetric<6, false, 32>, q6_k::<S>, q6_k_scales, q6_k_quads;
 }
 
-// The functions below are unsafe as `Format::load` is, with the same conditions: every read stays
+// The functions below are unsafe as `Format::q` is, with the same conditions: every read stays
 // inside the 256 weights' bytes. They are bodies of it, not callable from elsewhere.
 
+/// Four rows' [`Scales`], transposed.
 #[inline(always)]
-unsafe fn q4_0<S: Simd>(p: *const u8) -> Super<S> {
-    // SAFETY: eight blocks of 18 bytes.
-    unsafe {
-        let blocks = S::nibble_blocks::<18>(p);
-        Super {
-            q: blocks.q,
-            scale: blocks.first,
-            min: S::even(S::mul(blocks.first, S::splat_float(-8.0))),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn q4_1<S: Simd>(p: *const u8) -> Super<S> {
-    // SAFETY: eight blocks of 20 bytes.
-    unsafe {
-        let blocks = S::nibble_blocks::<20>(p);
-        Super {
-            q: blocks.q,
-            scale: blocks.first,
-            min: S::even(blocks.second),
-        }
-    }
-}
-
-/// Half bytes with a fifth bit: `bits` at `a` and `b`, the half bytes four bytes after them.
-#[inline(always)]
-unsafe fn five_bits<S: Simd>(a: *const u8, b: *const u8) -> S::Bytes {
+unsafe fn transposed<S: Simd>(rows: [Scales<S>; 4]) -> Quads<S> {
     // SAFETY: see above.
     unsafe {
+        Quads {
+            scale: S::quads(four!(i => rows[i].scale)),
+            min: S::quads(four!(i => rows[i].min)),
+            ..Quads::zero()
+        }
+    }
+}
+
+/// Of blocks of `N` bytes that begin with an f16, or two.
+#[inline(always)]
+unsafe fn half_scales<S: Simd, const N: usize>(p: *const u8) -> Scales<S> {
+    // SAFETY: eight blocks.
+    unsafe {
+        Scales {
+            scale: S::halves(p, N),
+            min: S::even(S::halves(p.add(2), N)),
+            step: 1.0,
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn half_quads<S: Simd, const N: usize>(rows: [*const u8; 4]) -> Quads<S> {
+    // SAFETY: eight blocks of each.
+    unsafe {
+        let mut quads = Quads::<S>::zero();
+        for b in 0..8 {
+            quads.scale[b] = S::half_quad(ahead(rows, N * b));
+            quads.min[b] = S::half_quad(ahead(rows, N * b + 2));
+        }
+        quads
+    }
+}
+
+/// Likewise, with 16 bytes of half bytes after that.
+#[inline(always)]
+unsafe fn nibble_scales<S: Simd, const N: usize>(p: *const u8) -> Scales<S> {
+    // SAFETY: eight blocks.
+    unsafe {
+        let [first, second] = S::nibble_halves::<N>(p);
+        Scales {
+            scale: first,
+            min: S::even(second),
+            step: 1.0,
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn nibble_quads<S: Simd, const N: usize>(rows: [*const u8; 4]) -> Quads<S> {
+    // SAFETY: eight blocks of each.
+    unsafe {
+        let mut quads = Quads::<S>::zero();
+        let [first, second] = S::nibble_quads::<N>(rows);
+        for b in 0..8 {
+            quads.scale[b] = first[b];
+            quads.min[b] = second[b];
+        }
+        quads
+    }
+}
+
+/// Blocks of `N` bytes: half bytes in the last 16, a fifth bit of each in the four before them.
+#[inline(always)]
+unsafe fn five_bits<S: Simd, const N: usize>(p: *const u8, i: usize) -> S::Bytes {
+    // SAFETY: two of eight blocks.
+    unsafe {
+        let (a, b) = (p.add(2 * N * i + N - 20), p.add(2 * N * i + 2 * N - 20));
         let bits = |p: *const u8| u32::from_le_bytes(p.cast::<[u8; 4]>().read());
         S::or(
             S::nibbles(a.add(4), b.add(4)),
@@ -185,147 +261,175 @@ unsafe fn five_bits<S: Simd>(a: *const u8, b: *const u8) -> S::Bytes {
 }
 
 #[inline(always)]
-unsafe fn q5_0<S: Simd>(p: *const u8) -> Super<S> {
-    // SAFETY: eight blocks of 22 bytes.
-    unsafe {
-        let scale = S::halves(p, 22);
-        Super {
-            q: four!(i => five_bits::<S>(p.add(44 * i + 2), p.add(44 * i + 24))),
-            scale,
-            min: S::even(S::mul(scale, S::splat_float(-16.0))),
-        }
-    }
+unsafe fn q8_0<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
+    // SAFETY: two of eight blocks of 34 bytes.
+    unsafe { S::load_two(p.add(68 * i + 2), p.add(68 * i + 36)) }
 }
 
 #[inline(always)]
-unsafe fn q5_1<S: Simd>(p: *const u8) -> Super<S> {
-    // SAFETY: eight blocks of 24 bytes.
-    unsafe {
-        Super {
-            q: four!(i => five_bits::<S>(p.add(48 * i + 4), p.add(48 * i + 28))),
-            scale: S::halves(p, 24),
-            min: S::even(S::halves(p.add(2), 24)),
-        }
-    }
+unsafe fn iq4_nl<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
+    // SAFETY: of eight blocks of 18 bytes.
+    unsafe { S::look_up(&iq4_nl::LEVELS, S::nibble_blocks::<18>(p, i)) }
 }
 
 #[inline(always)]
-unsafe fn q8_0<S: Simd>(p: *const u8) -> Super<S> {
-    // SAFETY: eight blocks of 34 bytes.
-    unsafe {
-        Super {
-            q: four!(i => S::load_two(p.add(68 * i + 2), p.add(68 * i + 36))),
-            scale: S::halves(p, 34),
-            min: S::splat_float(0.0),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn iq4_nl<S: Simd>(p: *const u8) -> Super<S> {
-    // SAFETY: eight blocks of 18 bytes.
-    unsafe {
-        let blocks = S::nibble_blocks::<18>(p);
-        Super {
-            q: four!(i => S::look_up(&iq4_nl::LEVELS, blocks.q[i])),
-            scale: blocks.first,
-            min: S::splat_float(0.0),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn iq4_xs<S: Simd>(p: *const u8) -> Super<S> {
+unsafe fn iq4_xs<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
     // SAFETY: one block: d at 0, the scales' high bits at 2, their low bits at 4, indices at 8.
     unsafe {
-        // Eight fields of 2 and of 4 bits, spread to a byte each.
-        let high = u64::from(u16::from_le_bytes(p.add(2).cast::<[u8; 2]>().read()));
-        let high = (high | high << 24) & 0x0000_00ff_0000_00ff;
-        let high = (high | high << 12) & 0x000f_000f_000f_000f;
-        let high = (high | high << 6) & 0x0303_0303_0303_0303;
-        let low = u64::from(u32::from_le_bytes(p.add(4).cast::<[u8; 4]>().read()));
-        let low = (low | low << 16) & 0x0000_ffff_0000_ffff;
-        let low = (low | low << 8) & 0x00ff_00ff_00ff_00ff;
-        let low = (low | low << 4) & 0x0f0f_0f0f_0f0f_0f0f;
-        let sc = S::each_twice((low | high << 4).to_le_bytes());
-        let d = S::half(p);
-        Super {
-            q: four!(i => {
-                let indices = S::nibbles(p.add(8 + 32 * i), p.add(24 + 32 * i));
-                S::look_up(&iq4_nl::LEVELS, indices)
-            }),
+        let indices = S::nibbles(p.add(8 + 32 * i), p.add(24 + 32 * i));
+        S::look_up(&iq4_nl::LEVELS, indices)
+    }
+}
+
+/// The integers of the scales, plus 32.
+#[inline(always)]
+unsafe fn iq4_xs_integers(p: *const u8) -> [u8; 8] {
+    // SAFETY: six bytes of the block.
+    let (high, low) = unsafe {
+        let high = u16::from_le_bytes(p.add(2).cast::<[u8; 2]>().read());
+        let low = u32::from_le_bytes(p.add(4).cast::<[u8; 4]>().read());
+        (u64::from(high), u64::from(low))
+    };
+    // Eight fields of 2 and of 4 bits, spread to a byte each.
+    let high = (high | high << 24) & 0x0000_00ff_0000_00ff;
+    let high = (high | high << 12) & 0x000f_000f_000f_000f;
+    let high = (high | high << 6) & 0x0303_0303_0303_0303;
+    let low = (low | low << 16) & 0x0000_ffff_0000_ffff;
+    let low = (low | low << 8) & 0x00ff_00ff_00ff_00ff;
+    let low = (low | low << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    (low | high << 4).to_le_bytes()
+}
+
+#[inline(always)]
+unsafe fn iq4_xs_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
+    // SAFETY: one block of each.
+    unsafe {
+        let mut quads = Quads::<S>::zero();
+        let sc = S::byte_quads(four!(i => iq4_xs_integers(rows[i])));
+        let d = S::half_quad(rows);
+        let start = d.mul(S::Quad::splat(-32.0));
+        for b in 0..8 {
+            quads.scale[b] = d.mul_add(sc[b], start);
+        }
+        quads
+    }
+}
+
+#[inline(always)]
+unsafe fn iq4_xs_scales<S: Simd>(p: *const u8) -> Scales<S> {
+    // SAFETY: one block.
+    unsafe {
+        let (d, sc) = (S::half(p), S::each_twice(iq4_xs_integers(p)));
+        Scales {
             scale: S::mul_add(d, sc, S::mul(d, S::splat_float(-32.0))),
             min: S::splat_float(0.0),
+            step: 1.0,
         }
     }
 }
 
 /// Scales and minima of Q4_K and Q5_K: d at 0, dmin at 2, the packed ones at 4.
 #[inline(always)]
-unsafe fn k_scales<S: Simd>(p: *const u8) -> (S::Floats, S::Floats) {
+unsafe fn k_scales<S: Simd>(p: *const u8) -> Scales<S> {
     // SAFETY: 16 bytes of the block.
     unsafe {
         let (sc, m) = q4_k::unpack_scales(&*p.add(4).cast::<[u8; 12]>());
-        let scale = S::mul(S::half(p), S::each_twice(sc));
         let min = S::mul(S::half(p.add(2)), S::each_twice(m));
-        (scale, S::even(S::mul(min, S::splat_float(-1.0))))
+        Scales {
+            scale: S::mul(S::half(p), S::each_twice(sc)),
+            min: S::even(S::mul(min, S::splat_float(-1.0))),
+            step: 1.0,
+        }
     }
 }
 
 #[inline(always)]
-unsafe fn q4_k<S: Simd>(p: *const u8) -> Super<S> {
+unsafe fn k_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
+    // SAFETY: 16 bytes of each block.
+    unsafe {
+        let mut quads = Quads::<S>::zero();
+        let packed = four!(i => q4_k::unpack_scales(&*rows[i].add(4).cast::<[u8; 12]>()));
+        let sc = S::byte_quads(four!(i => packed[i].0));
+        let m = S::byte_quads(four!(i => packed[i].1));
+        let d = S::half_quad(rows);
+        let less = S::half_quad(ahead(rows, 2)).mul(S::Quad::splat(-1.0));
+        for b in 0..8 {
+            quads.scale[b] = d.mul(sc[b]);
+            quads.min[b] = less.mul(m[b]);
+        }
+        quads
+    }
+}
+
+#[inline(always)]
+unsafe fn q4_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
     // SAFETY: one block: scales in 16 bytes, then 128 bytes of half bytes.
     unsafe {
-        let (scale, min) = k_scales::<S>(p);
-        let q = four!(i => {
-            let v = S::shift(S::load_twice(p.add(16 + 32 * i)), [0, 4]);
-            S::and(v, S::splat(15))
-        });
-        Super { q, scale, min }
+        let v = S::shift(S::load_twice(p.add(16 + 32 * i)), [0, 4]);
+        S::and(v, S::splat(15))
     }
 }
 
 #[inline(always)]
-unsafe fn q5_k<S: Simd>(p: *const u8) -> Super<S> {
+unsafe fn q5_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
     // SAFETY: one block: scales in 16 bytes, 32 bytes of fifth bits, 128 of half bytes.
     unsafe {
-        let (scale, min) = k_scales::<S>(p);
-        let high = S::load_twice(p.add(16));
-        let q = four!(i => {
-            let v = S::shift(S::load_twice(p.add(48 + 32 * i)), [0, 4]);
-            // Bits 2 i and 2 i + 1 move to bit 4.
-            let n = 2 * i as i8;
-            let fifth = S::shift(high, [n - 4, n - 3]);
-            S::or(S::and(v, S::splat(15)), S::and(fifth, S::splat(16)))
-        });
-        Super { q, scale, min }
+        let v = S::shift(S::load_twice(p.add(48 + 32 * i)), [0, 4]);
+        // Bits 2 i and 2 i + 1 move to bit 4.
+        let n = 2 * i as i8;
+        let fifth = S::shift(S::load_twice(p.add(16)), [n - 4, n - 3]);
+        S::or(S::and(v, S::splat(15)), S::and(fifth, S::splat(16)))
     }
 }
 
 #[inline(always)]
-unsafe fn q6_k_scales<S: Simd>(p: *const u8) -> (S::Floats, f32) {
+unsafe fn q6_k_scales<S: Simd>(p: *const u8) -> Scales<S> {
     // SAFETY: one block: 16 scales, and d, after 192 bytes of integers.
-    unsafe { (S::from_i8(p.add(192).cast()), half(p.add(208))) }
+    unsafe {
+        Scales {
+            scale: S::from_i8(p.add(192).cast()),
+            min: S::splat_float(0.0),
+            step: half(p.add(208)),
+        }
+    }
+}
+
+/// 16 integer scales of each row, and the f16s at `steps`.
+#[inline(always)]
+unsafe fn integer_quads<S: Simd>(rows: [[[u8; 8]; 2]; 4], steps: [*const u8; 4]) -> Quads<S> {
+    // SAFETY: see above.
+    unsafe {
+        let mut quads = Quads::<S>::zero();
+        let first = S::byte_quads(four!(i => rows[i][0]));
+        let last = S::byte_quads(four!(i => rows[i][1]));
+        for i in 0..8 {
+            quads.scale[i] = first[i];
+            quads.scale[8 + i] = last[i];
+        }
+        quads.step = S::half_quad(steps);
+        quads
+    }
 }
 
 #[inline(always)]
-unsafe fn q6_k<S: Simd>(p: *const u8) -> Super<S> {
+unsafe fn q6_k_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
+    // SAFETY: 18 bytes at the end of each block.
+    unsafe {
+        let sc = four!(i => rows[i].add(192).cast::<[[u8; 8]; 2]>().read());
+        integer_quads(sc, ahead(rows, 208))
+    }
+}
+
+#[inline(always)]
+unsafe fn q6_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
     // SAFETY: one block: 128 bytes of low half bytes, 64 of high bits, 16 scales, d.
     unsafe {
-        let scale = S::mul(S::half(p.add(208)), S::from_i8(p.add(192).cast()));
-        let q = four!(i => {
-            let (half, upper) = (i / 2, 4 * (i % 2) as i8);
-            let low = S::shift(S::load_two(p.add(64 * half), p.add(64 * half + 32)), [upper; 2]);
-            // Their two bits move to bits 4 and 5.
-            let high = S::load_twice(p.add(128 + 32 * half));
-            let high = S::shift(high, [upper - 4, upper - 2]);
-            S::or(S::and(low, S::splat(15)), S::and(high, S::splat(48)))
-        });
-        Super {
-            q,
-            scale,
-            min: S::differences(S::mul(scale, S::splat_float(-32.0))),
-        }
+        let (half, upper) = (i / 2, 4 * (i % 2) as i8);
+        let low = S::shift(S::load_two(p.add(64 * half), p.add(64 * half + 32)), [upper; 2]);
+        // Their two bits move to bits 4 and 5.
+        let high = S::load_twice(p.add(128 + 32 * half));
+        let high = S::shift(high, [upper - 4, upper - 2]);
+        S::or(S::and(low, S::splat(15)), S::and(high, S::splat(48)))
     }
 }
 
@@ -348,48 +452,63 @@ unsafe fn two_bits<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
 }
 
 #[inline(always)]
-unsafe fn q2_k<S: Simd>(p: *const u8) -> Super<S> {
+unsafe fn q2_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
+    // SAFETY: one block: 64 bytes of integers after 16 of scales.
+    unsafe { two_bits::<S>(p.add(16), i) }
+}
+
+#[inline(always)]
+unsafe fn q2_k_scales<S: Simd>(p: *const u8) -> Scales<S> {
     // SAFETY: one block: 16 bytes of scales and minima, 64 of integers, d, dmin.
     unsafe {
         let both = u128::from_le_bytes(p.cast::<[u8; 16]>().read());
         let low_halves = |v: u128| (v & 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f).to_le_bytes();
         let (sc, m) = (low_halves(both), low_halves(both >> 4));
         let min = S::mul(S::half(p.add(82)), S::from_i8(m.as_ptr().cast()));
-        Super {
-            q: four!(i => two_bits::<S>(p.add(16), i)),
+        Scales {
             scale: S::mul(S::half(p.add(80)), S::from_i8(sc.as_ptr().cast())),
             min: S::differences(S::mul(min, S::splat_float(-1.0))),
+            step: 1.0,
         }
     }
 }
 
 #[inline(always)]
-unsafe fn q3_k_scales<S: Simd>(p: *const u8) -> (S::Floats, f32) {
+unsafe fn q2_k_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
+    // SAFETY: one block of each.
+    unsafe { transposed(four!(i => q2_k_scales::<S>(rows[i]))) }
+}
+
+#[inline(always)]
+unsafe fn q3_k_scales<S: Simd>(p: *const u8) -> Scales<S> {
     // SAFETY: one block: scales at 96, d at 108.
     unsafe {
         let sc = q3_k::unpack_scales(&*p.add(96).cast::<[u8; 12]>());
-        (S::from_i8(sc.as_ptr()), half(p.add(108)))
+        Scales {
+            scale: S::from_i8(sc.as_ptr()),
+            min: S::splat_float(0.0),
+            step: half(p.add(108)),
+        }
     }
 }
 
 #[inline(always)]
-unsafe fn q3_k<S: Simd>(p: *const u8) -> Super<S> {
+unsafe fn q3_k_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
+    // SAFETY: 14 bytes at the end of each block.
+    unsafe {
+        let sc = four!(i => q3_k::unpack_scales(&*rows[i].add(96).cast::<[u8; 12]>()));
+        integer_quads(four!(i => bytemuck::cast(sc[i])), ahead(rows, 108))
+    }
+}
+
+#[inline(always)]
+unsafe fn q3_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
     // SAFETY: one block: 32 bytes of third bits, 64 of integers, 12 of scales, d.
     unsafe {
-        let sc = q3_k::unpack_scales(&*p.add(96).cast::<[u8; 12]>());
-        let scale = S::mul(S::half(p.add(108)), S::from_i8(sc.as_ptr()));
-        let high = S::load_twice(p);
-        let q = four!(i => {
-            // Bits 2 i and 2 i + 1 move to bit 2.
-            let n = 2 * i as i8;
-            let third = S::shift(high, [n - 2, n - 1]);
-            S::or(two_bits::<S>(p.add(32), i), S::and(third, S::splat(4)))
-        });
-        Super {
-            q,
-            scale,
-            min: S::differences(S::mul(scale, S::splat_float(-4.0))),
-        }
+        // Bits 2 i and 2 i + 1 move to bit 2.
+        let n = 2 * i as i8;
+        let third = S::shift(S::load_twice(p), [n - 2, n - 1]);
+        S::or(two_bits::<S>(p.add(32), i), S::and(third, S::splat(4)))
     }
 }
 
@@ -401,9 +520,25 @@ macro_rules! unpacked_formats {
             const DTYPE: DType = DType::$dtype;
             type Kind = Affine<8, false>;
             #[inline(always)]
-            unsafe fn load<S: Simd>(p: *const u8) -> Super<S> {
+            unsafe fn open(p: *const u8, space: &mut Unpacked) -> *const u8 {
                 // SAFETY: the trait's conditions are the function's.
-                unsafe { unpacked(DType::$dtype, p, $module::unpack) }
+                unsafe { unpack(DType::$dtype, p, space, $module::unpack) };
+                (&raw const *space).cast()
+            }
+            #[inline(always)]
+            unsafe fn q<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
+                // SAFETY: `open` gave an `Unpacked`, which begins with 256 integers.
+                unsafe { S::load_two(p.add(64 * i), p.add(64 * i + 32)) }
+            }
+            #[inline(always)]
+            unsafe fn scales<S: Simd>(p: *const u8) -> Scales<S> {
+                // SAFETY: likewise.
+                unsafe { unpacked_scales(&*p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
+                // SAFETY: likewise.
+                unsafe { transposed(four!(i => Self::scales::<S>(rows[i]))) }
             }
         }
     )*};
@@ -424,34 +559,40 @@ unpacked_formats! {
     Mxfp4: MXFP4, mxfp4;
 }
 
-/// By the function that unpacks a block `B`.
+/// Unpacks 256 weights by the function for a block `B`.
+///
+/// # Safety
+///
+/// Their bytes at `p` are readable.
 #[inline(always)]
-unsafe fn unpacked<S: Simd, B: AnyBitPattern>(
+unsafe fn unpack<B: AnyBitPattern>(
     dtype: DType,
     p: *const u8,
+    all: &mut Unpacked,
     unpack: impl Fn(&B, &mut Unpacked),
-) -> Super<S> {
-    // SAFETY: the bytes of 256 weights are readable.
+) {
+    // SAFETY: the caller's.
     let bytes = unsafe { core::slice::from_raw_parts(p, super_bytes(dtype)) };
-    let mut all = Unpacked::ZERO;
     if dtype.block_len() == 256 {
-        unpack(bytemuck::from_bytes(bytes), &mut all);
-    } else {
-        let mut one = Unpacked::ZERO;
-        for (b, bytes) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
-            unpack(bytemuck::from_bytes(bytes), &mut one);
-            all.q[32 * b..][..32].copy_from_slice(&one.q[..32]);
-            all.scale[2 * b..][..2].copy_from_slice(&one.scale[..2]);
-            all.min[2 * b..][..2].copy_from_slice(&one.min[..2]);
-        }
+        return unpack(bytemuck::from_bytes(bytes), all);
     }
-    // SAFETY: the arrays have 256 bytes and 16 floats.
+    let mut one = Unpacked::ZERO;
+    for (b, bytes) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
+        unpack(bytemuck::from_bytes(bytes), &mut one);
+        all.q[32 * b..][..32].copy_from_slice(&one.q[..32]);
+        all.scale[2 * b..][..2].copy_from_slice(&one.scale[..2]);
+        all.min[2 * b..][..2].copy_from_slice(&one.min[..2]);
+    }
+}
+
+#[inline(always)]
+unsafe fn unpacked_scales<S: Simd>(all: &Unpacked) -> Scales<S> {
+    // SAFETY: the arrays have 16 floats.
     unsafe {
-        let q = all.q.as_ptr().cast::<u8>();
-        Super {
-            q: four!(i => S::load_two(q.add(64 * i), q.add(64 * i + 32))),
+        Scales {
             scale: S::floats(all.scale.as_ptr()),
             min: S::differences(S::floats(all.min.as_ptr())),
+            step: 1.0,
         }
     }
 }

@@ -42,13 +42,15 @@ pub(crate) mod low_rank;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 mod plain;
+#[cfg(target_arch = "x86_64")]
+mod quad;
 
 pub(crate) use plain::Plain;
 
 use core::mem::MaybeUninit;
 
 use crate::{Q8_GROUP, Q8Super};
-use load::{Kind, Super};
+use load::Kind;
 
 /// Weights read at once.
 const SUPER: usize = 256;
@@ -93,14 +95,23 @@ pub(crate) trait Lanes: Sized {
     unsafe fn from_i8(p: *const i8) -> Self::Floats;
 }
 
-/// Eight blocks of half bytes, see [`Simd::nibble_blocks`].
-struct NibbleBlocks<S: Simd> {
-    /// Two blocks' half bytes each.
-    q: [S::Bytes; 4],
-    /// The f16 at the start of each block.
-    first: S::Floats,
-    /// The one after it, where the format has such.
-    second: S::Floats,
+/// Four floats, a row's in each: what decode computes with.
+///
+/// # Safety
+///
+/// As [`Lanes`].
+trait Quad: Copy {
+    /// Four integers of 32 bits.
+    type Ints: Copy;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    /// `self b + c`.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `n + start / (128 / added)`, where `start` is as in [`Q8Super::start`]: what products come to without
+    /// that which was added to their weights.
+    unsafe fn centered(n: Self::Ints, added: u8, start: i32) -> Self;
+    unsafe fn store(self, p: *mut f32);
 }
 
 /// A level's vectors for integers: 64 bytes, in as many registers as that takes, besides its
@@ -112,8 +123,8 @@ struct NibbleBlocks<S: Simd> {
 trait Simd: Lanes {
     /// 64 integers of 8 bits.
     type Bytes: Copy;
-    /// 16 integers of 32 bits.
-    type Ints: Copy;
+    /// Four rows' numbers.
+    type Quad: Quad;
     /// The second halves of a panel's 64 columns, where [`Simd::arrange`] parts their integers.
     type Halves;
     /// Whether a tile's sums of products start from the bits of [`INTEGER`](crate::input::INTEGER), as
@@ -126,22 +137,20 @@ trait Simd: Lanes {
     unsafe fn load_twice(p: *const u8) -> Self::Bytes;
     /// The half bytes of the 16 bytes at `a`, low ones first, then those at `b`.
     unsafe fn nibbles(a: *const u8, b: *const u8) -> Self::Bytes;
-    /// Eight blocks of `N` bytes, 18 or 20: the half bytes of the last 16 of each, as
-    /// [`Simd::nibbles`] has them, and the f16s at the start of each and after that, each in two
-    /// lanes.
+    /// Of eight blocks of `N` bytes, 18 or 20, the half bytes of the last 16 of blocks 2 i and 2 i + 1, as
+    /// [`Simd::nibbles`] has them.
     #[inline(always)]
-    unsafe fn nibble_blocks<const N: usize>(p: *const u8) -> NibbleBlocks<Self> {
+    unsafe fn nibble_blocks<const N: usize>(p: *const u8, i: usize) -> Self::Bytes {
+        let p = p.wrapping_add(2 * N * i);
         // SAFETY: the caller's.
-        unsafe {
-            NibbleBlocks {
-                q: four!(i => {
-                    let p = p.add(2 * N * i);
-                    Self::nibbles(p.add(N - 16), p.add(2 * N - 16))
-                }),
-                first: Self::halves(p, N),
-                second: Self::halves(p.add(2), N),
-            }
-        }
+        unsafe { Self::nibbles(p.add(N - 16), p.add(2 * N - 16)) }
+    }
+    /// The f16s at the start of these blocks, each in two lanes, and those after them, where the format has
+    /// such.
+    #[inline(always)]
+    unsafe fn nibble_halves<const N: usize>(p: *const u8) -> [Self::Floats; 2] {
+        // SAFETY: the caller's.
+        unsafe { [Self::halves(p, N), Self::halves(p.add(2), N)] }
     }
     unsafe fn splat(byte: u8) -> Self::Bytes;
     unsafe fn and(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
@@ -163,17 +172,32 @@ trait Simd: Lanes {
     /// In the odd lanes the difference from the lane before.
     unsafe fn differences(v: Self::Floats) -> Self::Floats;
 
-    /// What [`Simd::products`] has too much in the integers of a kind.
+    /// What is added to the integers of a kind in the products of [`Simd::dots_32`] and
+    /// [`Simd::dots_16`]: none, or a power of two.
     fn added<K: Kind>() -> u8;
-    /// The products of 64 weights with the inputs at `x`, four sums for each 16.
-    unsafe fn products<K: Kind>(w: Self::Bytes, x: *const i8) -> Self::Ints;
-    /// Of four rows' products the sums for each 16 columns, those of one 16 beside each other.
-    unsafe fn gather(rows: [Self::Ints; 4]) -> Self::Ints;
-    /// Transposes 4 by 4 fours.
-    unsafe fn transpose_quads(m: &mut [Self::Ints; 4]);
-    unsafe fn splat_int(x: i32) -> Self::Ints;
-    unsafe fn add_ints(a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    unsafe fn int_floats(v: Self::Ints) -> Self::Floats;
+    /// The products of 64 columns of four rows with the inputs at `x`, summed up by blocks of 32.
+    unsafe fn dots_32<K: Kind>(w: &[Self::Bytes; 4], x: *const i8) -> [<Self::Quad as Quad>::Ints; 2];
+    /// The same by groups of 16 columns.
+    unsafe fn dots_16<K: Kind>(w: &[Self::Bytes; 4], x: *const i8) -> [<Self::Quad as Quad>::Ints; 4];
+    /// Transposes 4 by 16.
+    unsafe fn quads(rows: [Self::Floats; 4]) -> [Self::Quad; 16];
+    /// Of eight bytes of four rows the integers, signed.
+    unsafe fn byte_quads(rows: [[u8; 8]; 4]) -> [Self::Quad; 8];
+    /// The f16s at the four pointers.
+    unsafe fn half_quad(rows: [*const u8; 4]) -> Self::Quad;
+    /// [`Simd::nibble_halves`] of four rows.
+    #[inline(always)]
+    unsafe fn nibble_quads<const N: usize>(rows: [*const u8; 4]) -> [[Self::Quad; 8]; 2] {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut quads = [[Self::Quad::splat(0.0); 8]; 2];
+            for b in 0..8 {
+                quads[0][b] = Self::half_quad(ahead(rows, b * N));
+                quads[1][b] = Self::half_quad(ahead(rows, b * N + 2));
+            }
+            quads
+        }
+    }
 
     /// Brings 64 columns of 16 rows, a row in each vector, into the order that
     /// [`Simd::multiply`] wants, with the upper halves of the integers in `high` if it wants them apart.
@@ -212,6 +236,17 @@ trait Simd: Lanes {
     ) -> [Self::Floats; T];
 }
 
+/// Each pointer `n_bytes` on.
+#[inline(always)]
+fn ahead([a, b, c, d]: [*const u8; 4], n_bytes: usize) -> [*const u8; 4] {
+    [
+        a.wrapping_add(n_bytes),
+        b.wrapping_add(n_bytes),
+        c.wrapping_add(n_bytes),
+        d.wrapping_add(n_bytes),
+    ]
+}
+
 /// 256 columns of 16 rows of weights.
 #[repr(C, align(64))]
 struct Panel<S: Simd> {
@@ -235,31 +270,12 @@ struct Panel<S: Simd> {
 /// # Safety
 ///
 /// `x` is readable, and `b` one of its blocks.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn start<K: load::Kind>(x: *const Q8Super, b: usize, half: usize) -> i32 {
     let sum = if K::WIDE { 0 } else { 1 + half };
     // SAFETY: the caller's. By pointers: from an array's length the compiler would take that there
     // are eight blocks at most, and write them all out.
     unsafe { *(&raw const (*x).start).cast::<i32>().add(3 * b + sum) }
-}
-
-/// What `added` in each of the weights adds to their products with block `b` of the input, to be taken off:
-/// negative. Of all of the block, or of its first or second half.
-///
-/// # Safety
-///
-/// `x` is readable, and `b` one of its blocks.
-#[inline(always)]
-unsafe fn offset_sum(x: *const Q8Super, b: usize, half: usize, added: u8) -> i32 {
-    if added == 0 {
-        return 0;
-    }
-    // 128 times the sum, negative, lies in the start.
-    // SAFETY: the caller's.
-    let start = unsafe { *(&raw const (*x).start).cast::<i32>().add(3 * b + half) };
-    // Exact, as the shifted bits are zero; the sum of several powers of two takes a product.
-    start.wrapping_sub(crate::input::INTEGER.to_bits() as i32) / 128 * i32::from(added)
 }
 
 /// The scale of block `b` of the input.

@@ -16,7 +16,7 @@ use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
 use super::load::Kind;
-use super::{Lanes, PANEL_ROWS, Panel, Simd};
+use super::{Lanes, PANEL_ROWS, Panel, Simd, quad};
 use crate::Q8Super;
 
 /// What is added to signed integers for VNNI.
@@ -103,7 +103,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
-    type Ints = [__m256i; 2];
+    type Quad = __m128;
     type Halves = [[__m256i; 2]; PANEL_ROWS];
     const HIGH_STARTS: bool = VNNI;
 
@@ -207,68 +207,65 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn products<K: Kind>(w: [__m256i; 2], x: *const i8) -> [__m256i; 2] {
-        let mut y = w;
-        for i in 0..2 {
-            let x = _mm256_loadu_si256(x.add(32 * i).cast());
-            y[i] = match VNNI {
-                true => {
-                    let u = match K::BITS {
-                        8 => _mm256_xor_si256(w[i], _mm256_set1_epi8(-128)),
-                        _ => w[i],
-                    };
-                    _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), u, x)
-                }
-                false => _mm256_madd_epi16(products::<K>(w[i], x), _mm256_set1_epi16(1)),
-            };
-        }
-        y
+    unsafe fn dots_32<K: Kind>(w: &[[__m256i; 2]; 4], x: *const i8) -> [__m128i; 2] {
+        let n = [dots::<K, VNNI>(w, 0, x), dots::<K, VNNI>(w, 1, x)];
+        [
+            _mm_add_epi32(
+                _mm256_castsi256_si128(n[0]),
+                _mm256_extracti128_si256::<1>(n[0]),
+            ),
+            _mm_add_epi32(
+                _mm256_castsi256_si128(n[1]),
+                _mm256_extracti128_si256::<1>(n[1]),
+            ),
+        ]
     }
 
     #[inline(always)]
-    unsafe fn gather([a, b, c, d]: [[__m256i; 2]; 4]) -> [__m256i; 2] {
-        let mut y = a;
-        for i in 0..2 {
-            let (low, high) = (
-                _mm256_unpacklo_epi32(a[i], b[i]),
-                _mm256_unpackhi_epi32(a[i], b[i]),
-            );
-            let ab = _mm256_add_epi32(low, high);
-            let (low, high) = (
-                _mm256_unpacklo_epi32(c[i], d[i]),
-                _mm256_unpackhi_epi32(c[i], d[i]),
-            );
-            let cd = _mm256_add_epi32(low, high);
-            y[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
-        }
-        y
+    unsafe fn dots_16<K: Kind>(w: &[[__m256i; 2]; 4], x: *const i8) -> [__m128i; 4] {
+        let n = [dots::<K, VNNI>(w, 0, x), dots::<K, VNNI>(w, 1, x)];
+        [
+            _mm256_castsi256_si128(n[0]),
+            _mm256_extracti128_si256::<1>(n[0]),
+            _mm256_castsi256_si128(n[1]),
+            _mm256_extracti128_si256::<1>(n[1]),
+        ]
     }
 
     #[inline(always)]
-    unsafe fn transpose_quads(m: &mut [[__m256i; 2]; 4]) {
-        let from = *m;
-        for k in 0..2 {
-            for i in 0..2 {
-                let (a, b) = (from[2 * i][k], from[2 * i + 1][k]);
-                m[2 * k][i] = _mm256_permute2x128_si256::<0x20>(a, b);
-                m[2 * k + 1][i] = _mm256_permute2x128_si256::<0x31>(a, b);
+    unsafe fn quads([a, b, c, d]: [[__m256; 2]; 4]) -> [__m128; 16] {
+        let mut quads = [_mm_setzero_ps(); 16];
+        for i in 0..2 {
+            let (ab, cd) = (
+                _mm256_unpacklo_ps(a[i], b[i]),
+                _mm256_unpacklo_ps(c[i], d[i]),
+            );
+            let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+            let first = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+            let second = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
+            let (ab, cd) = (
+                _mm256_unpackhi_ps(a[i], b[i]),
+                _mm256_unpackhi_ps(c[i], d[i]),
+            );
+            let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+            let third = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+            let fourth = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
+            for (j, v) in [first, second, third, fourth].into_iter().enumerate() {
+                quads[8 * i + j] = _mm256_castps256_ps128(v);
+                quads[8 * i + 4 + j] = _mm256_extractf128_ps::<1>(v);
             }
         }
+        quads
     }
 
     #[inline(always)]
-    unsafe fn splat_int(x: i32) -> [__m256i; 2] {
-        [_mm256_set1_epi32(x); 2]
+    unsafe fn byte_quads(rows: [[u8; 8]; 4]) -> [__m128; 8] {
+        quad::bytes(rows)
     }
 
     #[inline(always)]
-    unsafe fn add_ints(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
-        [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])]
-    }
-
-    #[inline(always)]
-    unsafe fn int_floats(v: [__m256i; 2]) -> [__m256; 2] {
-        [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])]
+    unsafe fn half_quad(rows: [*const u8; 4]) -> __m128 {
+        quad::halves(rows)
     }
 
     /// `[columns / 4][rows][4]`: a row in each lane. Without VNNI of signed integers plus 128 the lower
@@ -452,6 +449,44 @@ unsafe fn where_bits(bits: u32, byte: u8) -> __m256i {
     let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
     let set = _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit);
     _mm256_and_si256(set, _mm256_set1_epi8(byte as i8))
+}
+
+/// The products of 32 columns of four rows, the first or the second of 64: of each 16 columns the four
+/// rows' sums.
+#[inline(always)]
+unsafe fn dots<K: Kind, const VNNI: bool>(
+    w: &[[__m256i; 2]; 4],
+    part: usize,
+    x: *const i8,
+) -> __m256i {
+    let x = _mm256_loadu_si256(x.add(32 * part).cast());
+    let ones = _mm256_set1_epi16(1);
+    let mut n = [_mm256_setzero_si256(); 4];
+    for i in 0..4 {
+        let w = w[i][part];
+        n[i] = match (VNNI, K::BITS) {
+            (true, 8) => {
+                let u = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                _mm256_dpbusd_avx_epi32(n[i], u, x)
+            }
+            (true, _) => _mm256_dpbusd_avx_epi32(n[i], w, x),
+            (false, ..6) => products::<K>(w, x),
+            (false, _) => _mm256_madd_epi16(products::<K>(w, x), ones),
+        };
+    }
+    let [a, b, c, d] = n;
+    let (ab, cd) = (
+        [_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)],
+        [_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d)],
+    );
+    if !VNNI && K::BITS < 6 {
+        // Four pairs come to 8 * 31 * 127 at most.
+        let (ab, cd) = (_mm256_add_epi16(ab[0], ab[1]), _mm256_add_epi16(cd[0], cd[1]));
+        let (low, high) = (_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+        return _mm256_madd_epi16(_mm256_add_epi16(low, high), ones);
+    }
+    let (ab, cd) = (_mm256_add_epi32(ab[0], ab[1]), _mm256_add_epi32(cd[0], cd[1]));
+    _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd))
 }
 
 /// Products of bytes, summed in pairs.
