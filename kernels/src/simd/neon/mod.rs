@@ -12,7 +12,8 @@ use core::arch::asm;
 use core::mem::MaybeUninit;
 
 use super::load::Kind;
-use super::{Lanes, PANEL_ROWS, Panel, Simd};
+use super::{Lanes, PANEL_ROWS, Panel, Quad, Simd};
+use crate::input::INTEGER;
 use crate::Q8Super;
 
 /// Armv8.0.
@@ -113,9 +114,46 @@ impl<const EXTENSION: u8> Lanes for Neon<EXTENSION> {
     }
 }
 
+impl Quad for float32x4_t {
+    type Ints = int32x4_t;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> float32x4_t {
+        vdupq_n_f32(x)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, b: float32x4_t) -> float32x4_t {
+        vmulq_f32(self, b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        vfmaq_f32(c, self, b)
+    }
+
+    #[inline(always)]
+    unsafe fn centered(n: int32x4_t, added: u8, start: i32) -> float32x4_t {
+        let sum = vsubq_s32(vdupq_n_s32(start), vdupq_n_s32(INTEGER.to_bits() as i32));
+        vcvtq_f32_s32(match added {
+            0 => n,
+            4 => vsraq_n_s32::<5>(n, sum),
+            8 => vsraq_n_s32::<4>(n, sum),
+            16 => vsraq_n_s32::<3>(n, sum),
+            32 => vsraq_n_s32::<2>(n, sum),
+            _ => unreachable!("{added}"),
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        vst1q_f32(p, self);
+    }
+}
+
 impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     type Bytes = [int8x16_t; 4];
-    type Ints = [int32x4_t; 4];
+    type Quad = float32x4_t;
     type Halves = ();
 
     #[inline(always)]
@@ -252,54 +290,86 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
-    unsafe fn products<K: Kind>(w: [int8x16_t; 4], x: *const i8) -> [int32x4_t; 4] {
+    unsafe fn dots_32<K: Kind>(w: &[[int8x16_t; 4]; 4], x: *const i8) -> [int32x4_t; 2] {
+        let mut y = [vdupq_n_s32(0); 2];
+        for b in 0..2 {
+            let x = [vld1q_s8(x.add(32 * b)), vld1q_s8(x.add(32 * b + 16))];
+            let w = four!(r => [w[r][2 * b], w[r][2 * b + 1]]);
+            y[b] = match (EXTENSION, K::BITS) {
+                // In 16 bits, at most 16 * 15 * 127.
+                (BASE, ..5) => {
+                    let [a, b, c, d] = four!(r => products_32(w[r], x));
+                    vpaddlq_s16(vpaddq_s16(vpaddq_s16(a, b), vpaddq_s16(c, d)))
+                }
+                // At most 8 * 31 * 127.
+                (BASE, 5) => {
+                    let [a, b, c, d] = four!(r => products_32(w[r], x));
+                    vpaddq_s32(vpaddlq_s16(vpaddq_s16(a, b)), vpaddlq_s16(vpaddq_s16(c, d)))
+                }
+                _ => rows(four!(r => Self::dot_32::<K>(w[r], x))),
+            };
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn dots_16<K: Kind>(w: &[[int8x16_t; 4]; 4], x: *const i8) -> [int32x4_t; 4] {
         let mut y = [vdupq_n_s32(0); 4];
-        for i in 0..4 {
-            y[i] = Self::dot_16(w[i], vld1q_s8(x.add(16 * i)));
+        for g in 0..4 {
+            let x = vld1q_s8(x.add(16 * g));
+            y[g] = match (EXTENSION, K::BITS) {
+                // In 16 bits, at most 4 * 63 * 127.
+                (BASE, ..8) => {
+                    let [a, b, c, d] = four!(r => products(w[r][g], x));
+                    vpaddq_s32(vpaddlq_s16(vpaddq_s16(a, b)), vpaddlq_s16(vpaddq_s16(c, d)))
+                }
+                _ => rows(four!(r => Self::dot_16(w[r][g], x))),
+            };
         }
         y
     }
 
     #[inline(always)]
-    unsafe fn gather([a, b, c, d]: [[int32x4_t; 4]; 4]) -> [int32x4_t; 4] {
-        let mut y = a;
+    unsafe fn quads(rows: [[float32x4_t; 4]; 4]) -> [float32x4_t; 16] {
+        let mut quads = [vdupq_n_f32(0.0); 16];
         for i in 0..4 {
-            y[i] = vpaddq_s32(vpaddq_s32(a[i], b[i]), vpaddq_s32(c[i], d[i]));
+            let [a, b, c, d] = four!(r => rows[r][i]);
+            let (ac, bd) = (vzip1q_f32(a, c), vzip1q_f32(b, d));
+            quads[4 * i] = vzip1q_f32(ac, bd);
+            quads[4 * i + 1] = vzip2q_f32(ac, bd);
+            let (ac, bd) = (vzip2q_f32(a, c), vzip2q_f32(b, d));
+            quads[4 * i + 2] = vzip1q_f32(ac, bd);
+            quads[4 * i + 3] = vzip2q_f32(ac, bd);
         }
-        y
+        quads
     }
 
     #[inline(always)]
-    unsafe fn transpose_quads(m: &mut [[int32x4_t; 4]; 4]) {
-        let from = *m;
-        for i in 0..4 {
-            for k in 0..4 {
-                m[k][i] = from[i][k];
-            }
+    unsafe fn byte_quads(rows: [[u8; 8]; 4]) -> [float32x4_t; 8] {
+        let row = four!(r => vcreate_u8(u64::from_le_bytes(rows[r])));
+        let [a, b, c, d] = four!(r => vcombine_u8(row[r], row[r]));
+        let ab = vreinterpretq_u16_u8(vzip1q_u8(a, b));
+        let cd = vreinterpretq_u16_u8(vzip1q_u8(c, d));
+        let fours = [
+            vreinterpretq_u8_u16(vzip1q_u16(ab, cd)),
+            vreinterpretq_u8_u16(vzip2q_u16(ab, cd)),
+        ];
+        let mut quads = [vdupq_n_f32(0.0); 8];
+        for b in 0..8 {
+            // Four bytes, each the highest of an integer, whose other bytes are fractions.
+            let highest = vld1q_u8(HIGHEST[b % 4].as_ptr());
+            let v = vqtbl1q_u8(fours[b / 4], highest);
+            quads[b] = vcvtq_n_f32_s32::<24>(vreinterpretq_s32_u8(v));
         }
+        quads
     }
 
     #[inline(always)]
-    unsafe fn splat_int(x: i32) -> [int32x4_t; 4] {
-        [vdupq_n_s32(x); 4]
-    }
-
-    #[inline(always)]
-    unsafe fn add_ints(a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
-        let mut y = a;
-        for i in 0..4 {
-            y[i] = vaddq_s32(a[i], b[i]);
-        }
-        y
-    }
-
-    #[inline(always)]
-    unsafe fn int_floats(v: [int32x4_t; 4]) -> [float32x4_t; 4] {
-        let mut y = [vdupq_n_f32(0.0); 4];
-        for i in 0..4 {
-            y[i] = vcvtq_f32_s32(v[i]);
-        }
-        y
+    unsafe fn half_quad([a, b, c, d]: [*const u8; 4]) -> float32x4_t {
+        let h = vld1_dup_u16(a.cast());
+        let h = vld1_lane_u16::<1>(b.cast(), h);
+        let h = vld1_lane_u16::<2>(c.cast(), h);
+        from_halves(vld1_lane_u16::<3>(d.cast(), h))
     }
 
     #[inline(always)]
@@ -434,6 +504,23 @@ impl<const EXTENSION: u8> Neon<EXTENSION> {
             _ => sdot(sdot(vdupq_n_s32(0), w[0], x[0]), w[1], x[1]),
         }
     }
+}
+
+/// Of each four bytes of a register, four highest bytes.
+static HIGHEST: [[u8; 16]; 4] = {
+    let mut bytes = [[255; 16]; 4];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i / 4][4 * (i % 4) + 3] = i as u8;
+        i += 1;
+    }
+    bytes
+};
+
+/// The sums of four rows.
+#[inline(always)]
+unsafe fn rows([a, b, c, d]: [int32x4_t; 4]) -> int32x4_t {
+    vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d))
 }
 
 /// Products of bytes, summed in pairs that are eight apart.

@@ -368,8 +368,9 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
             acc = add_i8mm::<K, PAIRS>(acc, products, panel, x, part(half));
         }
         for t in 0..PAIRS {
-            for j in 0..4 {
-                let y = y[last.min(2 * t + j / 2)];
+            // The last of an odd number of tokens goes twice.
+            for j in 0..if 2 * t < last { 4 } else { 2 } {
+                let y = y[2 * t + j / 2];
                 let step = panel.step[2 * octet + j % 2];
                 finish::<K>(acc[t][j], step, y.add(8 * octet + 4 * (j % 2)), first);
             }
