@@ -98,6 +98,44 @@ fn rows_that_nobody_wants_change_nothing() {
     }
 }
 
+/// A prompt comes to the same bits in one piece, in pieces of any size, and token by token, with as many threads
+/// as one likes.
+#[test]
+fn a_prompt_in_pieces_has_the_bits_of_the_whole() {
+    let peers = [
+        "llama-q4_k",
+        "qwen2-f16",
+        "gemma3-f16",
+        "phi3-f16",
+        "gemma2-f16",
+    ];
+    for (name, model) in models(&peers) {
+        for kind in [AdapterType::Q8, AdapterType::F16] {
+            for composition in &compositions(&model, kind)[..4] {
+                let ids = tokens(70, 3, model.config().n_vocab);
+                let logits = |piece: usize, n_threads: usize| {
+                    let mut options = options(&model);
+                    options.n_batch = 64;
+                    let pool = ThreadPool::new(n_threads);
+                    let mut session = Session::new(&model, pool, options).unwrap();
+                    session.set_composition(composition.as_ref()).unwrap();
+                    let mut last = Vec::new();
+                    for ids in ids.chunks(piece) {
+                        last = session.eval(ids).unwrap().to_vec();
+                    }
+                    last.extend_from_slice(session.step(9).unwrap());
+                    last
+                };
+                let whole = logits(70, 2);
+                for (piece, n_threads) in [(1, 2), (2, 1), (3, 2), (7, 1), (9, 2), (64, 1)] {
+                    let found = logits(piece, n_threads);
+                    assert!(found == whole, "{name} {kind:?}: pieces of {piece}");
+                }
+            }
+        }
+    }
+}
+
 /// The logits of each case, run with all others in the same passes or each alone.
 fn run(model: &Model, cases: &[Case], together: bool) -> Vec<Vec<f32>> {
     let options = options(model);

@@ -244,8 +244,12 @@ unsafe fn attend<S: Lanes>(kv: &KvHead<'_>, queries: &mut Queries) {
     let (mut k, mut v) = ([0.0; TILE_LEN], [0.0; TILE_LEN]);
     let mut weights = [[0.0; TILE]; MAX_QUERIES];
     let all = queries.seen(0, kv.window).start..queries.seen(queries.n - 1, kv.window).end;
-    for start in (all.start / KEY_GROUP * KEY_GROUP..all.end).step_by(tile_len) {
-        let len = tile_len.min(all.end - start);
+    let mut next = all.start / KEY_GROUP * KEY_GROUP;
+    while next < all.end {
+        // Tiles end at the same positions whichever queries there are, so that sums have one order.
+        let start = next;
+        let len = (tile_len - start % tile_len).min(all.end - start);
+        next += len;
         let n_keys = len.next_multiple_of(KEY_GROUP);
         let (k, v) = (&mut k[..n_keys * n], &mut v[..len * n]);
         // SAFETY: the caller's.

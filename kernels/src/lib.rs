@@ -21,9 +21,9 @@
 //!
 //! # What it promises
 //!
-//! No allocation: every function works on slices that the caller owns. With int8 inputs all levels
-//! give the same bits, but for the order in which floats are added up; a token's result does not depend
-//! on the others beside it in [`matmul_each`] and [`matmul_tiles`]. Weights of any content are safe.
+//! No allocation: every function works on slices that the caller owns. With int8 inputs [`matmul()`] gives
+//! the same bits on all levels, and everywhere a token's result does not depend on the others beside it.
+//! Weights of any content are safe.
 //!
 //! # What it refuses
 //!
@@ -69,7 +69,7 @@ pub use low_rank::{
     RankScale, add_low_rank, decode_low_rank, decode_rows, encode_low_rank, encode_rows,
     largest_magnitude, quantize_h,
 };
-pub use matmul::{matmul, matmul_each, matmul_tiles};
+pub use matmul::matmul;
 pub use matrix::{Matrix, MatrixLayout};
 pub use merge::{
     Largest, Magnitudes, WIDE_COLS, WideMatrix, add_gram, add_transposed_product, elected_mean,
@@ -79,7 +79,6 @@ pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
 pub use simd::TILE_ROWS;
-pub use simd::int8::MIN_TILE_TOKENS;
 pub use softmax::{log_sum_exp, max, softmax};
 #[cfg(feature = "std")]
 pub use thread_pool::ThreadPool;

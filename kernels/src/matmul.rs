@@ -5,12 +5,14 @@ use core::ops::Range;
 use crate::input::{Input, Q8_BLOCK, Q8_SUPER, Q8Rows};
 use crate::lanes::{dot, f16_to_f32};
 use crate::quant::{self, GROUP_LEN, MAX_BLOCK_LEN, Unpacked, q3_k, q6_k};
-use crate::simd::int8::{MIN_TILE_TOKENS, Method};
 use crate::simd::{float, int8};
 use crate::{DType, Level, Matrix, Q8Super, TileMut};
 
 /// The rows `rows` of `w` `[n_rows, n_cols]` times every row of `x` `[n_tokens, n_cols]`:
 /// `y[t][r - rows.start] = sum_c w[r][c] x[t][c]`, with `y` `[n_tokens, rows.len()]`.
+///
+/// Sums have one order: what a row of `x` comes to does not depend on which others there are nor, for int8, on
+/// the level.
 ///
 /// # Panics
 ///
@@ -22,57 +24,17 @@ pub fn matmul(
     x: &Input<'_>,
     y: &mut TileMut<'_>,
 ) {
-    let method = match y.n_rows() < MIN_TILE_TOKENS {
-        true => Method::Dots,
-        false => Method::Tiles,
-    };
-    multiply(level, method, &w.rows(rows), x, y);
-}
-
-/// [`matmul`] as it multiplies many tokens, also where there are few: each token's result is to the bit
-/// what it is among more.
-///
-/// # Panics
-///
-/// As [`matmul`].
-pub fn matmul_tiles(
-    level: Level,
-    w: &Matrix<'_>,
-    rows: Range<usize>,
-    x: &Input<'_>,
-    y: &mut TileMut<'_>,
-) {
-    multiply(level, Method::Tiles, &w.rows(rows), x, y);
-}
-
-/// [`matmul`] of each token as if it were alone, to the bit; weights are still read once for several
-/// tokens. So a result does not depend on who else is there.
-///
-/// # Panics
-///
-/// As [`matmul`].
-pub fn matmul_each(
-    level: Level,
-    w: &Matrix<'_>,
-    rows: Range<usize>,
-    x: &Input<'_>,
-    y: &mut TileMut<'_>,
-) {
-    multiply(level, Method::Dots, &w.rows(rows), x, y);
-}
-
-fn multiply(level: Level, method: Method, w: &Matrix<'_>, x: &Input<'_>, y: &mut TileMut<'_>) {
+    let w = &w.rows(rows);
     assert_eq!(y.n_cols(), w.n_rows());
     x.check(y.n_rows(), w.n_cols());
     match x {
         Input::F32(x) => {
-            // Float sums are the same for any number of tokens.
             if !float::matmul(level, w, x, y) {
                 matmul_f32(w, x, y);
             }
         }
         Input::Q8(x) => {
-            if !int8::matmul(level, method, w, x, y) {
+            if !int8::matmul(level, w, x, y) {
                 matmul_q8(w, x, y);
             }
         }

@@ -1,8 +1,7 @@
 //! Every level's matmul against the scalar one, for every format and awkward shapes.
 
 use tandem_kernels::{
-    DType, Input, Level, Matrix, Q8_SUPER, Q8Rows, Q8Super, TileMut, matmul, matmul_each,
-    matmul_tiles, quant, quantize_q8,
+    DType, Input, Level, Matrix, Q8_SUPER, Q8Rows, Q8Super, TileMut, matmul, quant, quantize_q8,
 };
 
 /// Numbers between -1 and 1, the same in every run.
@@ -199,13 +198,11 @@ fn extreme_weights_do_not_overflow() {
     }
 }
 
-type Multiply = fn(Level, &Matrix<'_>, std::ops::Range<usize>, &Input<'_>, &mut TileMut<'_>);
-
-/// Tokens side by side are what each is alone, as dot products and as tiles of any number of tokens.
+/// Tokens side by side are what each is alone, for few of them and for many.
 #[test]
 fn a_token_does_not_depend_on_the_others() {
     let mut random = Random(7);
-    let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+    let bits = |y: Vec<f32>| y.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     for dtype in weight_types() {
         for (n_rows, n_cols) in [(70, 512), (37, 768)] {
             let bytes = random.weights(dtype, n_rows * n_cols);
@@ -215,26 +212,20 @@ fn a_token_does_not_depend_on_the_others() {
                 if is_q8 && !dtype.is_quantized() {
                     continue;
                 }
-                let multiply = |x: &[f32], how: Option<Multiply>| {
+                let multiply = |x: &[f32]| {
                     let n = x.len() / n_cols;
-                    let mut y = vec![f32::NAN; n * n_rows];
                     let rounded = rounded(x, n_cols);
                     let x = match is_q8 {
                         true => Input::Q8(Q8Rows::new(&rounded, n)),
                         false => Input::F32(x),
                     };
-                    let y_tile = &mut TileMut::new(&mut y, n_rows);
-                    how.unwrap_or(matmul)(level, &w, 0..n_rows, &x, y_tile);
-                    bits(&y)
+                    bits(run(level, &w, &x, n))
                 };
-                let alone: Vec<_> = x.chunks(n_cols).flat_map(|x| multiply(x, None)).collect();
-                let tiled = multiply(&x, None);
+                let alone: Vec<_> = x.chunks(n_cols).flat_map(multiply).collect();
                 let name = format!("{dtype} {} int8 {is_q8}", level.name());
-                for n in [1, 2, 3, 4, 7, 29] {
-                    let each = multiply(&x[..n * n_cols], Some(matmul_each));
-                    assert!(each == alone[..n * n_rows], "{name}: {n} tokens");
-                    let tiles = multiply(&x[..n * n_cols], Some(matmul_tiles));
-                    assert!(tiles == tiled[..n * n_rows], "{name}: tiles of {n} tokens");
+                for n in [2, 3, 4, 7, 8, 9, 13, 29] {
+                    let beside = multiply(&x[..n * n_cols]);
+                    assert!(beside == alone[..n * n_rows], "{name}: {n} tokens");
                 }
             }
         }
@@ -252,21 +243,21 @@ fn products_have_the_same_bits_on_every_level() {
             }
             let bytes = random.weights(dtype, n_rows * n_cols);
             let w = Matrix::new(dtype, n_rows, n_cols, &bytes).unwrap();
-            let n = 13;
-            let x = rounded(&random.floats(n * n_cols), n_cols);
-            let multiply = |level, how: Multiply| {
-                let mut y = vec![f32::NAN; n * n_rows];
+            // One token, few and many.
+            for n in [1, 5, 13] {
+                let x = rounded(&random.floats(n * n_cols), n_cols);
                 let x = Input::Q8(Q8Rows::new(&x, n));
-                how(level, &w, 0..n_rows, &x, &mut TileMut::new(&mut y, n_rows));
-                y
-            };
-            let truth = multiply(Level::Scalar, matmul);
-            for level in Level::available() {
-                for (how, name) in [(matmul_tiles as Multiply, "tiles"), (matmul_each, "each")] {
-                    let y = multiply(level, how);
+                let truth = run(Level::Scalar, &w, &x, n);
+                for level in Level::available() {
+                    let y = run(level, &w, &x, n);
                     let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
-                    let n = y.iter().zip(&truth).filter(|pair| differs(*pair)).count();
-                    assert_eq!(n, 0, "{dtype} {} {name} {n_rows} x {n_cols}", level.name());
+                    let wrong = y.iter().zip(&truth).filter(|pair| differs(*pair)).count();
+                    assert_eq!(
+                        wrong,
+                        0,
+                        "{dtype} {} {n_rows} x {n_cols} x {n}",
+                        level.name()
+                    );
                 }
             }
         }

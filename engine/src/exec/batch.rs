@@ -58,24 +58,18 @@ pub(super) const BLOCK_OF_MANY: usize = 256 * TILE_ROWS;
 #[derive(Clone, Copy)]
 pub(crate) struct BatchPart<'a> {
     pub n_rows: usize,
-    /// Whether they are multiplied tile by tile, see [`Batch::n_tiled`].
-    pub is_tiled: bool,
     pub composition: Option<&'a Composition>,
 }
 
 /// Rows of several sequences, and what is added to the linears for which of them.
 ///
-/// What a row comes to depends on its own part alone. Sums are added up in one order in tiles and in
-/// another in dot products, so which of them multiplies a row is the part's to say, however many
-/// others there are.
+/// What a row comes to depends on its own part alone: every sum has one order, however many rows there are.
 pub(crate) struct Batch<'a> {
     n_rows: usize,
-    /// The first rows, which are multiplied tile by tile; the others each by itself.
-    n_tiled: usize,
     groups: ArrayVec<RowGroup<'a>, MAX_SPANS>,
 }
 
-/// Rows that follow each other, are multiplied alike, and have the same composition.
+/// Rows that follow each other and have the same composition.
 #[derive(Clone)]
 pub(crate) struct RowGroup<'a> {
     pub rows: Range<usize>,
@@ -83,7 +77,7 @@ pub(crate) struct RowGroup<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// Of the parts in their order, those that are tiled first.
+    /// Of the parts in their order.
     ///
     /// # Panics
     ///
@@ -91,25 +85,17 @@ impl<'a> Batch<'a> {
     pub(crate) fn new(parts: impl Iterator<Item = BatchPart<'a>>) -> Batch<'a> {
         let mut batch = Batch {
             n_rows: 0,
-            n_tiled: 0,
             groups: ArrayVec::new(),
         };
         for part in parts {
             let rows = batch.n_rows..batch.n_rows + part.n_rows;
             batch.n_rows = rows.end;
-            if part.is_tiled {
-                debug_assert_eq!(batch.n_tiled, rows.start);
-                batch.n_tiled = rows.end;
-            }
             let Some(composition) = part.composition else {
                 continue;
             };
             let last = batch.groups.last_mut();
-            // Rows that are multiplied differently cannot share a group.
             let is_alike = |last: &&mut RowGroup<'_>| {
-                last.rows.end == rows.start
-                    && (part.is_tiled || rows.start > batch.n_tiled)
-                    && last.composition.id() == composition.id()
+                last.rows.end == rows.start && last.composition.id() == composition.id()
             };
             match last.filter(is_alike) {
                 Some(last) => last.rows.end = rows.end,
@@ -121,10 +107,6 @@ impl<'a> Batch<'a> {
 
     pub(crate) fn n_rows(&self) -> usize {
         self.n_rows
-    }
-
-    pub(crate) fn n_tiled(&self) -> usize {
-        self.n_tiled
     }
 
     pub(crate) fn size(&self) -> Size {
@@ -149,17 +131,11 @@ impl<'a> Batch<'a> {
     pub(super) fn blocks(&self, n_outputs: usize, len: usize) -> impl Iterator<Item = Block> {
         let block_rows = self.n_rows.min(len / TILE_ROWS).max(1);
         let block_outputs = len / block_rows / MIN_OUTPUTS * MIN_OUTPUTS;
-        let (n_rows, n_tiled) = (self.n_rows, self.n_tiled);
+        let n_rows = self.n_rows;
         (0..n_outputs).step_by(block_outputs).flat_map(move |o| {
-            let outputs = o..n_outputs.min(o + block_outputs);
-            // No block has rows of both kinds.
-            let tiled = (0..n_tiled).step_by(block_rows).map(move |r| (r, n_tiled));
-            let others = (n_tiled..n_rows)
-                .step_by(block_rows)
-                .map(move |r| (r, n_rows));
-            tiled.chain(others).map(move |(r, end)| Block {
-                rows: r..end.min(r + block_rows),
-                outputs: outputs.clone(),
+            (0..n_rows).step_by(block_rows).map(move |r| Block {
+                rows: r..n_rows.min(r + block_rows),
+                outputs: o..n_outputs.min(o + block_outputs),
             })
         })
     }

@@ -1,10 +1,6 @@
 //! What work runs on.
 
-use core::ops::Range;
-
-use tandem_kernels::{
-    Input, Level, Limited, Matrix, Pool, Serial, TileMut, matmul_each, matmul_tiles,
-};
+use tandem_kernels::{Level, Limited, Pool, Serial};
 
 use super::batch::Batch;
 use crate::adapters::PackedFactors;
@@ -59,21 +55,6 @@ impl Step<'_> {
     pub(crate) fn wants_f32(&self, linear: &Linear) -> bool {
         let mut factors = self.batch.terms(linear).flat_map(|terms| &terms.factors);
         !self.wants_q8(linear) || !factors.all(|f| self.factors_want_q8(linear, f))
-    }
-
-    /// `y = x w^T` of `outputs` for rows of which the first is `first_row` of the batch, all tiled or none.
-    pub(super) fn multiply(
-        &self,
-        first_row: usize,
-        w: &Matrix<'_>,
-        outputs: Range<usize>,
-        x: &Input<'_>,
-        y: &mut TileMut<'_>,
-    ) {
-        match first_row < self.batch.n_tiled() {
-            true => matmul_tiles(self.level, w, outputs, x, y),
-            false => matmul_each(self.level, w, outputs, x, y),
-        }
     }
 
     /// The pool for steps so short that for a few rows a barrier would cost more than it saves.

@@ -1,7 +1,7 @@
 //! Linears over the pool: several at once where they share their input.
 
 use tandem_kernels::{
-    Activation, Matrix, Pool, Q8_SUPER, Q8Super, SharedMatrix, TileMut, quantize_q8_columns,
+    Activation, Matrix, Pool, Q8_SUPER, Q8Super, SharedMatrix, TileMut, matmul, quantize_q8_columns,
 };
 
 use super::activations::{Activations, Forms, LinearInput};
@@ -166,8 +166,7 @@ impl<'a, const N: usize> Linears<'a, N> {
         if block.rows.len() == 1 {
             self.low_rank.prefetch(i, block);
         }
-        let first_row = block.rows.start;
-        self.step.multiply(first_row, w, outputs.clone(), &x, y);
+        matmul(self.step.level, w, outputs.clone(), &x, y);
         if let Some(bias) = linear.bias.get(outputs) {
             add_bias(y, bias, 1.0);
         }

@@ -11,7 +11,8 @@ use core::ops::Range;
 use bytemuck::{cast_slice, cast_slice_mut};
 use smallvec::SmallVec;
 use tandem_kernels::{
-    Handover, Input, LowRankInput, LowRankTerm, Pool, RankScale, TileMut, add_low_rank, quantize_h,
+    Handover, Input, LowRankInput, LowRankTerm, Pool, RankScale, TileMut, add_low_rank, matmul,
+    quantize_h,
 };
 
 use super::activations::LinearInput;
@@ -235,7 +236,7 @@ impl<'a, const N: usize> AdaptedRows<'a, N> {
         let x = self.q8_input(linear, factors).unwrap_or(self.x.f32);
         let rows = self.rows.start + rows.start..self.rows.start + rows.end;
         let x = x.tokens(rows, a.n_cols());
-        self.step.multiply(self.rows.start, &a, ranks, &x, y);
+        matmul(self.step.level, &a, ranks, &x, y);
     }
 
     /// Rounds the ranks of a record to int8, where they are added so.

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use arrayvec::ArrayVec;
 #[cfg(feature = "std")]
 use std::time::Instant;
-use tandem_kernels::{Level, Limited, MIN_TILE_TOKENS, Pool, quant};
+use tandem_kernels::{Level, Limited, Pool, quant};
 
 #[cfg(feature = "std")]
 use super::follow::Follow;
@@ -79,7 +79,6 @@ struct Place {
     /// Which span.
     span: usize,
     rows: Range<usize>,
-    is_tiled: bool,
     /// How many of its last rows' results are wanted.
     n_wanted: usize,
 }
@@ -241,7 +240,6 @@ impl Worker {
         for rows in rows.chunks(most_rows) {
             let part = BatchPart {
                 n_rows: rows.len(),
-                is_tiled: tokens.len() >= MIN_TILE_TOKENS,
                 composition: spans[0].sequence.composition(),
             };
             let logits = &mut logits[..rows.len() * n_vocab];
@@ -325,7 +323,6 @@ impl Worker {
             let (states, composition) = span.sequence.parts();
             parts.push(BatchPart {
                 n_rows: place.rows.len(),
-                is_tiled: place.is_tiled,
                 composition,
             });
             rows.push(SpanRows {
@@ -385,11 +382,7 @@ impl Worker {
         for place in places.iter().filter(|place| place.n_wanted > 0) {
             let rows = end..end + place.n_wanted;
             end = rows.end;
-            wanted.push(Place {
-                rows,
-                is_tiled: place.n_wanted >= MIN_TILE_TOKENS,
-                ..*place
-            });
+            wanted.push(Place { rows, ..*place });
         }
         sort(&mut wanted, spans);
         if let [Place { span, rows, .. }] = &wanted[..]
@@ -400,7 +393,6 @@ impl Worker {
             } = &mut spans[*span];
             let part = BatchPart {
                 n_rows: 1,
-                is_tiled: false,
                 composition: sequence.composition(),
             };
             return self.output(&[part], &[rows.start], logits);
@@ -438,7 +430,6 @@ impl Worker {
             let span = &spans[place.span];
             parts.push(BatchPart {
                 n_rows: own.len(),
-                is_tiled: place.is_tiled,
                 composition: span.sequence.composition(),
             });
             let first = span.logits.len() / n_vocab - place.rows.len();
@@ -527,12 +518,11 @@ fn limited(pool: &SharedPool, n_threads: usize) -> Limited<'_> {
     Limited::new(pool.get(), n_threads)
 }
 
-/// The spans' places: tiled rows first, and those of one composition beside each other.
+/// The spans' places, those of one composition beside each other.
 fn places(spans: &[Span<'_>], n_vocab: usize) -> ArrayVec<Place, MAX_SPANS> {
     let place = |(i, span): (usize, &Span<'_>)| Place {
         span: i,
         rows: 0..span.tokens.len(),
-        is_tiled: span.tokens.len() >= MIN_TILE_TOKENS,
         n_wanted: span.logits.len() / n_vocab,
     };
     let mut places: ArrayVec<Place, MAX_SPANS> = spans.iter().enumerate().map(place).collect();
@@ -549,7 +539,7 @@ fn sort(places: &mut [Place], spans: &[Span<'_>]) {
     if places.len() > 1 {
         places.sort_unstable_by_key(|place| {
             let composition = spans[place.span].sequence.composition();
-            (!place.is_tiled, composition.map(|c| c.id().0), place.span)
+            (composition.map(|c| c.id().0), place.span)
         });
     }
 }

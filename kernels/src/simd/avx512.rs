@@ -145,11 +145,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
-        _mm512_or_si512(a, b)
-    }
-
-    #[inline(always)]
     unsafe fn shift(v: __m512i, [a, b]: [i8; 2]) -> __m512i {
         // The counts are known when this is inlined.
         match (a, b) {
@@ -161,8 +156,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> __m512i {
-        _mm512_maskz_set1_epi8(u64::from(a) | u64::from(b) << 32, byte as i8)
+    unsafe fn insert(v: __m512i, bits: __m512i, mask: u8) -> __m512i {
+        _mm512_or_si512(v, Self::and(bits, Self::splat(mask)))
+    }
+
+    #[inline(always)]
+    unsafe fn fifth_bits(v: __m512i, a: *const u8, b: *const u8) -> __m512i {
+        let bits = |p: *const u8| u64::from(p.cast::<u32>().read_unaligned());
+        let fifth = _mm512_maskz_set1_epi8(bits(a) | bits(b) << 32, 16);
+        _mm512_or_si512(v, fifth)
     }
 
     #[inline(always)]
@@ -207,10 +209,7 @@ impl Simd for Avx512 {
     unsafe fn dots_32<K: Kind>(w: &[__m512i; 4], x: *const i8) -> [__m128i; 2] {
         let n = dots::<K>(w, x);
         let n = _mm512_add_epi32(n, _mm512_shuffle_i32x4::<0b10_11_00_01>(n, n));
-        [
-            _mm512_castsi512_si128(n),
-            _mm512_extracti32x4_epi32::<2>(n),
-        ]
+        [_mm512_castsi512_si128(n), _mm512_extracti32x4_epi32::<2>(n)]
     }
 
     #[inline(always)]
@@ -225,7 +224,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn quads([a, b, c, d]: [__m512; 4]) -> [__m128; 16] {
+    unsafe fn quads([a, b, c, d]: [__m512; 4]) -> [[__m128; 8]; 2] {
         let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
         let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
         let first = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
@@ -234,14 +233,17 @@ impl Simd for Avx512 {
         let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
         let third = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
         let fourth = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
-        let mut quads = [_mm_setzero_ps(); 16];
-        for (i, v) in [first, second, third, fourth].into_iter().enumerate() {
-            quads[i] = _mm512_castps512_ps128(v);
-            quads[4 + i] = _mm512_extractf32x4_ps::<1>(v);
-            quads[8 + i] = _mm512_extractf32x4_ps::<2>(v);
-            quads[12 + i] = _mm512_extractf32x4_ps::<3>(v);
-        }
-        quads
+        let v = [first, second, third, fourth];
+        let quad = four!(i => [
+            _mm512_castps512_ps128(v[i]),
+            _mm512_extractf32x4_ps::<1>(v[i]),
+            _mm512_extractf32x4_ps::<2>(v[i]),
+            _mm512_extractf32x4_ps::<3>(v[i]),
+        ]);
+        [
+            eight!(i => quad[i % 4][i / 4]),
+            eight!(i => quad[i % 4][2 + i / 4]),
+        ]
     }
 
     #[inline(always)]
@@ -260,12 +262,10 @@ impl Simd for Avx512 {
         let halves = four!(i => Self::nibble_halves::<N>(rows[i]));
         let first = Self::quads(four!(i => halves[i][0]));
         let second = Self::quads(four!(i => halves[i][1]));
-        let mut quads = [[_mm_setzero_ps(); 8]; 2];
-        for b in 0..8 {
-            quads[0][b] = first[2 * b];
-            quads[1][b] = second[2 * b];
-        }
-        quads
+        [
+            eight!(b => first[b / 4][b % 4 * 2]),
+            eight!(b => second[b / 4][b % 4 * 2]),
+        ]
     }
 
     /// `[columns / 4][rows][4]`: a row in each lane.

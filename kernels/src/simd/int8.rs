@@ -1,6 +1,8 @@
-//! Int8 products for every quantized format: a dot product for decode and a tile for prefill.
+//! Int8 products for every quantized format: four rows at a time for few tokens, tiles for many. Both add
+//! up in one order, see [`matmul`](crate::matmul).
 
 use core::mem::MaybeUninit;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::load::{self, Format, Kind, Quads, super_bytes};
 use super::{
@@ -11,34 +13,14 @@ use crate::input::INTEGER;
 use crate::quant::Unpacked;
 use crate::{DType, Level, Matrix, Q8_BLOCK, Q8Rows, Q8Super, TileMut};
 
-/// From this many tokens on [`matmul`](crate::matmul) multiplies quantized weights tile by tile, which
-/// is faster than a dot product for each output, but adds up in another order.
-pub const MIN_TILE_TOKENS: usize = 4;
-/// Tokens that four rows are multiplied with in turn.
+/// Tokens that four rows are multiplied with in turn. For more, tiles are faster.
 const FEW_TOKENS: usize = 8;
 /// Tokens that all rows of a tile are multiplied with in turn: a multiple of those that go at once.
 const CHUNK_TOKENS: usize = 24;
-/// Tokens whose outputs of rows that are no whole pair of panels are computed at once.
-const BESIDE_TOKENS: usize = 256;
-
-/// In which order products are added up.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Method {
-    /// A dot product for each output.
-    Dots,
-    /// Tile by tile.
-    Tiles,
-}
 
 /// `y[t][r] = w[r] . x[t]` for quantized `w` `[n_rows, n_cols]` and int8 `x` `[n_tokens, n_cols]`;
 /// the caller checked the shapes. False, and nothing done, at the scalar level.
-pub(crate) fn matmul(
-    level: Level,
-    method: Method,
-    w: &Matrix<'_>,
-    x: &Q8Rows<'_>,
-    y: &mut TileMut<'_>,
-) -> bool {
+pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) -> bool {
     /// Calls the level's entry point for the format.
     macro_rules! run {
         ([$simd:ty, $features:literal] $(
@@ -50,14 +32,14 @@ pub(crate) fn matmul(
         };
         (@ $simd:ty, $features:literal) => { unreachable!("{} is not quantized", w.dtype()) };
         (@ $simd:ty, $features:literal, $format:ident) => {{
-            #[inline(never)] // a tile's buffers would lie on the caller's stack for every method
+            #[inline(never)] // a tile's buffers would lie on the caller's stack
             #[target_feature(enable = $features)]
-            fn entry(method: Method, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
+            fn entry(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
                 // SAFETY: this function has the level's features.
-                unsafe { matmul_format::<$simd, load::$format>(method, w, x, y) }
+                unsafe { matmul_format::<$simd, load::$format>(w, x, y) }
             }
             // SAFETY: the level's token proves that the CPU has the features.
-            unsafe { entry(method, w, x, y) }
+            unsafe { entry(w, x, y) }
         }};
         // Last, as nothing else is tried where this does not parse.
         ($simd:ty, $features:literal) => { dtypes!(run $simd, $features) };
@@ -70,58 +52,25 @@ pub(crate) fn matmul(
 ///
 /// The CPU has the level's features, with which the caller is compiled.
 #[inline(always)]
-unsafe fn matmul_format<S: Simd, F: Format>(
-    method: Method,
-    w: &Matrix<'_>,
-    x: &Q8Rows<'_>,
-    y: &mut TileMut<'_>,
-) {
+unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
     let (n_rows, n_tokens) = (w.n_rows(), y.n_rows());
-    if method == Method::Dots {
-        if n_tokens == 1 {
-            // SAFETY: the caller's.
-            return unsafe { dots::<S, F, 1>(w, x, 0, y) };
-        }
-        for t in (0..n_tokens).step_by(FEW_TOKENS) {
-            // SAFETY: the caller's.
-            unsafe { dots::<S, F, FEW_TOKENS>(w, x, t, y) };
-        }
-        return;
+    if n_tokens == 1 {
+        // SAFETY: the caller's.
+        return unsafe { rows_by_four::<S, F, 1>(w, 0, x, 0, y) };
     }
-    let n_whole = n_rows / PAIR_ROWS * PAIR_ROWS;
-    for r in (0..n_whole).step_by(TILE_ROWS) {
-        let rows = r..n_whole.min(r + TILE_ROWS);
+    let n_tiled = match n_tokens <= FEW_TOKENS {
+        true => 0,
+        false => n_rows / PAIR_ROWS * PAIR_ROWS,
+    };
+    for r in (0..n_tiled).step_by(TILE_ROWS) {
+        let rows = r..n_tiled.min(r + TILE_ROWS);
         // SAFETY: the caller's.
         unsafe { tile::<S, F>(&w.rows(rows), x, y, r) };
     }
-    if n_whole < n_rows {
-        // SAFETY: the caller's.
-        unsafe { last_rows::<S, F>(&w.rows(n_whole..n_rows), x, y, n_whole) };
-    }
-}
-
-/// Prefill of rows that are no whole pair of panels: one is computed beside `y`, which has them from column
-/// `first` on.
-///
-/// # Safety
-///
-/// As [`matmul_format`].
-#[inline(always)]
-unsafe fn last_rows<S: Simd, F: Format>(
-    w: &Matrix<'_>,
-    x: &Q8Rows<'_>,
-    y: &mut TileMut<'_>,
-    first: usize,
-) {
-    let n_tokens = y.n_rows();
-    let mut beside = [0.0; BESIDE_TOKENS * PAIR_ROWS];
-    for t in (0..n_tokens).step_by(BESIDE_TOKENS) {
-        let n = BESIDE_TOKENS.min(n_tokens - t);
-        let mut target = TileMut::new(&mut beside[..n * PAIR_ROWS], PAIR_ROWS);
-        // SAFETY: the caller's.
-        unsafe { tile::<S, F>(w, &x.tokens(t..t + n), &mut target, 0) };
-        for i in 0..n {
-            y.row(t + i)[first..].copy_from_slice(&target.row(i)[..w.n_rows()]);
+    if n_tiled < n_rows {
+        for t in (0..n_tokens).step_by(FEW_TOKENS) {
+            // SAFETY: the caller's.
+            unsafe { rows_by_four::<S, F, FEW_TOKENS>(w, n_tiled, x, t, y) };
         }
     }
 }
@@ -138,15 +87,16 @@ fn weight_tail(row: &[u8], n_whole: usize) -> [u8; MAX_TAIL_BYTES] {
     tail
 }
 
-/// Decode: `y[t][r] = w[r] . x[t]` for up to `N` tokens from `t` on, four rows at a time, so that what is done
-/// to a block's sum is done to four at once.
+/// `y[t][r] = w[r] . x[t]` for rows from `first` on and up to `N` tokens from `t` on, four rows at a time, so
+/// that what is done to a block's sum is done to four at once.
 ///
 /// # Safety
 ///
 /// As [`matmul_format`].
 #[inline(always)]
-unsafe fn dots<S: Simd, F: Format, const N: usize>(
+unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
     w: &Matrix<'_>,
+    first: usize,
     x: &Q8Rows<'_>,
     t: usize,
     y: &mut TileMut<'_>,
@@ -158,7 +108,7 @@ unsafe fn dots<S: Simd, F: Format, const N: usize>(
     for i in 0..n_tokens {
         assert!(y.row(t + i).len() >= w.n_rows());
         if w.n_cols() == 0 {
-            y.row(t + i).fill(0.0);
+            y.row(t + i)[first..].fill(0.0);
         }
     }
     if w.n_cols() == 0 {
@@ -166,46 +116,50 @@ unsafe fn dots<S: Simd, F: Format, const N: usize>(
     }
     let (x, stride) = x.tokens_from(t, n_tokens, w.n_cols().div_ceil(SUPER));
     let mut tails = [[0; MAX_TAIL_BYTES]; 4];
-    for first in (0..w.n_rows()).step_by(4) {
-        let n_rows = (w.n_rows() - first).min(4);
+    let four_rows = 4 * w.row_bytes();
+    for r in (first..w.n_rows()).step_by(4) {
+        let n_rows = (w.n_rows() - r).min(4);
         // Past the last row it is taken again and again.
-        let rows = four!(i => w.row(first + i.min(n_rows - 1)));
+        let rows = four!(i => w.row(r + i.min(n_rows - 1)));
         let starts = four!(i => rows[i].as_ptr());
         // SAFETY: the caller's.
         let mut sums = unsafe { [S::Quad::splat(0.0); N] };
-        let mut s = 0;
-        while s < n_whole + usize::from(n_rest > 0) {
-            let mut here = ahead(starts, s * n_bytes);
-            let mut n_blocks = SUPER / Q8_BLOCK;
-            if s < n_whole {
-                for here in here {
-                    // Behind these rows lie the next ones.
-                    prefetch::<0>(here.wrapping_add(4 * w.row_bytes()), n_bytes);
-                }
-            } else {
-                for (tail, row) in tails.iter_mut().zip(rows) {
-                    *tail = weight_tail(row, s * n_bytes);
-                }
-                here = four!(i => tails[i].as_ptr());
-                n_blocks = n_rest / Q8_BLOCK;
+        for s in 0..n_whole {
+            let here = ahead(starts, s * n_bytes);
+            for here in here {
+                // Behind these rows lie the next ones.
+                prefetch::<0>(here.wrapping_add(four_rows), n_bytes);
             }
-            // SAFETY: each pointer is to 256 weights, in the row or in a tail filled up; the input has as
-            // many blocks of each token.
+            // SAFETY: each pointer is to 256 weights of a row; the input has as many of each token.
             unsafe {
                 let columns = Columns {
                     x: x.add(s * stride),
-                    n_blocks,
+                    n_blocks: SUPER / Q8_BLOCK,
                     n_tokens,
                 };
                 add_supers::<S, F, N>(here, &columns, &mut sums);
             }
-            s += 1;
+        }
+        if F::DTYPE.block_len() < SUPER && n_rest > 0 {
+            for (tail, row) in tails.iter_mut().zip(rows) {
+                *tail = weight_tail(row, n_whole * n_bytes);
+            }
+            let here = four!(i => tails[i].as_ptr());
+            // SAFETY: likewise, of tails filled up.
+            unsafe {
+                let columns = Columns {
+                    x: x.add(n_whole * stride),
+                    n_blocks: n_rest / Q8_BLOCK,
+                    n_tokens,
+                };
+                add_supers::<S, F, N>(here, &columns, &mut sums);
+            }
         }
         for (i, sum) in sums[..n_tokens].iter().enumerate() {
             let mut outputs = [0.0; 4];
             // SAFETY: the caller's; there are four of them.
             unsafe { sum.store(outputs.as_mut_ptr()) };
-            y.row(t + i)[first..][..n_rows].copy_from_slice(&outputs[..n_rows]);
+            y.row(t + i)[r..][..n_rows].copy_from_slice(&outputs[..n_rows]);
         }
     }
 }
@@ -241,17 +195,10 @@ unsafe fn add_supers<S: Simd, F: Format, const N: usize>(
             quads: &quads,
         };
         if !F::Kind::INTEGER_SCALES {
-            weights.add_64::<F, N>(0, x, sums);
-            weights.add_64::<F, N>(1, x, sums);
-            weights.add_64::<F, N>(2, x, sums);
-            weights.add_64::<F, N>(3, x, sums);
-            return;
+            return weights.add::<F, N>(x, sums);
         }
         let mut steps = [S::Quad::splat(0.0); N];
-        weights.add_64::<F, N>(0, x, &mut steps);
-        weights.add_64::<F, N>(1, x, &mut steps);
-        weights.add_64::<F, N>(2, x, &mut steps);
-        weights.add_64::<F, N>(3, x, &mut steps);
+        weights.add::<F, N>(x, &mut steps);
         for i in 0..N {
             sums[i] = steps[i].mul_add(quads.step, sums[i]);
         }
@@ -265,6 +212,27 @@ struct Weights<'a, S: Simd> {
 }
 
 impl<S: Simd> Weights<'_, S> {
+    /// Adds the products of all columns of up to `N` tokens.
+    ///
+    /// # Safety
+    ///
+    /// As [`add_supers`].
+    #[inline(always)]
+    unsafe fn add<F: Format, const N: usize>(&self, x: &Columns, sums: &mut [S::Quad; N]) {
+        // SAFETY: the caller's.
+        unsafe {
+            // The fences keep the compiler from loading all weights first, for which there are not
+            // registers enough.
+            self.add_64::<F, N>(0, x, sums);
+            compiler_fence(Ordering::SeqCst);
+            self.add_64::<F, N>(1, x, sums);
+            compiler_fence(Ordering::SeqCst);
+            self.add_64::<F, N>(2, x, sums);
+            compiler_fence(Ordering::SeqCst);
+            self.add_64::<F, N>(3, x, sums);
+        }
+    }
+
     /// Adds the products of columns `64 i` to `64 i + 63` of up to `N` tokens.
     ///
     /// # Safety
@@ -326,13 +294,13 @@ impl<S: Simd> Weights<'_, S> {
             let start = start::<F::Kind>(x, b, 0);
             let products = S::Quad::centered(dots, S::added::<F::Kind>(), start);
             let x_scale = S::Quad::splat(super::scale(x, b));
-            let scaled = products.mul(self.quads.scale[b]);
+            let scaled = products.mul(self.quads.scale[0][b]);
             let sum = scaled.mul_add(x_scale, sum);
             match F::Kind::OFFSET {
                 Some(_) => sum,
                 None => {
                     let x_sum = S::Quad::splat(super::sum(x, 2 * b));
-                    self.quads.min[b].mul_add(x_sum, sum)
+                    self.quads.min[0][b].mul_add(x_sum, sum)
                 }
             }
         }
@@ -351,8 +319,8 @@ impl<S: Simd> Weights<'_, S> {
         x: *const Q8Super,
         mut sum: S::Quad,
     ) -> S::Quad {
-        let Quads { scale, min, .. } = self.quads;
-        let added = S::added::<F::Kind>();
+        let (scale, min) = (&self.quads.scale[b / 4], &self.quads.min[b / 4]);
+        let (i, added) = (b % 4 * 2, S::added::<F::Kind>());
         // SAFETY: the caller's.
         unsafe {
             let x_scale = S::Quad::splat(super::scale(x, b));
@@ -360,16 +328,13 @@ impl<S: Simd> Weights<'_, S> {
             let last = S::Quad::centered(dots[1], added, start::<F::Kind>(x, b, 1));
             if F::Kind::INTEGER_SCALES {
                 // Integers, and so is the sum of both halves.
-                let both = last.mul_add(scale[2 * b + 1], first.mul(scale[2 * b]));
+                let both = last.mul_add(scale[i + 1], first.mul(scale[i]));
                 return both.mul_add(x_scale, sum);
             }
-            for (half, products) in [first, last].into_iter().enumerate() {
-                let group = 2 * b + half;
-                sum = products.mul(scale[group]).mul_add(x_scale, sum);
-                let x_sum = S::Quad::splat(super::sum(x, group));
-                sum = min[group].mul_add(x_sum, sum);
-            }
-            sum
+            sum = first.mul(scale[i]).mul_add(x_scale, sum);
+            sum = min[i].mul_add(S::Quad::splat(super::sum(x, 2 * b)), sum);
+            sum = last.mul(scale[i + 1]).mul_add(x_scale, sum);
+            min[i + 1].mul_add(S::Quad::splat(super::sum(x, 2 * b + 1)), sum)
         }
     }
 }

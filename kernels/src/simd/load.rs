@@ -71,23 +71,21 @@ pub(super) struct Scales<S: Simd> {
 /// The scales and minima of 256 weights of four rows.
 pub(super) struct Quads<S: Simd> {
     /// Of each 16 weights; of wide kinds the first eight, of each 32.
-    pub scale: [S::Quad; 16],
+    pub scale: [[S::Quad; 8]; 2],
     /// As [`Scales::min`] has them.
-    pub min: [S::Quad; 16],
+    pub min: [[S::Quad; 8]; 2],
     /// What integer scales are still to be multiplied with.
     pub step: S::Quad,
 }
 
 impl<S: Simd> Quads<S> {
-    /// Zeros.
+    /// Of wide kinds.
     #[inline(always)]
-    unsafe fn zero() -> Quads<S> {
-        // SAFETY: the caller's.
-        let zero = unsafe { S::Quad::splat(0.0) };
+    unsafe fn wide(scale: [S::Quad; 8], min: [S::Quad; 8]) -> Quads<S> {
         Quads {
-            scale: [zero; 16],
-            min: [zero; 16],
-            step: zero,
+            scale: [scale; 2],
+            min: [min; 2],
+            step: scale[0],
         }
     }
 }
@@ -187,7 +185,7 @@ unsafe fn transposed<S: Simd>(rows: [Scales<S>; 4]) -> Quads<S> {
         Quads {
             scale: S::quads(four!(i => rows[i].scale)),
             min: S::quads(four!(i => rows[i].min)),
-            ..Quads::zero()
+            step: S::Quad::splat(1.0),
         }
     }
 }
@@ -209,12 +207,8 @@ unsafe fn half_scales<S: Simd, const N: usize>(p: *const u8) -> Scales<S> {
 unsafe fn half_quads<S: Simd, const N: usize>(rows: [*const u8; 4]) -> Quads<S> {
     // SAFETY: eight blocks of each.
     unsafe {
-        let mut quads = Quads::<S>::zero();
-        for b in 0..8 {
-            quads.scale[b] = S::half_quad(ahead(rows, N * b));
-            quads.min[b] = S::half_quad(ahead(rows, N * b + 2));
-        }
-        quads
+        let first = eight!(b => S::half_quad(ahead(rows, N * b)));
+        Quads::wide(first, eight!(b => S::half_quad(ahead(rows, N * b + 2))))
     }
 }
 
@@ -236,13 +230,8 @@ unsafe fn nibble_scales<S: Simd, const N: usize>(p: *const u8) -> Scales<S> {
 unsafe fn nibble_quads<S: Simd, const N: usize>(rows: [*const u8; 4]) -> Quads<S> {
     // SAFETY: eight blocks of each.
     unsafe {
-        let mut quads = Quads::<S>::zero();
         let [first, second] = S::nibble_quads::<N>(rows);
-        for b in 0..8 {
-            quads.scale[b] = first[b];
-            quads.min[b] = second[b];
-        }
-        quads
+        Quads::wide(first, second)
     }
 }
 
@@ -252,11 +241,7 @@ unsafe fn five_bits<S: Simd, const N: usize>(p: *const u8, i: usize) -> S::Bytes
     // SAFETY: two of eight blocks.
     unsafe {
         let (a, b) = (p.add(2 * N * i + N - 20), p.add(2 * N * i + 2 * N - 20));
-        let bits = |p: *const u8| u32::from_le_bytes(p.cast::<[u8; 4]>().read());
-        S::or(
-            S::nibbles(a.add(4), b.add(4)),
-            S::where_bits(bits(a), bits(b), 16),
-        )
+        S::fifth_bits(S::nibbles(a.add(4), b.add(4)), a, b)
     }
 }
 
@@ -304,14 +289,11 @@ unsafe fn iq4_xs_integers(p: *const u8) -> [u8; 8] {
 unsafe fn iq4_xs_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
     // SAFETY: one block of each.
     unsafe {
-        let mut quads = Quads::<S>::zero();
         let sc = S::byte_quads(four!(i => iq4_xs_integers(rows[i])));
         let d = S::half_quad(rows);
         let start = d.mul(S::Quad::splat(-32.0));
-        for b in 0..8 {
-            quads.scale[b] = d.mul_add(sc[b], start);
-        }
-        quads
+        let scale = eight!(b => d.mul_add(sc[b], start));
+        Quads::wide(scale, scale)
     }
 }
 
@@ -347,17 +329,12 @@ unsafe fn k_scales<S: Simd>(p: *const u8) -> Scales<S> {
 unsafe fn k_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
     // SAFETY: 16 bytes of each block.
     unsafe {
-        let mut quads = Quads::<S>::zero();
         let packed = four!(i => q4_k::unpack_scales(&*rows[i].add(4).cast::<[u8; 12]>()));
         let sc = S::byte_quads(four!(i => packed[i].0));
         let m = S::byte_quads(four!(i => packed[i].1));
         let d = S::half_quad(rows);
         let less = S::half_quad(ahead(rows, 2)).mul(S::Quad::splat(-1.0));
-        for b in 0..8 {
-            quads.scale[b] = d.mul(sc[b]);
-            quads.min[b] = less.mul(m[b]);
-        }
-        quads
+        Quads::wide(eight!(b => d.mul(sc[b])), eight!(b => less.mul(m[b])))
     }
 }
 
@@ -378,7 +355,7 @@ unsafe fn q5_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
         // Bits 2 i and 2 i + 1 move to bit 4.
         let n = 2 * i as i8;
         let fifth = S::shift(S::load_twice(p.add(16)), [n - 4, n - 3]);
-        S::or(S::and(v, S::splat(15)), S::and(fifth, S::splat(16)))
+        S::insert(S::and(v, S::splat(15)), fifth, 16)
     }
 }
 
@@ -399,15 +376,13 @@ unsafe fn q6_k_scales<S: Simd>(p: *const u8) -> Scales<S> {
 unsafe fn integer_quads<S: Simd>(rows: [[[u8; 8]; 2]; 4], steps: [*const u8; 4]) -> Quads<S> {
     // SAFETY: see above.
     unsafe {
-        let mut quads = Quads::<S>::zero();
         let first = S::byte_quads(four!(i => rows[i][0]));
-        let last = S::byte_quads(four!(i => rows[i][1]));
-        for i in 0..8 {
-            quads.scale[i] = first[i];
-            quads.scale[8 + i] = last[i];
+        let scale = [first, S::byte_quads(four!(i => rows[i][1]))];
+        Quads {
+            scale,
+            min: scale,
+            step: S::half_quad(steps),
         }
-        quads.step = S::half_quad(steps);
-        quads
     }
 }
 
@@ -425,11 +400,14 @@ unsafe fn q6_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
     // SAFETY: one block: 128 bytes of low half bytes, 64 of high bits, 16 scales, d.
     unsafe {
         let (half, upper) = (i / 2, 4 * (i % 2) as i8);
-        let low = S::shift(S::load_two(p.add(64 * half), p.add(64 * half + 32)), [upper; 2]);
+        let low = S::shift(
+            S::load_two(p.add(64 * half), p.add(64 * half + 32)),
+            [upper; 2],
+        );
         // Their two bits move to bits 4 and 5.
         let high = S::load_twice(p.add(128 + 32 * half));
         let high = S::shift(high, [upper - 4, upper - 2]);
-        S::or(S::and(low, S::splat(15)), S::and(high, S::splat(48)))
+        S::insert(S::and(low, S::splat(15)), high, 48)
     }
 }
 
@@ -508,7 +486,7 @@ unsafe fn q3_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
         // Bits 2 i and 2 i + 1 move to bit 2.
         let n = 2 * i as i8;
         let third = S::shift(S::load_twice(p), [n - 2, n - 1]);
-        S::or(two_bits::<S>(p.add(32), i), S::and(third, S::splat(4)))
+        S::insert(two_bits::<S>(p.add(32), i), third, 4)
     }
 }
 

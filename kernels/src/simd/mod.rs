@@ -30,6 +30,21 @@ macro_rules! four {
     };
 }
 
+/// The same for `i` from 0 to 7.
+macro_rules! eight {
+    ($i:ident => $value:expr) => {{
+        let [a, b, c, d] = four!(j => {
+            let $i: usize = j;
+            $value
+        });
+        let [e, f, g, h] = four!(j => {
+            let $i: usize = 4 + j;
+            $value
+        });
+        [a, b, c, d, e, f, g, h]
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -154,12 +169,14 @@ trait Simd: Lanes {
     }
     unsafe fn splat(byte: u8) -> Self::Bytes;
     unsafe fn and(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
-    unsafe fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// `v`, which has none of the bits of `mask`, with those of `bits`.
+    unsafe fn insert(v: Self::Bytes, bits: Self::Bytes, mask: u8) -> Self::Bytes;
     /// Shifts each 32 bytes right by their count, left where that is negative. What comes into a
     /// byte from its neighbour is undefined.
     unsafe fn shift(v: Self::Bytes, counts: [i8; 2]) -> Self::Bytes;
-    /// `byte` in place of each bit that is set, 0 elsewhere; `a` is for the first 32 bytes.
-    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> Self::Bytes;
+    /// `v`, of half bytes, with the 32 bits at `a` as the fifth of the first 32, those at `b` as that of the
+    /// others.
+    unsafe fn fifth_bits(v: Self::Bytes, a: *const u8, b: *const u8) -> Self::Bytes;
     /// `table[i]` for each index, all below 16.
     unsafe fn look_up(table: &[i8; 16], indices: Self::Bytes) -> Self::Bytes;
 
@@ -176,11 +193,17 @@ trait Simd: Lanes {
     /// [`Simd::dots_16`]: none, or a power of two.
     fn added<K: Kind>() -> u8;
     /// The products of 64 columns of four rows with the inputs at `x`, summed up by blocks of 32.
-    unsafe fn dots_32<K: Kind>(w: &[Self::Bytes; 4], x: *const i8) -> [<Self::Quad as Quad>::Ints; 2];
+    unsafe fn dots_32<K: Kind>(
+        w: &[Self::Bytes; 4],
+        x: *const i8,
+    ) -> [<Self::Quad as Quad>::Ints; 2];
     /// The same by groups of 16 columns.
-    unsafe fn dots_16<K: Kind>(w: &[Self::Bytes; 4], x: *const i8) -> [<Self::Quad as Quad>::Ints; 4];
+    unsafe fn dots_16<K: Kind>(
+        w: &[Self::Bytes; 4],
+        x: *const i8,
+    ) -> [<Self::Quad as Quad>::Ints; 4];
     /// Transposes 4 by 16.
-    unsafe fn quads(rows: [Self::Floats; 4]) -> [Self::Quad; 16];
+    unsafe fn quads(rows: [Self::Floats; 4]) -> [[Self::Quad; 8]; 2];
     /// Of eight bytes of four rows the integers, signed.
     unsafe fn byte_quads(rows: [[u8; 8]; 4]) -> [Self::Quad; 8];
     /// The f16s at the four pointers.
@@ -190,12 +213,10 @@ trait Simd: Lanes {
     unsafe fn nibble_quads<const N: usize>(rows: [*const u8; 4]) -> [[Self::Quad; 8]; 2] {
         // SAFETY: the caller's.
         unsafe {
-            let mut quads = [[Self::Quad::splat(0.0); 8]; 2];
-            for b in 0..8 {
-                quads[0][b] = Self::half_quad(ahead(rows, b * N));
-                quads[1][b] = Self::half_quad(ahead(rows, b * N + 2));
-            }
-            quads
+            [
+                eight!(b => Self::half_quad(ahead(rows, b * N))),
+                eight!(b => Self::half_quad(ahead(rows, b * N + 2))),
+            ]
         }
     }
 

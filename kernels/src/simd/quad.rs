@@ -57,22 +57,22 @@ pub(super) unsafe fn bytes([a, b, c, d]: [[u8; 8]; 4]) -> [__m128; 8] {
     let ab = _mm_unpacklo_epi8(_mm_cvtsi64_si128(row(a)), _mm_cvtsi64_si128(row(b)));
     let cd = _mm_unpacklo_epi8(_mm_cvtsi64_si128(row(c)), _mm_cvtsi64_si128(row(d)));
     let fours = [_mm_unpacklo_epi16(ab, cd), _mm_unpackhi_epi16(ab, cd)];
-    let mut quads = [_mm_setzero_ps(); 8];
-    for (i, v) in fours.into_iter().enumerate() {
-        quads[4 * i] = _mm_cvtepi32_ps(_mm_cvtepi8_epi32(v));
-        quads[4 * i + 1] = _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_srli_si128::<4>(v)));
-        quads[4 * i + 2] = _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_srli_si128::<8>(v)));
-        quads[4 * i + 3] = _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_srli_si128::<12>(v)));
-    }
-    quads
+    eight!(i => {
+        let v = fours[i / 4];
+        let v = match i % 4 {
+            0 => v,
+            1 => _mm_srli_si128::<4>(v),
+            2 => _mm_srli_si128::<8>(v),
+            _ => _mm_srli_si128::<12>(v),
+        };
+        _mm_cvtepi32_ps(_mm_cvtepi8_epi32(v))
+    })
 }
 
 /// See [`Simd::half_quad`](super::Simd::half_quad).
 #[inline(always)]
 pub(super) unsafe fn halves([a, b, c, d]: [*const u8; 4]) -> __m128 {
-    let mut words = 0_u64;
-    for (i, p) in [a, b, c, d].into_iter().enumerate() {
-        words |= u64::from(p.cast::<u16>().read_unaligned()) << (16 * i);
-    }
+    let word = |p: *const u8| u64::from(p.cast::<u16>().read_unaligned());
+    let words = word(a) | word(b) << 16 | word(c) << 32 | word(d) << 48;
     _mm_cvtph_ps(_mm_cvtsi64_si128(words as i64))
 }

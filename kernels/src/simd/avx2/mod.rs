@@ -133,18 +133,25 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn or(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
-        [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])]
-    }
-
-    #[inline(always)]
     unsafe fn shift(v: [__m256i; 2], counts: [i8; 2]) -> [__m256i; 2] {
         [shift(v[0], counts[0]), shift(v[1], counts[1])]
     }
 
     #[inline(always)]
-    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> [__m256i; 2] {
-        [where_bits(a, byte), where_bits(b, byte)]
+    unsafe fn insert(v: [__m256i; 2], bits: [__m256i; 2], mask: u8) -> [__m256i; 2] {
+        let bits = Self::and(bits, Self::splat(mask));
+        [
+            _mm256_or_si256(v[0], bits[0]),
+            _mm256_or_si256(v[1], bits[1]),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn fifth_bits(v: [__m256i; 2], a: *const u8, b: *const u8) -> [__m256i; 2] {
+        [
+            _mm256_or_si256(v[0], fifth_bits(a)),
+            _mm256_or_si256(v[1], fifth_bits(b)),
+        ]
     }
 
     #[inline(always)]
@@ -233,29 +240,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn quads([a, b, c, d]: [[__m256; 2]; 4]) -> [__m128; 16] {
-        let mut quads = [_mm_setzero_ps(); 16];
-        for i in 0..2 {
-            let (ab, cd) = (
-                _mm256_unpacklo_ps(a[i], b[i]),
-                _mm256_unpacklo_ps(c[i], d[i]),
-            );
-            let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
-            let first = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
-            let second = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
-            let (ab, cd) = (
-                _mm256_unpackhi_ps(a[i], b[i]),
-                _mm256_unpackhi_ps(c[i], d[i]),
-            );
-            let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
-            let third = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
-            let fourth = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
-            for (j, v) in [first, second, third, fourth].into_iter().enumerate() {
-                quads[8 * i + j] = _mm256_castps256_ps128(v);
-                quads[8 * i + 4 + j] = _mm256_extractf128_ps::<1>(v);
-            }
-        }
-        quads
+    unsafe fn quads([a, b, c, d]: [[__m256; 2]; 4]) -> [[__m128; 8]; 2] {
+        [quads(a[0], b[0], c[0], d[0]), quads(a[1], b[1], c[1], d[1])]
     }
 
     #[inline(always)]
@@ -436,8 +422,10 @@ unsafe fn shift(v: __m256i, count: i8) -> __m256i {
     }
 }
 
+/// 16 for each of the 32 bits at `p` that is set.
 #[inline(always)]
-unsafe fn where_bits(bits: u32, byte: u8) -> __m256i {
+unsafe fn fifth_bits(p: *const u8) -> __m256i {
+    let bits = p.cast::<i32>().read_unaligned();
     // Each byte of the bits in eight bytes, of which each tests another bit.
     let spread = _mm256_set_epi64x(
         0x0303_0303_0303_0303,
@@ -445,10 +433,28 @@ unsafe fn where_bits(bits: u32, byte: u8) -> __m256i {
         0x0101_0101_0101_0101,
         0,
     );
-    let v = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread);
+    let v = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread);
     let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
     let set = _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit);
-    _mm256_and_si256(set, _mm256_set1_epi8(byte as i8))
+    _mm256_and_si256(set, _mm256_set1_epi8(16))
+}
+
+/// Transposes 4 by 8.
+#[inline(always)]
+unsafe fn quads(a: __m256, b: __m256, c: __m256, d: __m256) -> [__m128; 8] {
+    let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+    let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+    let first = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+    let second = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
+    let (ab, cd) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+    let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+    let third = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+    let fourth = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
+    let v = [first, second, third, fourth];
+    eight!(i => match i < 4 {
+        true => _mm256_castps256_ps128(v[i % 4]),
+        false => _mm256_extractf128_ps::<1>(v[i % 4]),
+    })
 }
 
 /// The products of 32 columns of four rows, the first or the second of 64: of each 16 columns the four
@@ -481,11 +487,17 @@ unsafe fn dots<K: Kind, const VNNI: bool>(
     );
     if !VNNI && K::BITS < 6 {
         // Four pairs come to 8 * 31 * 127 at most.
-        let (ab, cd) = (_mm256_add_epi16(ab[0], ab[1]), _mm256_add_epi16(cd[0], cd[1]));
+        let (ab, cd) = (
+            _mm256_add_epi16(ab[0], ab[1]),
+            _mm256_add_epi16(cd[0], cd[1]),
+        );
         let (low, high) = (_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
         return _mm256_madd_epi16(_mm256_add_epi16(low, high), ones);
     }
-    let (ab, cd) = (_mm256_add_epi32(ab[0], ab[1]), _mm256_add_epi32(cd[0], cd[1]));
+    let (ab, cd) = (
+        _mm256_add_epi32(ab[0], ab[1]),
+        _mm256_add_epi32(cd[0], cd[1]),
+    );
     _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd))
 }
 

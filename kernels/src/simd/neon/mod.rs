@@ -13,8 +13,8 @@ use core::mem::MaybeUninit;
 
 use super::load::Kind;
 use super::{Lanes, PANEL_ROWS, Panel, Quad, Simd};
-use crate::input::INTEGER;
 use crate::Q8Super;
+use crate::input::INTEGER;
 
 /// Armv8.0.
 pub(crate) const BASE: u8 = 0;
@@ -199,12 +199,8 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
-    unsafe fn or(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 4] {
-        let mut y = a;
-        for i in 0..4 {
-            y[i] = vorrq_s8(a[i], b[i]);
-        }
-        y
+    unsafe fn insert(v: [int8x16_t; 4], bits: [int8x16_t; 4], mask: u8) -> [int8x16_t; 4] {
+        four!(i => vbslq_s8(vdupq_n_u8(mask), bits[i], v[i]))
     }
 
     #[inline(always)]
@@ -217,17 +213,20 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     }
 
     #[inline(always)]
-    unsafe fn where_bits(a: u32, b: u32, byte: u8) -> [int8x16_t; 4] {
-        let bit = vcreate_u8(0x8040_2010_0804_0201);
-        let bit = vcombine_u8(bit, bit);
-        let byte = vdupq_n_u8(byte);
-        let mut y = [vdupq_n_s8(0); 4];
-        for i in 0..4 {
-            let bits = if i < 2 { a } else { b } >> (16 * (i % 2));
-            let spread = vcombine_u8(vdup_n_u8(bits as u8), vdup_n_u8((bits >> 8) as u8));
-            y[i] = vreinterpretq_s8_u8(vandq_u8(vtstq_u8(spread, bit), byte));
-        }
-        y
+    unsafe fn fifth_bits(v: [int8x16_t; 4], a: *const u8, b: *const u8) -> [int8x16_t; 4] {
+        let bits = [vld1q_dup_u32(a.cast()), vld1q_dup_u32(b.cast())];
+        let spread = [
+            vcombine_u8(vdup_n_u8(0), vdup_n_u8(1)),
+            vcombine_u8(vdup_n_u8(2), vdup_n_u8(3)),
+        ];
+        // What moves bits 0 to 7 to bit 4.
+        let counts = vcreate_s8(0xfdfe_ff00_0102_0304);
+        let counts = vcombine_s8(counts, counts);
+        four!(i => {
+            let bytes = vqtbl1q_u8(vreinterpretq_u8_u32(bits[i / 2]), spread[i % 2]);
+            let moved = vreinterpretq_s8_u8(vshlq_u8(bytes, counts));
+            vbslq_s8(vdupq_n_u8(16), moved, v[i])
+        })
     }
 
     #[inline(always)]
@@ -291,57 +290,41 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
 
     #[inline(always)]
     unsafe fn dots_32<K: Kind>(w: &[[int8x16_t; 4]; 4], x: *const i8) -> [int32x4_t; 2] {
-        let mut y = [vdupq_n_s32(0); 2];
-        for b in 0..2 {
-            let x = [vld1q_s8(x.add(32 * b)), vld1q_s8(x.add(32 * b + 16))];
-            let w = four!(r => [w[r][2 * b], w[r][2 * b + 1]]);
-            y[b] = match (EXTENSION, K::BITS) {
-                // In 16 bits, at most 16 * 15 * 127.
-                (BASE, ..5) => {
-                    let [a, b, c, d] = four!(r => products_32(w[r], x));
-                    vpaddlq_s16(vpaddq_s16(vpaddq_s16(a, b), vpaddq_s16(c, d)))
-                }
-                // At most 8 * 31 * 127.
-                (BASE, 5) => {
-                    let [a, b, c, d] = four!(r => products_32(w[r], x));
-                    vpaddq_s32(vpaddlq_s16(vpaddq_s16(a, b)), vpaddlq_s16(vpaddq_s16(c, d)))
-                }
-                _ => rows(four!(r => Self::dot_32::<K>(w[r], x))),
-            };
-        }
-        y
+        [
+            Self::block_dots::<K>(four!(r => [w[r][0], w[r][1]]), x),
+            Self::block_dots::<K>(four!(r => [w[r][2], w[r][3]]), x.add(32)),
+        ]
     }
 
     #[inline(always)]
     unsafe fn dots_16<K: Kind>(w: &[[int8x16_t; 4]; 4], x: *const i8) -> [int32x4_t; 4] {
-        let mut y = [vdupq_n_s32(0); 4];
-        for g in 0..4 {
+        four!(g => {
             let x = vld1q_s8(x.add(16 * g));
-            y[g] = match (EXTENSION, K::BITS) {
+            match (EXTENSION, K::BITS) {
                 // In 16 bits, at most 4 * 63 * 127.
                 (BASE, ..8) => {
                     let [a, b, c, d] = four!(r => products(w[r][g], x));
-                    vpaddq_s32(vpaddlq_s16(vpaddq_s16(a, b)), vpaddlq_s16(vpaddq_s16(c, d)))
+                    let (ab, cd) = (vpaddq_s16(a, b), vpaddq_s16(c, d));
+                    vpaddq_s32(vpaddlq_s16(ab), vpaddlq_s16(cd))
                 }
                 _ => rows(four!(r => Self::dot_16(w[r][g], x))),
-            };
-        }
-        y
+            }
+        })
     }
 
     #[inline(always)]
-    unsafe fn quads(rows: [[float32x4_t; 4]; 4]) -> [float32x4_t; 16] {
-        let mut quads = [vdupq_n_f32(0.0); 16];
-        for i in 0..4 {
+    unsafe fn quads(rows: [[float32x4_t; 4]; 4]) -> [[float32x4_t; 8]; 2] {
+        let [a, b, c, d] = four!(i => {
             let [a, b, c, d] = four!(r => rows[r][i]);
             let (ac, bd) = (vzip1q_f32(a, c), vzip1q_f32(b, d));
-            quads[4 * i] = vzip1q_f32(ac, bd);
-            quads[4 * i + 1] = vzip2q_f32(ac, bd);
+            let (first, second) = (vzip1q_f32(ac, bd), vzip2q_f32(ac, bd));
             let (ac, bd) = (vzip2q_f32(a, c), vzip2q_f32(b, d));
-            quads[4 * i + 2] = vzip1q_f32(ac, bd);
-            quads[4 * i + 3] = vzip2q_f32(ac, bd);
-        }
-        quads
+            [first, second, vzip1q_f32(ac, bd), vzip2q_f32(ac, bd)]
+        });
+        [
+            [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]],
+            [c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]],
+        ]
     }
 
     #[inline(always)]
@@ -354,22 +337,20 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
             vreinterpretq_u8_u16(vzip1q_u16(ab, cd)),
             vreinterpretq_u8_u16(vzip2q_u16(ab, cd)),
         ];
-        let mut quads = [vdupq_n_f32(0.0); 8];
-        for b in 0..8 {
+        eight!(b => {
             // Four bytes, each the highest of an integer, whose other bytes are fractions.
             let highest = vld1q_u8(HIGHEST[b % 4].as_ptr());
             let v = vqtbl1q_u8(fours[b / 4], highest);
-            quads[b] = vcvtq_n_f32_s32::<24>(vreinterpretq_s32_u8(v));
-        }
-        quads
+            vcvtq_n_f32_s32::<24>(vreinterpretq_s32_u8(v))
+        })
     }
 
     #[inline(always)]
     unsafe fn half_quad([a, b, c, d]: [*const u8; 4]) -> float32x4_t {
-        let h = vld1_dup_u16(a.cast());
-        let h = vld1_lane_u16::<1>(b.cast(), h);
-        let h = vld1_lane_u16::<2>(c.cast(), h);
-        from_halves(vld1_lane_u16::<3>(d.cast(), h))
+        // Not lane by lane: vectors have enough to do.
+        let word = |p: *const u8| u64::from(p.cast::<u16>().read_unaligned());
+        let words = word(a) | word(b) << 16 | word(c) << 32 | word(d) << 48;
+        from_halves(vcreate_u16(words))
     }
 
     #[inline(always)]
@@ -493,6 +474,26 @@ impl<const EXTENSION: u8> Neon<EXTENSION> {
             // At most 2 * 128 * 127 in 16 bits: the input has no -128.
             BASE => vpaddlq_s16(products(w, x)),
             _ => sdot(vdupq_n_s32(0), w, x),
+        }
+    }
+
+    /// The products of 32 columns of four rows with the inputs at `x`.
+    #[inline(always)]
+    unsafe fn block_dots<K: Kind>(w: [[int8x16_t; 2]; 4], x: *const i8) -> int32x4_t {
+        let x = [vld1q_s8(x), vld1q_s8(x.add(16))];
+        match (EXTENSION, K::BITS) {
+            // In 16 bits, at most 16 * 15 * 127.
+            (BASE, ..5) => {
+                let [a, b, c, d] = four!(r => products_32(w[r], x));
+                vpaddlq_s16(vpaddq_s16(vpaddq_s16(a, b), vpaddq_s16(c, d)))
+            }
+            // At most 8 * 31 * 127.
+            (BASE, 5) => {
+                let [a, b, c, d] = four!(r => products_32(w[r], x));
+                let (ab, cd) = (vpaddq_s16(a, b), vpaddq_s16(c, d));
+                vpaddq_s32(vpaddlq_s16(ab), vpaddlq_s16(cd))
+            }
+            _ => rows(four!(r => Self::dot_32::<K>(w[r], x))),
         }
     }
 
