@@ -13,8 +13,13 @@ use crate::input::INTEGER;
 use crate::quant::Unpacked;
 use crate::{DType, Level, Matrix, Q8_BLOCK, Q8Rows, Q8Super, TileMut};
 
-/// Tokens that four rows are multiplied with in turn. For more, tiles are faster.
+/// Tokens that four rows are multiplied with in turn.
 const FEW_TOKENS: usize = 8;
+/// From this many tokens on tiles are faster, which take longer to make of narrow kinds. (Measured with
+/// AVX-512.)
+const fn min_tile_tokens<K: Kind>() -> usize {
+    if K::WIDE { 4 } else { FEW_TOKENS + 1 }
+}
 /// Tokens that all rows of a tile are multiplied with in turn: a multiple of those that go at once.
 const CHUNK_TOKENS: usize = 24;
 
@@ -58,7 +63,7 @@ unsafe fn matmul_format<S: Simd, F: Format>(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &
         // SAFETY: the caller's.
         return unsafe { rows_by_four::<S, F, 1>(w, 0, x, 0, y) };
     }
-    let n_tiled = match n_tokens <= FEW_TOKENS {
+    let n_tiled = match n_tokens < min_tile_tokens::<F::Kind>() {
         true => 0,
         false => n_rows / PAIR_ROWS * PAIR_ROWS,
     };
@@ -249,6 +254,7 @@ impl<S: Simd> Weights<'_, S> {
         unsafe {
             let w = four!(r => F::q::<S>(self.rows[r], i));
             let n_tokens = if N == 1 { 1 } else { columns.n_tokens };
+            #[expect(clippy::needless_range_loop, reason = "names a token of both")]
             for n in 0..n_tokens {
                 let x = columns.x.add(n);
                 if 2 * i < columns.n_blocks {
