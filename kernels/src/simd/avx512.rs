@@ -13,10 +13,11 @@ use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::load::Kind;
+use super::load::{self, Kind};
 use super::{Lanes, PANEL_ROWS, Panel, Simd, four, quad, scale, start, sum};
 use crate::input::INTEGER;
-use crate::{Q8_BLOCK, Q8Super};
+use crate::quant::Unpacked;
+use crate::{DType, Q8_BLOCK, Q8Super};
 
 pub(crate) struct Avx512;
 
@@ -195,6 +196,16 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn differences(v: __m512) -> __m512 {
         _mm512_mask_sub_ps(v, 0xaaaa, v, _mm512_moveldup_ps(v))
+    }
+
+    #[inline(always)]
+    unsafe fn unpack(dtype: DType, bytes: &[u8], all: &mut Unpacked) {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+        fn unpack(dtype: DType, bytes: &[u8], all: &mut Unpacked) {
+            load::unpack(dtype, bytes, all)
+        }
+        unpack(dtype, bytes, all)
     }
 
     #[inline(always)]

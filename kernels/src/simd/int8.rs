@@ -192,7 +192,7 @@ unsafe fn add_supers<S: Simd, F: Format, const N: usize>(
         let mut spaces = [Unpacked::ZERO; 4];
         let mut opened = rows;
         for i in 0..4 {
-            opened[i] = F::open(rows[i], &mut spaces[i]);
+            opened[i] = F::open::<S>(rows[i], &mut spaces[i]);
         }
         let quads = F::quads::<S>(opened);
         let weights = Weights {
@@ -541,7 +541,7 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     unsafe {
         for (r, row) in rows.iter().enumerate() {
             let mut space = Unpacked::ZERO;
-            let row = F::open(*row, &mut space);
+            let row = F::open::<S>(*row, &mut space);
             (&raw mut (*p).q[0][r]).write(F::q::<S>(row, 0));
             (&raw mut (*p).q[1][r]).write(F::q::<S>(row, 1));
             (&raw mut (*p).q[2][r]).write(F::q::<S>(row, 2));

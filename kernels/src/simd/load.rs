@@ -105,7 +105,7 @@ pub(super) trait Format {
     ///
     /// `p` points to [`super_bytes`] readable bytes, and the CPU has the level's features.
     #[inline(always)]
-    unsafe fn open(p: *const u8, _space: &mut Unpacked) -> *const u8 {
+    unsafe fn open<S: Simd>(p: *const u8, _space: &mut Unpacked) -> *const u8 {
         p
     }
 
@@ -492,15 +492,18 @@ unsafe fn q3_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
 
 /// Formats without a body of their own here, by way of the scalar unpacker.
 macro_rules! unpacked_formats {
-    ($($name:ident: $dtype:ident, $module:ident;)*) => {$(
+    ($($name:ident: $dtype:ident;)*) => {$(
         pub(super) struct $name;
         impl Format for $name {
             const DTYPE: DType = DType::$dtype;
             type Kind = Affine<8, false>;
             #[inline(always)]
-            unsafe fn open(p: *const u8, space: &mut Unpacked) -> *const u8 {
-                // SAFETY: the trait's conditions are the function's.
-                unsafe { unpack(DType::$dtype, p, space, $module::unpack) };
+            unsafe fn open<S: Simd>(p: *const u8, space: &mut Unpacked) -> *const u8 {
+                // SAFETY: the trait's conditions.
+                unsafe {
+                    let n_bytes = super_bytes(DType::$dtype);
+                    S::unpack(DType::$dtype, core::slice::from_raw_parts(p, n_bytes), space);
+                }
                 (&raw const *space).cast()
             }
             #[inline(always)]
@@ -523,37 +526,48 @@ macro_rules! unpacked_formats {
 }
 
 unpacked_formats! {
-    Q81: Q8_1, q8_1;
-    Q8K: Q8_K, q8_k;
-    Iq1S: IQ1_S, iq1_s;
-    Iq1M: IQ1_M, iq1_m;
-    Iq2Xxs: IQ2_XXS, iq2_xxs;
-    Iq2Xs: IQ2_XS, iq2_xs;
-    Iq2S: IQ2_S, iq2_s;
-    Iq3Xxs: IQ3_XXS, iq3_xxs;
-    Iq3S: IQ3_S, iq3_s;
-    Tq10: TQ1_0, tq1_0;
-    Tq20: TQ2_0, tq2_0;
-    Mxfp4: MXFP4, mxfp4;
+    Q81: Q8_1;
+    Q8K: Q8_K;
+    Iq1S: IQ1_S;
+    Iq1M: IQ1_M;
+    Iq2Xxs: IQ2_XXS;
+    Iq2Xs: IQ2_XS;
+    Iq2S: IQ2_S;
+    Iq3Xxs: IQ3_XXS;
+    Iq3S: IQ3_S;
+    Tq10: TQ1_0;
+    Tq20: TQ2_0;
+    Mxfp4: MXFP4;
 }
 
-/// Unpacks 256 weights by the function for a block `B`.
-///
-/// # Safety
-///
-/// Their bytes at `p` are readable.
+/// Unpacks 256 weights of these formats. Each level compiles it once.
 #[inline(always)]
-unsafe fn unpack<B: AnyBitPattern>(
+pub(super) fn unpack(dtype: DType, bytes: &[u8], all: &mut Unpacked) {
+    match dtype {
+        DType::Q8_1 => unpack_small(dtype, bytes, all, q8_1::unpack),
+        DType::MXFP4 => unpack_small(dtype, bytes, all, mxfp4::unpack),
+        DType::Q8_K => q8_k::unpack(bytemuck::from_bytes(bytes), all),
+        DType::IQ1_S => iq1_s::unpack(bytemuck::from_bytes(bytes), all),
+        DType::IQ1_M => iq1_m::unpack(bytemuck::from_bytes(bytes), all),
+        DType::IQ2_XXS => iq2_xxs::unpack(bytemuck::from_bytes(bytes), all),
+        DType::IQ2_XS => iq2_xs::unpack(bytemuck::from_bytes(bytes), all),
+        DType::IQ2_S => iq2_s::unpack(bytemuck::from_bytes(bytes), all),
+        DType::IQ3_XXS => iq3_xxs::unpack(bytemuck::from_bytes(bytes), all),
+        DType::IQ3_S => iq3_s::unpack(bytemuck::from_bytes(bytes), all),
+        DType::TQ1_0 => tq1_0::unpack(bytemuck::from_bytes(bytes), all),
+        DType::TQ2_0 => tq2_0::unpack(bytemuck::from_bytes(bytes), all),
+        _ => unreachable!("{dtype} has a body of its own"),
+    }
+}
+
+/// Eight blocks of 32.
+#[inline(always)]
+fn unpack_small<B: AnyBitPattern>(
     dtype: DType,
-    p: *const u8,
+    bytes: &[u8],
     all: &mut Unpacked,
     unpack: impl Fn(&B, &mut Unpacked),
 ) {
-    // SAFETY: the caller's.
-    let bytes = unsafe { core::slice::from_raw_parts(p, super_bytes(dtype)) };
-    if dtype.block_len() == 256 {
-        return unpack(bytemuck::from_bytes(bytes), all);
-    }
     let mut one = Unpacked::ZERO;
     for (b, bytes) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
         unpack(bytemuck::from_bytes(bytes), &mut one);

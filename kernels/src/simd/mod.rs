@@ -64,7 +64,8 @@ pub(crate) use plain::Plain;
 
 use core::mem::MaybeUninit;
 
-use crate::{Q8_GROUP, Q8Super};
+use crate::quant::Unpacked;
+use crate::{DType, Q8_GROUP, Q8Super};
 use load::Kind;
 
 /// Weights read at once.
@@ -189,6 +190,8 @@ trait Simd: Lanes {
     /// In the odd lanes the difference from the lane before.
     unsafe fn differences(v: Self::Floats) -> Self::Floats;
 
+    /// [`load::unpack`], a function of its own.
+    unsafe fn unpack(dtype: DType, bytes: &[u8], all: &mut Unpacked);
     /// What is added to the integers of a kind in the products of [`Simd::dots_32`] and
     /// [`Simd::dots_16`]: none, or a power of two.
     fn added<K: Kind>() -> u8;

@@ -15,9 +15,10 @@ mod tile;
 use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
-use super::load::Kind;
+use super::load::{self, Kind};
 use super::{Lanes, PANEL_ROWS, Panel, Simd, quad};
-use crate::Q8Super;
+use crate::quant::Unpacked;
+use crate::{DType, Q8Super};
 
 /// What is added to signed integers for VNNI.
 pub(super) const OFFSET: f32 = 128.0;
@@ -202,6 +203,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             _mm256_sub_ps(v[0], before[0]),
             _mm256_sub_ps(v[1], before[1]),
         ]
+    }
+
+    #[inline(always)]
+    unsafe fn unpack(dtype: DType, bytes: &[u8], all: &mut Unpacked) {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn unpack(dtype: DType, bytes: &[u8], all: &mut Unpacked) {
+            load::unpack(dtype, bytes, all)
+        }
+        unpack(dtype, bytes, all)
     }
 
     #[inline(always)]

@@ -11,10 +11,11 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 use core::mem::MaybeUninit;
 
-use super::load::Kind;
+use super::load::{self, Kind};
 use super::{Lanes, PANEL_ROWS, Panel, Quad, Simd};
-use crate::Q8Super;
 use crate::input::INTEGER;
+use crate::quant::Unpacked;
+use crate::{DType, Q8Super};
 
 /// Armv8.0.
 pub(crate) const BASE: u8 = 0;
@@ -281,6 +282,15 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
             y[i] = vsubq_f32(v[i], vtrn1q_f32(vdupq_n_f32(0.0), v[i]));
         }
         y
+    }
+
+    #[inline(always)]
+    unsafe fn unpack(dtype: DType, bytes: &[u8], all: &mut Unpacked) {
+        #[inline(never)]
+        fn unpack(dtype: DType, bytes: &[u8], all: &mut Unpacked) {
+            load::unpack(dtype, bytes, all)
+        }
+        unpack(dtype, bytes, all)
     }
 
     #[inline(always)]
