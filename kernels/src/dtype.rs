@@ -12,36 +12,36 @@ macro_rules! dtypes {
             [$($extra)*]
             F32 = 0, 1 in 4, encoded;
             F16 = 1, 1 in 2, encoded;
-            Q4_0 = 2, 32 in 18, encoded, q4_0 Q40;
-            Q4_1 = 3, 32 in 20, encoded, q4_1 Q41;
-            Q5_0 = 6, 32 in 22, encoded, q5_0 Q50;
-            Q5_1 = 7, 32 in 24, encoded, q5_1 Q51;
-            Q8_0 = 8, 32 in 34, encoded, q8_0 Q80;
-            Q8_1 = 9, 32 in 36, encoded, q8_1 Q81;
-            Q2_K = 10, 256 in 84, encoded, q2_k Q2K;
-            Q3_K = 11, 256 in 110, encoded, q3_k Q3K;
-            Q4_K = 12, 256 in 144, encoded, q4_k Q4K;
-            Q5_K = 13, 256 in 176, encoded, q5_k Q5K;
-            Q6_K = 14, 256 in 210, encoded, q6_k Q6K;
-            Q8_K = 15, 256 in 292, encoded, q8_k Q8K;
-            IQ2_XXS = 16, 256 in 66, decoded, iq2_xxs Iq2Xxs;
-            IQ2_XS = 17, 256 in 74, decoded, iq2_xs Iq2Xs;
-            IQ3_XXS = 18, 256 in 98, decoded, iq3_xxs Iq3Xxs;
-            IQ1_S = 19, 256 in 50, decoded, iq1_s Iq1S;
-            IQ4_NL = 20, 32 in 18, encoded, iq4_nl Iq4Nl;
-            IQ3_S = 21, 256 in 110, decoded, iq3_s Iq3S;
-            IQ2_S = 22, 256 in 82, decoded, iq2_s Iq2S;
-            IQ4_XS = 23, 256 in 136, encoded, iq4_xs Iq4Xs;
+            Q4_0 = 2, 32 in 18, encoded, q4_0;
+            Q4_1 = 3, 32 in 20, encoded, q4_1;
+            Q5_0 = 6, 32 in 22, encoded, q5_0;
+            Q5_1 = 7, 32 in 24, encoded, q5_1;
+            Q8_0 = 8, 32 in 34, encoded, q8_0;
+            Q8_1 = 9, 32 in 36, encoded, q8_1;
+            Q2_K = 10, 256 in 84, encoded, q2_k;
+            Q3_K = 11, 256 in 110, encoded, q3_k;
+            Q4_K = 12, 256 in 144, encoded, q4_k;
+            Q5_K = 13, 256 in 176, encoded, q5_k;
+            Q6_K = 14, 256 in 210, encoded, q6_k;
+            Q8_K = 15, 256 in 292, encoded, q8_k;
+            IQ2_XXS = 16, 256 in 66, decoded, iq2_xxs;
+            IQ2_XS = 17, 256 in 74, decoded, iq2_xs;
+            IQ3_XXS = 18, 256 in 98, decoded, iq3_xxs;
+            IQ1_S = 19, 256 in 50, decoded, iq1_s;
+            IQ4_NL = 20, 32 in 18, encoded, iq4_nl;
+            IQ3_S = 21, 256 in 110, decoded, iq3_s;
+            IQ2_S = 22, 256 in 82, decoded, iq2_s;
+            IQ4_XS = 23, 256 in 136, encoded, iq4_xs;
             I8 = 24, 1 in 1, decoded;
             I16 = 25, 1 in 2, decoded;
             I32 = 26, 1 in 4, decoded;
             I64 = 27, 1 in 8, decoded;
             F64 = 28, 1 in 8, decoded;
-            IQ1_M = 29, 256 in 56, decoded, iq1_m Iq1M;
+            IQ1_M = 29, 256 in 56, decoded, iq1_m;
             BF16 = 30, 1 in 2, encoded;
-            TQ1_0 = 34, 256 in 54, encoded, tq1_0 Tq10;
-            TQ2_0 = 35, 256 in 66, encoded, tq2_0 Tq20;
-            MXFP4 = 39, 32 in 17, decoded, mxfp4 Mxfp4;
+            TQ1_0 = 34, 256 in 54, encoded, tq1_0;
+            TQ2_0 = 35, 256 in 66, encoded, tq2_0;
+            MXFP4 = 39, 32 in 17, decoded, mxfp4;
         }
     };
 }
@@ -49,7 +49,7 @@ pub(crate) use dtypes;
 
 macro_rules! define {
     ([] $(
-        $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
+        $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident)?;
     )*) => {
         /// How a tensor's elements are stored. The discriminant is the type's number in GGUF files.
         ///

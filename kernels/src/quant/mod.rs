@@ -101,7 +101,7 @@ pub fn unpack(dtype: DType, block: &[u8], out: &mut Unpacked) {
     assert_eq!(block.len(), dtype.block_bytes(), "{dtype}: one block");
     macro_rules! unpack {
         ([] $(
-            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
+            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident)?;
         )*) => {
             match dtype {
                 $(DType::$name => unpack!(@ $($module)?),)*
@@ -151,7 +151,7 @@ pub fn dequantize(dtype: DType, src: &[u8], dst: &mut [f32]) {
 pub const fn can_encode(dtype: DType) -> bool {
     macro_rules! can_encode {
         ([] $(
-            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
+            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident)?;
         )*) => {
             match dtype {
                 $(DType::$name => can_encode!(@ $coding),)*
@@ -206,7 +206,7 @@ pub fn quantize(dtype: DType, src: &[f32], dst: &mut [u8]) {
 fn encode_block(dtype: DType, src: &[f32], dst: &mut [u8]) {
     macro_rules! encode {
         ([] $(
-            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
+            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident)?;
         )*) => {
             match dtype {
                 $(DType::$name => encode!(@ $coding $($module)?),)*

@@ -8,7 +8,6 @@ use super::load::{self, Format, Kind, Quads, super_bytes};
 use super::{
     PAIR_ROWS, PANEL_ROWS, Panel, Quad, SUPER, Simd, TILE_PAIRS, TILE_ROWS, ahead, on_level, start,
 };
-use crate::dtype::dtypes;
 use crate::input::INTEGER;
 use crate::quant::Unpacked;
 use crate::{DType, Level, Matrix, Q8_BLOCK, Q8Rows, Q8Super, TileMut};
@@ -26,17 +25,9 @@ const CHUNK_TOKENS: usize = 24;
 /// `y[t][r] = w[r] . x[t]` for quantized `w` `[n_rows, n_cols]` and int8 `x` `[n_tokens, n_cols]`;
 /// the caller checked the shapes. False, and nothing done, at the scalar level.
 pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) -> bool {
-    /// Calls the level's entry point for the format.
-    macro_rules! run {
-        ([$simd:ty, $features:literal] $(
-            $name:ident = $id:literal, $len:literal in $bytes:literal, $coding:ident $(, $module:ident $format:ident)?;
-        )*) => {
-            match w.dtype() {
-                $(DType::$name => run!(@ $simd, $features $(, $format)?),)*
-            }
-        };
-        (@ $simd:ty, $features:literal) => { unreachable!("{} is not quantized", w.dtype()) };
-        (@ $simd:ty, $features:literal, $format:ident) => {{
+    /// Calls the level's entry point for a format.
+    macro_rules! enter {
+        ($simd:ty, $features:literal, $format:ident) => {{
             #[inline(never)] // a tile's buffers would lie on the caller's stack
             #[target_feature(enable = $features)]
             fn entry(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
@@ -46,8 +37,28 @@ pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileM
             // SAFETY: the level's token proves that the CPU has the features.
             unsafe { entry(w, x, y) }
         }};
-        // Last, as nothing else is tried where this does not parse.
-        ($simd:ty, $features:literal) => { dtypes!(run $simd, $features) };
+    }
+    macro_rules! run {
+        ($simd:ty, $features:literal) => {
+            match w.dtype() {
+                DType::Q4_0 => enter!($simd, $features, Q40),
+                DType::Q4_1 => enter!($simd, $features, Q41),
+                DType::Q5_0 => enter!($simd, $features, Q50),
+                DType::Q5_1 => enter!($simd, $features, Q51),
+                DType::Q8_0 => enter!($simd, $features, Q80),
+                DType::Q2_K => enter!($simd, $features, Q2K),
+                DType::Q3_K => enter!($simd, $features, Q3K),
+                DType::Q4_K => enter!($simd, $features, Q4K),
+                DType::Q5_K => enter!($simd, $features, Q5K),
+                DType::Q6_K => enter!($simd, $features, Q6K),
+                DType::IQ4_NL => enter!($simd, $features, Iq4Nl),
+                DType::IQ4_XS => enter!($simd, $features, Iq4Xs),
+                other => {
+                    assert!(other.is_quantized(), "{other} is not quantized");
+                    enter!($simd, $features, Others)
+                }
+            }
+        };
     }
     on_level!(level, run, return false);
     true
@@ -107,7 +118,8 @@ unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
     y: &mut TileMut<'_>,
 ) {
     let n_tokens = if N == 1 { 1 } else { N.min(y.n_rows() - t) };
-    let n_bytes = super_bytes(F::DTYPE);
+    let dtype = F::DTYPE.unwrap_or(w.dtype());
+    let n_bytes = super_bytes(dtype);
     let n_whole = w.n_cols() / SUPER;
     let n_rest = w.n_cols() % SUPER;
     for i in 0..n_tokens {
@@ -138,6 +150,7 @@ unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
             // SAFETY: each pointer is to 256 weights of a row; the input has as many of each token.
             unsafe {
                 let columns = Columns {
+                    dtype,
                     x: x.add(s * stride),
                     n_blocks: SUPER / Q8_BLOCK,
                     n_tokens,
@@ -145,7 +158,7 @@ unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
                 add_supers::<S, F, N>(here, &columns, &mut sums);
             }
         }
-        if F::DTYPE.block_len() < SUPER && n_rest > 0 {
+        if dtype.block_len() < SUPER && n_rest > 0 {
             for (tail, row) in tails.iter_mut().zip(rows) {
                 *tail = weight_tail(row, n_whole * n_bytes);
             }
@@ -153,6 +166,7 @@ unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
             // SAFETY: likewise, of tails filled up.
             unsafe {
                 let columns = Columns {
+                    dtype,
                     x: x.add(n_whole * stride),
                     n_blocks: n_rest / Q8_BLOCK,
                     n_tokens,
@@ -171,6 +185,8 @@ unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
 
 /// 256 columns of up to `N` tokens' inputs, and how many blocks of them there are.
 struct Columns {
+    /// The weights' type.
+    dtype: DType,
     x: *const Q8Super,
     n_blocks: usize,
     n_tokens: usize,
@@ -192,7 +208,7 @@ unsafe fn add_supers<S: Simd, F: Format, const N: usize>(
         let mut spaces = [Unpacked::ZERO; 4];
         let mut opened = rows;
         for i in 0..4 {
-            opened[i] = F::open::<S>(rows[i], &mut spaces[i]);
+            opened[i] = F::open::<S>(x.dtype, rows[i], &mut spaces[i]);
         }
         let quads = F::quads::<S>(opened);
         let weights = Weights {
@@ -411,7 +427,8 @@ unsafe fn tile<S: Simd, F: Format>(
     if n_cols == 0 {
         return (0..n_tokens).for_each(|t| y.row(t)[first..][..n_rows].fill(0.0));
     }
-    let n_bytes = super_bytes(F::DTYPE);
+    let dtype = F::DTYPE.unwrap_or(w.dtype());
+    let n_bytes = super_bytes(dtype);
     let rows = tile_rows(w);
     let mut tails = [[0; MAX_TAIL_BYTES]; PAIR_ROWS];
     let mut panels = [const { MaybeUninit::<[Panel<S>; 2]>::uninit() }; TILE_PAIRS];
@@ -427,7 +444,7 @@ unsafe fn tile<S: Simd, F: Format>(
             unsafe {
                 let panel = pair.as_mut_ptr().cast::<Panel<S>>();
                 for (i, rows) in here.as_chunks().0.iter().enumerate() {
-                    fill::<S, F>(panel.add(i), rows);
+                    fill::<S, F>(panel.add(i), dtype, rows);
                 }
             }
         }
@@ -531,7 +548,7 @@ fn prefetch_weights(rows: &[&[u8]], start: usize, n_bytes: usize) {
 /// As [`matmul_format`]; `p` is a panel to write, and each row points to the bytes of 256 readable
 /// weights.
 #[inline(always)]
-unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_ROWS]) {
+unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, dtype: DType, rows: &[*const u8; PANEL_ROWS]) {
     let is_centered = F::Kind::OFFSET.is_some();
     let has_step = F::Kind::INTEGER_SCALES;
     let has_min = !is_centered;
@@ -541,7 +558,7 @@ unsafe fn fill<S: Simd, F: Format>(p: *mut Panel<S>, rows: &[*const u8; PANEL_RO
     unsafe {
         for (r, row) in rows.iter().enumerate() {
             let mut space = Unpacked::ZERO;
-            let row = F::open::<S>(*row, &mut space);
+            let row = F::open::<S>(dtype, *row, &mut space);
             (&raw mut (*p).q[0][r]).write(F::q::<S>(row, 0));
             (&raw mut (*p).q[1][r]).write(F::q::<S>(row, 1));
             (&raw mut (*p).q[2][r]).write(F::q::<S>(row, 2));

@@ -94,18 +94,18 @@ impl<S: Simd> Quads<S> {
 ///
 /// Implementations are inlined into functions that have the level's target features.
 pub(super) trait Format {
-    /// The type.
-    const DTYPE: DType;
+    /// The type; none where it is any without a format of its own.
+    const DTYPE: Option<DType>;
     /// What its integers are like.
     type Kind: Kind;
 
-    /// Where the other functions read the 256 weights at `p`: there, or unpacked in `space`.
+    /// Where the other functions read the 256 weights of a type at `p`: there, or unpacked in `space`.
     ///
     /// # Safety
     ///
     /// `p` points to [`super_bytes`] readable bytes, and the CPU has the level's features.
     #[inline(always)]
-    unsafe fn open<S: Simd>(p: *const u8, _space: &mut Unpacked) -> *const u8 {
+    unsafe fn open<S: Simd>(_: DType, p: *const u8, _space: &mut Unpacked) -> *const u8 {
         p
     }
 
@@ -138,7 +138,7 @@ macro_rules! formats {
     ($($name:ident: $dtype:ident, $kind:ty, $q:expr, $scales:expr, $quads:expr;)*) => {$(
         pub(super) struct $name;
         impl Format for $name {
-            const DTYPE: DType = DType::$dtype;
+            const DTYPE: Option<DType> = Some(DType::$dtype);
             type Kind = $kind;
             #[inline(always)]
             unsafe fn q<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
@@ -490,54 +490,47 @@ unsafe fn q3_k<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
     }
 }
 
-/// Formats without a body of their own here, by way of the scalar unpacker.
-macro_rules! unpacked_formats {
-    ($($name:ident: $dtype:ident;)*) => {$(
-        pub(super) struct $name;
-        impl Format for $name {
-            const DTYPE: DType = DType::$dtype;
-            type Kind = Affine<8, false>;
-            #[inline(always)]
-            unsafe fn open<S: Simd>(p: *const u8, space: &mut Unpacked) -> *const u8 {
-                // SAFETY: the trait's conditions.
-                unsafe {
-                    let n_bytes = super_bytes(DType::$dtype);
-                    S::unpack(DType::$dtype, core::slice::from_raw_parts(p, n_bytes), space);
-                }
-                (&raw const *space).cast()
-            }
-            #[inline(always)]
-            unsafe fn q<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
-                // SAFETY: `open` gave an `Unpacked`, which begins with 256 integers.
-                unsafe { S::load_two(p.add(64 * i), p.add(64 * i + 32)) }
-            }
-            #[inline(always)]
-            unsafe fn scales<S: Simd>(p: *const u8) -> Scales<S> {
-                // SAFETY: likewise.
-                unsafe { unpacked_scales(&*p.cast()) }
-            }
-            #[inline(always)]
-            unsafe fn quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
-                // SAFETY: likewise.
-                unsafe { transposed(four!(i => Self::scales::<S>(rows[i]))) }
+/// Every type without a body of its own here, by way of the scalar unpacker.
+pub(super) struct Others;
+
+impl Format for Others {
+    const DTYPE: Option<DType> = None;
+    type Kind = Affine<8, false>;
+
+    #[inline(always)]
+    unsafe fn open<S: Simd>(dtype: DType, p: *const u8, space: &mut Unpacked) -> *const u8 {
+        // SAFETY: the trait's conditions.
+        unsafe {
+            let bytes = core::slice::from_raw_parts(p, super_bytes(dtype));
+            S::unpack(dtype, bytes, space);
+        }
+        (&raw const *space).cast()
+    }
+
+    #[inline(always)]
+    unsafe fn q<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
+        // SAFETY: `open` gave an `Unpacked`, which begins with 256 integers.
+        unsafe { S::load_two(p.add(64 * i), p.add(64 * i + 32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(p: *const u8) -> Scales<S> {
+        // SAFETY: likewise; the arrays have 16 floats.
+        unsafe {
+            let all = &*p.cast::<Unpacked>();
+            Scales {
+                scale: S::floats(all.scale.as_ptr()),
+                min: S::differences(S::floats(all.min.as_ptr())),
+                step: 1.0,
             }
         }
-    )*};
-}
+    }
 
-unpacked_formats! {
-    Q81: Q8_1;
-    Q8K: Q8_K;
-    Iq1S: IQ1_S;
-    Iq1M: IQ1_M;
-    Iq2Xxs: IQ2_XXS;
-    Iq2Xs: IQ2_XS;
-    Iq2S: IQ2_S;
-    Iq3Xxs: IQ3_XXS;
-    Iq3S: IQ3_S;
-    Tq10: TQ1_0;
-    Tq20: TQ2_0;
-    Mxfp4: MXFP4;
+    #[inline(always)]
+    unsafe fn quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
+        // SAFETY: likewise.
+        unsafe { transposed(four!(i => Self::scales::<S>(rows[i]))) }
+    }
 }
 
 /// Unpacks 256 weights of these formats. Each level compiles it once.
@@ -574,17 +567,5 @@ fn unpack_small<B: AnyBitPattern>(
         all.q[32 * b..][..32].copy_from_slice(&one.q[..32]);
         all.scale[2 * b..][..2].copy_from_slice(&one.scale[..2]);
         all.min[2 * b..][..2].copy_from_slice(&one.min[..2]);
-    }
-}
-
-#[inline(always)]
-unsafe fn unpacked_scales<S: Simd>(all: &Unpacked) -> Scales<S> {
-    // SAFETY: the arrays have 16 floats.
-    unsafe {
-        Scales {
-            scale: S::floats(all.scale.as_ptr()),
-            min: S::differences(S::floats(all.min.as_ptr())),
-            step: 1.0,
-        }
     }
 }
