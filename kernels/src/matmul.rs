@@ -84,7 +84,7 @@ fn matmul_q8(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
                 let mut s = 0.0;
                 for i in 0..block_len / Q8_BLOCK {
                     let c = b * block_len + i * Q8_BLOCK;
-                    let columns = Columns {
+                    let pair = BlockPair {
                         weights: &block,
                         i,
                         x: &x.of(c / Q8_SUPER, t)[0],
@@ -92,11 +92,11 @@ fn matmul_q8(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
                     };
                     match &integers {
                         Some(Integers { scales, .. }) => {
-                            let n = [0, 1].map(|half| columns.dot(half) * scales[2 * i + half]);
-                            s = libm::fmaf((n[0] + n[1]) as f32, columns.x.scale[columns.j], s);
+                            let n = [0, 1].map(|half| pair.dot(half) * scales[2 * i + half]);
+                            s = libm::fmaf((n[0] + n[1]) as f32, pair.x.scale[pair.j], s);
                         }
-                        None if has_wide_scales(w.dtype()) => *y = columns.add_whole(w.dtype(), *y),
-                        None => *y = columns.add_halves(*y),
+                        None if has_wide_scales(w.dtype()) => *y = pair.add_whole(w.dtype(), *y),
+                        None => *y = pair.add_halves(*y),
                     }
                 }
                 if let Some(Integers { step, .. }) = &integers {
@@ -139,15 +139,15 @@ fn integer_scales(dtype: DType, bytes: &[u8]) -> Option<Integers> {
     })
 }
 
-/// A block of 32 columns: number `i` of the unpacked weights, number `j` of the input.
-struct Columns<'a> {
+/// The same 32 columns twice: block `i` of the unpacked weights, block `j` of the input.
+struct BlockPair<'a> {
     weights: &'a Unpacked,
     i: usize,
     x: &'a Q8Super,
     j: usize,
 }
 
-impl Columns<'_> {
+impl BlockPair<'_> {
     /// The products of a half.
     fn dot(&self, half: usize) -> i32 {
         let at = |block: usize| block * Q8_BLOCK + half * GROUP_LEN;

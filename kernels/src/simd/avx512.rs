@@ -1,8 +1,7 @@
 //! AVX-512 with VNNI: 64 bytes or 16 floats in a register.
 //!
 //! VNNI's product wants one unsigned side, so signed weights get 128 added. That is taken off again
-//! with the sums of the input: products of formats without minima start from them, others have them
-//! in the minima's term.
+//! with the sums of the input, which products start from.
 
 // Safety: see `Simd`. The intrinsics are unsafe here only for want of the features, which the
 // functions that these are inlined into have; pointers are read as far as the trait says.

@@ -141,6 +141,11 @@ unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
         let starts = four!(i => rows[i].as_ptr());
         // SAFETY: the caller's.
         let mut sums = unsafe { [S::Quad::splat(0.0); N] };
+        let mut columns = Columns {
+            x,
+            n_blocks: SUPER / Q8_BLOCK,
+            n_tokens,
+        };
         for s in 0..n_whole {
             let here = ahead(starts, s * n_bytes);
             for here in here {
@@ -149,13 +154,8 @@ unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
             }
             // SAFETY: each pointer is to 256 weights of a row; the input has as many of each token.
             unsafe {
-                let columns = Columns {
-                    dtype,
-                    x: x.add(s * stride),
-                    n_blocks: SUPER / Q8_BLOCK,
-                    n_tokens,
-                };
-                add_supers::<S, F, N>(here, &columns, &mut sums);
+                columns.x = x.add(s * stride);
+                add_supers::<S, F, N>(dtype, here, &columns, &mut sums);
             }
         }
         if dtype.block_len() < SUPER && n_rest > 0 {
@@ -163,15 +163,11 @@ unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
                 *tail = weight_tail(row, n_whole * n_bytes);
             }
             let here = four!(i => tails[i].as_ptr());
+            columns.n_blocks = n_rest / Q8_BLOCK;
             // SAFETY: likewise, of tails filled up.
             unsafe {
-                let columns = Columns {
-                    dtype,
-                    x: x.add(n_whole * stride),
-                    n_blocks: n_rest / Q8_BLOCK,
-                    n_tokens,
-                };
-                add_supers::<S, F, N>(here, &columns, &mut sums);
+                columns.x = x.add(n_whole * stride);
+                add_supers::<S, F, N>(dtype, here, &columns, &mut sums);
             }
         }
         for (i, sum) in sums[..n_tokens].iter().enumerate() {
@@ -185,20 +181,19 @@ unsafe fn rows_by_four<S: Simd, F: Format, const N: usize>(
 
 /// 256 columns of up to `N` tokens' inputs, and how many blocks of them there are.
 struct Columns {
-    /// The weights' type.
-    dtype: DType,
     x: *const Q8Super,
     n_blocks: usize,
     n_tokens: usize,
 }
 
-/// Adds the products of 256 weights of four rows.
+/// Adds the products of 256 weights of a type of four rows.
 ///
 /// # Safety
 ///
 /// As [`matmul_format`]; each row points to 256 weights.
 #[inline(always)]
 unsafe fn add_supers<S: Simd, F: Format, const N: usize>(
+    dtype: DType,
     rows: [*const u8; 4],
     x: &Columns,
     sums: &mut [S::Quad; N],
@@ -208,7 +203,7 @@ unsafe fn add_supers<S: Simd, F: Format, const N: usize>(
         let mut spaces = [Unpacked::ZERO; 4];
         let mut opened = rows;
         for i in 0..4 {
-            opened[i] = F::open::<S>(x.dtype, rows[i], &mut spaces[i]);
+            opened[i] = F::open::<S>(dtype, rows[i], &mut spaces[i]);
         }
         let quads = F::quads::<S>(opened);
         let weights = Weights {

@@ -2,8 +2,8 @@
 //! minimum for each 16, `w = scale q + min`.
 //!
 //! Written once for all levels in terms of [`Simd`]. Formats whose integers have an offset keep
-//! them unsigned, and the offset times the scale joins the minimum. Formats with blocks of 32 are
-//! read eight blocks at a time, so that all kernels see the same shape.
+//! them unsigned; it is taken off by the products, exactly. Formats with blocks of 32 are read eight
+//! blocks at a time, so that all kernels see the same shape.
 
 use bytemuck::AnyBitPattern;
 
@@ -15,7 +15,7 @@ use crate::quant::{
     q8_1, q8_k, tq1_0, tq2_0,
 };
 
-/// What a dot product must know of a format: those of one kind share their code.
+/// What products must know of a format: those of one kind share their code.
 pub(super) trait Kind {
     /// Integers are in `0..1 << BITS`, or signed where this is 8.
     const BITS: u32;
@@ -61,8 +61,8 @@ pub(super) struct Scales<S: Simd> {
     /// A scale for each 16 weights.
     pub scale: S::Floats,
     /// Minima, to be multiplied with [`Q8Rows::sum`](crate::Q8Rows): in the even lanes that of the
-    /// first 16 weights of each 32, in the odd lanes what that of the second 16 has more. Not used by kinds
-    /// without.
+    /// first 16 weights of each 32, in the odd lanes what that of the second 16 has more. Not used, and
+    /// of any value, in kinds without.
     pub min: S::Floats,
     /// What scales are still to be multiplied with, of kinds with [`Kind::INTEGER_SCALES`].
     pub step: f32,
@@ -72,9 +72,9 @@ pub(super) struct Scales<S: Simd> {
 pub(super) struct Quads<S: Simd> {
     /// Of each 16 weights; of wide kinds the first eight, of each 32.
     pub scale: [[S::Quad; 8]; 2],
-    /// As [`Scales::min`] has them.
+    /// As [`Scales::min`] has them; not used, and of any value, in kinds without.
     pub min: [[S::Quad; 8]; 2],
-    /// What integer scales are still to be multiplied with.
+    /// What integer scales are still to be multiplied with; of any value in kinds with others.
     pub step: S::Quad,
 }
 

@@ -54,18 +54,25 @@ fn assert_inside(len: usize, n_rows: usize, n_cols: usize, stride: usize) {
     assert!(n_rows == 0 || n_cols == 0 || (last <= len && n_cols <= stride));
 }
 
-/// `y = scale a b`, or `y += scale a b` where `add` is set; `y` has rows `stride` apart.
+/// Where a product goes: rows of `y` that begin `stride` apart.
+pub(super) struct Target<'a> {
+    y: &'a mut [f32],
+    stride: usize,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn new(y: &'a mut [f32], stride: usize) -> Target<'a> {
+        Target { y, stride }
+    }
+}
+
+/// `y = scale a b`, or `y += scale a b` where `add` is set.
 ///
 /// # Panics
 ///
 /// If the shapes do not fit each other, or `y` is too short.
-pub(super) fn matmul(
-    (y, stride): (&mut [f32], usize),
-    add: bool,
-    scale: f32,
-    a: View<'_>,
-    b: View<'_>,
-) {
+pub(super) fn matmul(target: Target<'_>, add: bool, scale: f32, a: View<'_>, b: View<'_>) {
+    let Target { y, stride } = target;
     let (n_rows, n_cols, n_inner) = (a.n_rows, b.n_cols, a.n_cols);
     assert_eq!(n_inner, b.n_rows);
     assert_inside(y.len(), n_rows, n_cols, stride);
@@ -123,7 +130,7 @@ mod tests {
             }
             let mut y = vec![1.0; m * n];
             matmul(
-                (&mut y, n),
+                Target::new(&mut y, n),
                 true,
                 2.0,
                 View::new(&a, m, k),
@@ -137,7 +144,7 @@ mod tests {
             let (a_t, b_t) = (turned(&a, m, k), turned(&b, k, n));
             let mut y = vec![1.0; m * n];
             let (a, b) = (View::new(&a_t, k, m).t(), View::new(&b_t, n, k).t());
-            matmul((&mut y, n), true, 2.0, a, b);
+            matmul(Target::new(&mut y, n), true, 2.0, a, b);
             assert_eq!(y, expected);
         }
     }

@@ -20,9 +20,6 @@ use super::{Lanes, PANEL_ROWS, Panel, Simd, quad};
 use crate::quant::Unpacked;
 use crate::{DType, Q8Super};
 
-/// What is added to signed integers for VNNI.
-pub(super) const OFFSET: f32 = 128.0;
-
 /// AVX2, or AVX2 with VNNI.
 pub(crate) struct Avx2<const VNNI: bool>;
 
@@ -355,7 +352,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     ) -> [[__m256; 2]; T] {
         let offset = match (Q4, VNNI) {
             (true, _) => 8,
-            (false, true) => OFFSET as i32,
+            (false, true) => 128,
             (false, false) => 0,
         };
         let mut dots = [[_mm256_setzero_si256(); 2]; T];

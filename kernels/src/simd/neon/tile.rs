@@ -81,7 +81,7 @@ unsafe fn before(y: *const f32, first: bool) -> float32x4_t {
 /// What four sums of a kind begin with: those of integer scales are still to be multiplied with the step
 /// at their end.
 #[inline(always)]
-unsafe fn start<K: Kind>(y: *const f32, first: bool) -> float32x4_t {
+unsafe fn initial<K: Kind>(y: *const f32, first: bool) -> float32x4_t {
     before(y, first || K::INTEGER_SCALES)
 }
 
@@ -139,7 +139,7 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
     for quad in 0..PANEL_ROWS / 4 {
         let mut acc = [vdupq_n_f32(0.0); N];
         for i in 0..N {
-            acc[i] = start::<K>(y[i].add(4 * quad), first);
+            acc[i] = initial::<K>(y[i].add(4 * quad), first);
         }
         for b in 0..n_blocks {
             let mut w = [[vdupq_n_s8(0); 2]; 4];
@@ -163,7 +163,7 @@ pub(super) unsafe fn multiply<K: Kind, const N: usize>(
             for half in 0..2 {
                 let w = [w[0][half], w[1][half], w[2][half], w[3][half]];
                 for i in 0..N {
-                    let sums = quad_16(w, sixteen(x.add(i), c + 16 * half));
+                    let sums = quad_16::<K>(w, sixteen(x.add(i), c + 16 * half));
                     let group = 2 * b + half;
                     let (scale, min) = (panel.scale[group][quad], panel.min[group][quad]);
                     let products = scaled::<K>(sums, scale, half, first_half[i]);
@@ -196,9 +196,15 @@ unsafe fn quad_32<K: Kind>(w: [[int8x16_t; 2]; 4], x: [int8x16_t; 2]) -> int32x4
     vpaddq_s32(a, b)
 }
 
-/// As [`quad_32`] for 16 weights of any size.
+/// As [`quad_32`] for 16 weights.
 #[inline(always)]
-unsafe fn quad_16(w: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
+unsafe fn quad_16<K: Kind>(w: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
+    if K::BITS < 8 {
+        // In 16 bits: 8 * 32 * 127 in each of the last sums, as offsets are off.
+        let a = vpaddq_s16(products(w[0], x), products(w[1], x));
+        let b = vpaddq_s16(products(w[2], x), products(w[3], x));
+        return vpaddlq_s16(vpaddq_s16(a, b));
+    }
     let mut sums = [vdupq_n_s32(0); 4];
     for r in 0..4 {
         sums[r] = vpaddlq_s16(products(w[r], x));
@@ -222,7 +228,7 @@ pub(super) unsafe fn multiply_dotprod<K: Kind, const N: usize>(
         let mut acc = [[vdupq_n_f32(0.0); 2]; N];
         for i in 0..N {
             for j in 0..2 {
-                acc[i][j] = start::<K>(y[i].add(8 * octet + 4 * j), first);
+                acc[i][j] = initial::<K>(y[i].add(8 * octet + 4 * j), first);
             }
         }
         for b in 0..n_blocks {
@@ -347,7 +353,7 @@ unsafe fn tokens_i8mm<K: Kind, const PAIRS: usize>(
         for t in 0..PAIRS {
             for j in 0..4 {
                 let y = y[last.min(2 * t + j / 2)];
-                acc[t][j] = start::<K>(y.add(8 * octet + 4 * (j % 2)), first);
+                acc[t][j] = initial::<K>(y.add(8 * octet + 4 * (j % 2)), first);
             }
         }
         for b in 0..n_blocks {

@@ -8,7 +8,7 @@ use tandem_engine::Level;
 use tandem_kernels::lanes::dot;
 use tandem_kernels::softmax;
 
-use super::super::gemm::{View, matmul};
+use super::super::gemm::{Target, View, matmul};
 use super::{like, read, values};
 
 /// A sequence: the rows of its keys and values, and those of its queries, which belong to the last
@@ -87,7 +87,7 @@ impl Attention {
         } = head.span;
         scores.resize(n_queries * n_keys, 0.0);
         let (q, k) = (head.queries(q), head.keys(k));
-        matmul((scores, n_keys), false, self.scale, q, k.t());
+        matmul(Target::new(scores, n_keys), false, self.scale, q, k.t());
         if let Some(cap) = self.softcap {
             scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
         }
@@ -135,7 +135,7 @@ impl CustomOp3 for Attention {
             self.shares(&head, q, k, &mut p);
             let p = View::new(&p, n_queries, n_keys);
             let y = &mut y[head.start.0..];
-            matmul((y, head.stride.0), false, 1.0, p, head.keys(v));
+            matmul(Target::new(y, head.stride.0), false, 1.0, p, head.keys(v));
         }
         Ok((CpuStorage::F32(y), q_layout.shape().clone()))
     }
@@ -168,12 +168,18 @@ impl CustomOp3 for Attention {
             self.shares(&head, q, k, &mut p);
             // v gets p^T grad; the query heads of a group add up.
             let shares = View::new(&p, n_queries, n_keys);
-            let out = (&mut grad_v[first_key..], k_stride);
+            let out = Target::new(&mut grad_v[first_key..], k_stride);
             matmul(out, true, 1.0, shares.t(), head.queries(grad));
             // p gets grad v^T; the scores p (that - its mean under p)
             d.resize(n_queries * n_keys, 0.0);
             let v = head.keys(v);
-            matmul((&mut d, n_keys), false, 1.0, head.queries(grad), v.t());
+            matmul(
+                Target::new(&mut d, n_keys),
+                false,
+                1.0,
+                head.queries(grad),
+                v.t(),
+            );
             arch.dispatch(|| {
                 for (p, d) in p.chunks_exact(n_keys).zip(d.chunks_exact_mut(n_keys)) {
                     let mean = dot(p, d);
@@ -186,9 +192,9 @@ impl CustomOp3 for Attention {
                 d.iter_mut().zip(&capped).for_each(|(d, s)| *d *= slope(s));
             }
             let scores = View::new(&d, n_queries, n_keys);
-            let out = (&mut grad_q[first_query..], q_stride);
+            let out = Target::new(&mut grad_q[first_query..], q_stride);
             matmul(out, false, self.scale, scores, head.keys(k));
-            let out = (&mut grad_k[first_key..], k_stride);
+            let out = Target::new(&mut grad_k[first_key..], k_stride);
             matmul(out, true, self.scale, scores.t(), head.queries(q));
         }
         Ok((

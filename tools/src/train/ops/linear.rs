@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use tandem_kernels::{DType, Matrix, quant};
 
-use super::super::gemm::{View, matmul};
+use super::super::gemm::{Target, View, matmul};
 use super::{like, read, values};
 
 /// A low-rank term of the weights: `B A`, scales in it.
@@ -63,7 +63,7 @@ impl Frozen {
                 for Delta { rank, a, b } in deltas {
                     let b = View::new(b, self.n_out, *rank);
                     let a = View::new(a, *rank, self.n_in);
-                    matmul((&mut w, self.n_in), true, 1.0, b, a);
+                    matmul(Target::new(&mut w, self.n_in), true, 1.0, b, a);
                 }
                 Cow::Owned(w)
             }
@@ -88,7 +88,7 @@ impl Frozen {
         let w = self.weights();
         let w = View::new(&w, self.n_out, self.n_in);
         matmul(
-            (&mut y, self.n_out),
+            Target::new(&mut y, self.n_out),
             false,
             1.0,
             View::new(x, n, self.n_in),
@@ -107,7 +107,7 @@ impl Frozen {
         let w = self.weights();
         let w = View::new(&w, self.n_out, self.n_in);
         let grad = View::new(grad, n, self.n_out);
-        matmul((&mut grad_x, self.n_in), false, 1.0, grad, w);
+        matmul(Target::new(&mut grad_x, self.n_in), false, 1.0, grad, w);
         grad_x
     }
 }
@@ -195,7 +195,13 @@ impl LowRankLinear {
         let (n, rank) = (x.len() / n_in, a.len() / n_in);
         let mut h = vec![0.0; n * rank];
         let a = View::new(a, rank, n_in);
-        matmul((&mut h, rank), false, 1.0, View::new(x, n, n_in), a.t());
+        matmul(
+            Target::new(&mut h, rank),
+            false,
+            1.0,
+            View::new(x, n, n_in),
+            a.t(),
+        );
         h
     }
 }
@@ -222,7 +228,7 @@ impl CustomOp3 for LowRankLinear {
         let h = self.ranks(x, a);
         let b = View::new(b, n_out, rank);
         matmul(
-            (&mut y, n_out),
+            Target::new(&mut y, n_out),
             true,
             self.scale,
             View::new(&h, n, rank),
@@ -257,7 +263,13 @@ impl CustomOp3 for LowRankLinear {
                 let h = self.ranks(x, a);
                 let mut grad_b = vec![0.0; n_out * rank];
                 let h = View::new(&h, n, rank);
-                matmul((&mut grad_b, rank), false, self.scale, grad_view.t(), h);
+                matmul(
+                    Target::new(&mut grad_b, rank),
+                    false,
+                    self.scale,
+                    grad_view.t(),
+                    h,
+                );
                 Some(like(b_tensor, grad_b)?)
             }
             false => None,
@@ -265,12 +277,24 @@ impl CustomOp3 for LowRankLinear {
         // h gets grad b, and passes it on to a and x
         let mut grad_h = vec![0.0; n * rank];
         let b = View::new(b, n_out, rank);
-        matmul((&mut grad_h, rank), false, self.scale, grad_view, b);
+        matmul(
+            Target::new(&mut grad_h, rank),
+            false,
+            self.scale,
+            grad_view,
+            b,
+        );
         let grad_h = View::new(&grad_h, n, rank);
         let grad_a = match a_tensor.track_op() {
             true => {
                 let mut grad_a = vec![0.0; rank * n_in];
-                matmul((&mut grad_a, n_in), false, 1.0, grad_h.t(), x_view);
+                matmul(
+                    Target::new(&mut grad_a, n_in),
+                    false,
+                    1.0,
+                    grad_h.t(),
+                    x_view,
+                );
                 Some(like(a_tensor, grad_a)?)
             }
             false => None,
@@ -279,7 +303,7 @@ impl CustomOp3 for LowRankLinear {
             true => {
                 let mut grad_x = self.linear.backward(grad);
                 matmul(
-                    (&mut grad_x, n_in),
+                    Target::new(&mut grad_x, n_in),
                     true,
                     1.0,
                     grad_h,

@@ -10,12 +10,12 @@ use tandem_kernels::{Activation, DType, Matrix, quant};
 use super::super::random::{generator, uniform};
 use super::*;
 
-fn random(shape: (usize, usize), seed: u64) -> Var {
+fn random(n_rows: usize, n_cols: usize, seed: u64) -> Var {
     let mut generator = generator(seed, 99);
-    let values: Vec<f32> = (0..shape.0 * shape.1)
+    let values: Vec<f32> = (0..n_rows * n_cols)
         .map(|_| uniform(&mut generator))
         .collect();
-    Var::from_vec(values, shape, &Device::Cpu).unwrap()
+    Var::from_vec(values, (n_rows, n_cols), &Device::Cpu).unwrap()
 }
 
 /// A sum of the results with weights, in float64; the weights are irregular.
@@ -110,13 +110,13 @@ fn frozen(n_out: usize, n_in: usize, dtype: DType, bias: bool) -> Arc<Frozen> {
 fn linears() {
     for dtype in [DType::F32, DType::F16, DType::Q8_0, DType::Q4_0] {
         let w = frozen(5, 32, dtype, true);
-        let x = random((7, 32), 1);
+        let x = random(7, 32, 1);
         check(&[&x], || x.apply_op1(Linear(Arc::clone(&w))));
-        let p = random((5, 1), 2);
+        let p = random(5, 1, 2);
         check(&[&x, &p], || {
             x.apply_op2(&p.flatten_all()?, BiasedLinear(Arc::clone(&w)))
         });
-        let (a, b) = (random((2, 32), 3), random((5, 2), 4));
+        let (a, b) = (random(2, 32, 3), random(5, 2, 4));
         check(&[&x, &a, &b], || {
             let linear = Arc::clone(&w);
             x.apply_op3(&a, &b, LowRankLinear { linear, scale: 1.5 })
@@ -127,7 +127,7 @@ fn linears() {
 /// Packed weights are decoded and changed as float32 ones are.
 #[test]
 fn packed_linears_are_those_of_the_decoded_weights() {
-    let x = random((3, 32), 1);
+    let x = random(3, 32, 1);
     let y = |dtype| {
         let y = x.apply_op1(Linear(frozen(5, 32, dtype, false))).unwrap();
         y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
@@ -160,7 +160,7 @@ fn norms() {
             weight,
             bias,
         });
-        let x = random((6, 40), 1);
+        let x = random(6, 40, 1);
         check(&[&x], || x.apply_op1(Norm(Arc::clone(&norm))));
     }
 }
@@ -172,7 +172,7 @@ fn gates() {
         Activation::GeluTanh,
         Activation::ReluSquared,
     ] {
-        let (gate, up) = (random((5, 19), 1), random((5, 19), 2));
+        let (gate, up) = (random(5, 19, 1), random(5, 19, 2));
         // The functions' bends lie within a few units.
         gate.set(&(gate.as_tensor() * 3.0).unwrap()).unwrap();
         check(&[&gate, &up], || gate.apply_op2(&up, Gate(activation)));
@@ -189,7 +189,7 @@ fn attention() {
         n_queries,
     };
     for (window, softcap) in [(None, None), (Some(2), None), (None, Some(0.7))] {
-        let (q, k, v) = (random((7, 16), 1), random((9, 8), 2), random((9, 8), 3));
+        let (q, k, v) = (random(7, 16, 1), random(9, 8, 2), random(9, 8, 3));
         q.set(&(q.as_tensor() * 2.0).unwrap()).unwrap();
         let spans = Arc::new(vec![span(0, 4, 0, 4), span(4, 5, 4, 3)]);
         check(&[&q, &k, &v], || {
@@ -210,7 +210,7 @@ fn attention() {
 #[test]
 fn losses() {
     for softcap in [None, Some(2.0)] {
-        let logits = random((4, 11), 1);
+        let logits = random(4, 11, 1);
         logits.set(&(logits.as_tensor() * 3.0).unwrap()).unwrap();
         let targets = Arc::new(vec![0, 10, 3, 3]);
         check(&[&logits], || {
