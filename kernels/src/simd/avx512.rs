@@ -266,6 +266,17 @@ impl Simd for Avx512 {
         quad::halves(rows)
     }
 
+    #[inline(always)]
+    unsafe fn k_quads(rows: [*const u8; 4]) -> [[__m128; 8]; 2] {
+        let k = quad::k_scales(rows);
+        let scale = [scaled_bytes(k.sc[0], k.d), scaled_bytes(k.sc[1], k.d)];
+        let min = [scaled_bytes(k.m[0], k.less), scaled_bytes(k.m[1], k.less)];
+        [
+            eight!(b => scale[b / 4][b % 4]),
+            eight!(b => min[b / 4][b % 4]),
+        ]
+    }
+
     /// From the registers that the half bytes are taken from, too.
     #[inline(always)]
     unsafe fn nibble_quads<const N: usize>(rows: [*const u8; 4]) -> [[__m128; 8]; 2] {
@@ -354,6 +365,19 @@ impl Simd for Avx512 {
     ) {
         multiply::<K::Centered, N>(panels, x, n_blocks, first, y)
     }
+}
+
+/// Sixteen bytes, times a factor for each row of four.
+#[inline(always)]
+unsafe fn scaled_bytes(bytes: __m128i, factor: __m128) -> [__m128; 4] {
+    let v = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+    let v = _mm512_mul_ps(v, _mm512_broadcast_f32x4(factor));
+    [
+        _mm512_castps512_ps128(v),
+        _mm512_extractf32x4_ps::<1>(v),
+        _mm512_extractf32x4_ps::<2>(v),
+        _mm512_extractf32x4_ps::<3>(v),
+    ]
 }
 
 /// The products of 64 columns of four rows: of each 16 columns the four rows' sums.

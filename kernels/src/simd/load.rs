@@ -329,12 +329,8 @@ unsafe fn k_scales<S: Simd>(p: *const u8) -> Scales<S> {
 unsafe fn k_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
     // SAFETY: 16 bytes of each block.
     unsafe {
-        let packed = four!(i => q4_k::unpack_scales(&*rows[i].add(4).cast::<[u8; 12]>()));
-        let sc = S::byte_quads(four!(i => packed[i].0));
-        let m = S::byte_quads(four!(i => packed[i].1));
-        let d = S::half_quad(rows);
-        let less = S::half_quad(ahead(rows, 2)).mul(S::Quad::splat(-1.0));
-        Quads::wide(eight!(b => d.mul(sc[b])), eight!(b => less.mul(m[b])))
+        let [scale, min] = S::k_quads(rows);
+        Quads::wide(scale, min)
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) use plain::Plain;
 
 use core::mem::MaybeUninit;
 
-use crate::quant::Unpacked;
+use crate::quant::{Unpacked, q4_k};
 use crate::{DType, Q8_GROUP, Q8Super};
 use load::Kind;
 
@@ -220,6 +220,20 @@ trait Simd: Lanes {
                 eight!(b => Self::half_quad(ahead(rows, b * N))),
                 eight!(b => Self::half_quad(ahead(rows, b * N + 2))),
             ]
+        }
+    }
+
+    /// The scales and the minima of a block of Q4_K or Q5_K of four rows.
+    #[inline(always)]
+    unsafe fn k_quads(rows: [*const u8; 4]) -> [[Self::Quad; 8]; 2] {
+        // SAFETY: the caller's; they are in the first 16 bytes: d, dmin, the packed ones.
+        unsafe {
+            let packed = four!(i => q4_k::unpack_scales(&*rows[i].add(4).cast::<[u8; 12]>()));
+            let sc = Self::byte_quads(four!(i => packed[i].0));
+            let m = Self::byte_quads(four!(i => packed[i].1));
+            let d = Self::half_quad(rows);
+            let less = Self::half_quad(ahead(rows, 2)).mul(Self::Quad::splat(-1.0));
+            [eight!(b => d.mul(sc[b])), eight!(b => less.mul(m[b]))]
         }
     }
 

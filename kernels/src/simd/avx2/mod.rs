@@ -262,6 +262,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         quad::halves(rows)
     }
 
+    #[inline(always)]
+    unsafe fn k_quads(rows: [*const u8; 4]) -> [[__m128; 8]; 2] {
+        let k = quad::k_scales(rows);
+        let scale = [scaled_bytes(k.sc[0], k.d), scaled_bytes(k.sc[1], k.d)];
+        let min = [scaled_bytes(k.m[0], k.less), scaled_bytes(k.m[1], k.less)];
+        [
+            eight!(b => scale[b / 4][b % 4]),
+            eight!(b => min[b / 4][b % 4]),
+        ]
+    }
+
     /// `[columns / 4][rows][4]`: a row in each lane. Without VNNI of signed integers plus 128 the lower
     /// and the upper half bytes.
     #[inline(always)]
@@ -445,6 +456,22 @@ unsafe fn fifth_bits(p: *const u8) -> __m256i {
     let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
     let set = _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit);
     _mm256_and_si256(set, _mm256_set1_epi8(16))
+}
+
+/// Sixteen bytes, times a factor for each row of four.
+#[inline(always)]
+unsafe fn scaled_bytes(bytes: __m128i, factor: __m128) -> [__m128; 4] {
+    let factor = _mm256_set_m128(factor, factor);
+    let v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+    let first = _mm256_mul_ps(v, factor);
+    let v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)));
+    let last = _mm256_mul_ps(v, factor);
+    [
+        _mm256_castps256_ps128(first),
+        _mm256_extractf128_ps::<1>(first),
+        _mm256_castps256_ps128(last),
+        _mm256_extractf128_ps::<1>(last),
+    ]
 }
 
 /// Transposes 4 by 8.
