@@ -244,12 +244,7 @@ impl Simd for Avx512 {
         let third = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
         let fourth = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
         let v = [first, second, third, fourth];
-        let quad = four!(i => [
-            _mm512_castps512_ps128(v[i]),
-            _mm512_extractf32x4_ps::<1>(v[i]),
-            _mm512_extractf32x4_ps::<2>(v[i]),
-            _mm512_extractf32x4_ps::<3>(v[i]),
-        ]);
+        let quad = four!(i => lanes(v[i]));
         [
             eight!(i => quad[i % 4][i / 4]),
             eight!(i => quad[i % 4][2 + i / 4]),
@@ -258,7 +253,10 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn byte_quads(rows: [[u8; 8]; 4]) -> [__m128; 8] {
-        quad::bytes(rows)
+        let one = _mm_set1_ps(1.0);
+        let [first, last] = quad::fours(rows);
+        let v = [scaled_bytes(first, one), scaled_bytes(last, one)];
+        eight!(b => v[b / 4][b % 4])
     }
 
     #[inline(always)]
@@ -367,11 +365,16 @@ impl Simd for Avx512 {
     }
 }
 
-/// Sixteen bytes, times a factor for each row of four.
+/// Sixteen integers, times a factor for each row of four.
 #[inline(always)]
 unsafe fn scaled_bytes(bytes: __m128i, factor: __m128) -> [__m128; 4] {
-    let v = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-    let v = _mm512_mul_ps(v, _mm512_broadcast_f32x4(factor));
+    let v = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+    lanes(_mm512_mul_ps(v, _mm512_broadcast_f32x4(factor)))
+}
+
+/// The four vectors of four lanes.
+#[inline(always)]
+unsafe fn lanes(v: __m512) -> [__m128; 4] {
     [
         _mm512_castps512_ps128(v),
         _mm512_extractf32x4_ps::<1>(v),

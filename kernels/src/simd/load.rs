@@ -449,8 +449,40 @@ unsafe fn q2_k_scales<S: Simd>(p: *const u8) -> Scales<S> {
 
 #[inline(always)]
 unsafe fn q2_k_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
-    // SAFETY: one block of each.
-    unsafe { transposed(four!(i => q2_k_scales::<S>(rows[i]))) }
+    // SAFETY: one block of each, as above.
+    unsafe {
+        let d = S::half_quad(ahead(rows, 80));
+        let less = S::half_quad(ahead(rows, 82)).mul(S::Quad::splat(-1.0));
+        let [sc, m] = q2_k_integers::<S>(rows);
+        let [more_sc, more_m] = q2_k_integers::<S>(ahead(rows, 8));
+        Quads {
+            scale: [eight!(b => d.mul(sc[b])), eight!(b => d.mul(more_sc[b]))],
+            min: [
+                eight!(b => less.mul(m[b])),
+                eight!(b => less.mul(more_m[b])),
+            ],
+            step: d,
+        }
+    }
+}
+
+/// Eight integer scales of each row, and minima: in the odd places their differences, since the products with
+/// dmin are exact.
+#[inline(always)]
+unsafe fn q2_k_integers<S: Simd>(rows: [*const u8; 4]) -> [[S::Quad; 8]; 2] {
+    const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+    const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
+    const TOP: u64 = 0x8080_8080_8080_8080;
+    // SAFETY: eight bytes of each row.
+    unsafe {
+        let both = four!(i => u64::from_le_bytes(rows[i].cast::<[u8; 8]>().read()));
+        let m = four!(i => both[i] >> 4 & LOW);
+        let differences = four!(i => ((m[i] | TOP) - ((m[i] & EVEN) << 8)) ^ TOP);
+        [
+            S::byte_quads(four!(i => (both[i] & LOW).to_le_bytes())),
+            S::byte_quads(four!(i => differences[i].to_le_bytes())),
+        ]
+    }
 }
 
 #[inline(always)]

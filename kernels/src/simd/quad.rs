@@ -50,23 +50,13 @@ impl Quad for __m128 {
     }
 }
 
-/// See [`Simd::byte_quads`](super::Simd::byte_quads).
+/// Eight bytes of each row: of each byte the four rows'.
 #[inline(always)]
-pub(super) unsafe fn bytes([a, b, c, d]: [[u8; 8]; 4]) -> [__m128; 8] {
+pub(super) unsafe fn fours([a, b, c, d]: [[u8; 8]; 4]) -> [__m128i; 2] {
     let row = |bytes: [u8; 8]| i64::from_le_bytes(bytes);
     let ab = _mm_unpacklo_epi8(_mm_cvtsi64_si128(row(a)), _mm_cvtsi64_si128(row(b)));
     let cd = _mm_unpacklo_epi8(_mm_cvtsi64_si128(row(c)), _mm_cvtsi64_si128(row(d)));
-    let fours = [_mm_unpacklo_epi16(ab, cd), _mm_unpackhi_epi16(ab, cd)];
-    eight!(i => {
-        let v = fours[i / 4];
-        let v = match i % 4 {
-            0 => v,
-            1 => _mm_srli_si128::<4>(v),
-            2 => _mm_srli_si128::<8>(v),
-            _ => _mm_srli_si128::<12>(v),
-        };
-        _mm_cvtepi32_ps(_mm_cvtepi8_epi32(v))
-    })
+    [_mm_unpacklo_epi16(ab, cd), _mm_unpackhi_epi16(ab, cd)]
 }
 
 /// See [`Simd::half_quad`](super::Simd::half_quad).

@@ -254,7 +254,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     unsafe fn byte_quads(rows: [[u8; 8]; 4]) -> [__m128; 8] {
-        quad::bytes(rows)
+        let one = _mm_set1_ps(1.0);
+        let [first, last] = quad::fours(rows);
+        let v = [scaled_bytes(first, one), scaled_bytes(last, one)];
+        eight!(b => v[b / 4][b % 4])
     }
 
     #[inline(always)]
@@ -458,13 +461,13 @@ unsafe fn fifth_bits(p: *const u8) -> __m256i {
     _mm256_and_si256(set, _mm256_set1_epi8(16))
 }
 
-/// Sixteen bytes, times a factor for each row of four.
+/// Sixteen integers, times a factor for each row of four.
 #[inline(always)]
 unsafe fn scaled_bytes(bytes: __m128i, factor: __m128) -> [__m128; 4] {
     let factor = _mm256_set_m128(factor, factor);
-    let v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+    let v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
     let first = _mm256_mul_ps(v, factor);
-    let v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)));
+    let v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
     let last = _mm256_mul_ps(v, factor);
     [
         _mm256_castps256_ps128(first),
