@@ -129,6 +129,9 @@ typedef struct tandem_generate_options {
   float presence_penalty;
   // How many tokens count as recent, at most 4096. Default: 64.
   uint32_t penalty_window;
+  // The most tokens, up to 15, that are guessed from what the text said before and evaluated beside the next
+  // one; 0 is off. The text is the same. Default: 15.
+  uint32_t max_draft;
   // How many texts `stop` has. Default: 0.
   uint32_t n_stop;
   // Texts in UTF-8, each with a zero at its end, that end the answer and are not part of it. They are

@@ -8,7 +8,8 @@ use std::path::Path;
 use common::pocket;
 use tandem_engine::tokenizer::ControlTokens;
 use tandem_engine::{
-    Error, Message, Model, Prompt, Sampling, SessionError, StopReason, ThreadPool, argmax,
+    Error, MAX_DRAFT, Message, Model, Prompt, Sampling, SessionError, StopReason, ThreadPool,
+    argmax,
 };
 
 const TEXT: &str = "This package contains the manual.";
@@ -87,6 +88,71 @@ fn a_generation_ends_as_asked_for() {
 fn drain(mut generation: tandem_engine::Generation<'_>) -> (usize, StopReason) {
     while generation.next_token().unwrap().is_some() {}
     (generation.tokens().len(), generation.stop_reason().unwrap())
+}
+
+/// Guesses change nothing: the same tokens, reasons to stop and states of the session, whatever is picked how.
+#[test]
+fn guessed_tokens_change_no_text() {
+    let model = pocket();
+    let composition = bundle(&model).composition("summarize-fr").unwrap();
+    let mut n_accepted = 0;
+    for composition in [None, Some(&composition)] {
+        for (temperature, repeat_penalty) in [(0.0, 1.0), (0.0, 1.1), (0.3, 1.0), (1.0, 1.2)] {
+            // What repeats itself is guessed; what does not, too, and in vain.
+            for prompt in [
+                (0..60).map(|i| 300 + i % 7).collect::<Vec<u32>>(),
+                (0..60).map(|i| 300 + (i * i) % 11).collect(),
+            ] {
+                let answer = |max_draft: usize, n_ctx: usize, n: usize| {
+                    let mut session = model.session().threads(2).n_ctx(n_ctx).build().unwrap();
+                    session.set_composition(composition).unwrap();
+                    let mut sampling = greedy(n).seed(5).max_draft(max_draft);
+                    sampling.temperature = temperature;
+                    sampling.repeat_penalty = repeat_penalty;
+                    let mut generation = session.generate(&prompt[..], &sampling).unwrap();
+                    let text: Result<String, _> = generation.by_ref().collect();
+                    let counts = generation.draft_counts();
+                    let reason = generation.stop_reason();
+                    let ids = generation.tokens().to_vec();
+                    drop(generation);
+                    let evaluated = session.tokens().to_vec();
+                    let next = session.step(7).map(|logits| logits.to_vec()).ok();
+                    ((text.unwrap(), ids, reason, evaluated, next), counts)
+                };
+                for (n_ctx, n) in [(200, 100), (200, 17), (90, 1000)] {
+                    let (plain, counts) = answer(0, n_ctx, n);
+                    assert_eq!((counts.drafted, counts.accepted), (0, 0));
+                    for max_draft in [1, 4, MAX_DRAFT] {
+                        let (drafted, counts) = answer(max_draft, n_ctx, n);
+                        assert!(drafted == plain, "{temperature} {max_draft} {n_ctx}");
+                        assert!(counts.accepted <= counts.drafted);
+                        n_accepted += counts.accepted;
+                    }
+                }
+            }
+        }
+    }
+    assert!(n_accepted > 100, "{n_accepted}");
+}
+
+/// Whoever breaks off in the middle of a guess finds the session as if there had been none.
+#[test]
+fn a_text_broken_off_leaves_no_guesses() {
+    let model = pocket();
+    let prompt: Vec<u32> = (0..60).map(|i| 300 + i % 5).collect();
+    let mut session = model.session().threads(1).build().unwrap();
+    for n in 1..40 {
+        let mut generation = session.generate(&prompt[..], &greedy(100)).unwrap();
+        for _ in 0..n {
+            generation.next_token().unwrap();
+        }
+        let ids = generation.tokens().to_vec();
+        drop(generation);
+        assert_eq!(
+            session.tokens(),
+            [&prompt[..], &ids[..ids.len() - 1]].concat()
+        );
+    }
 }
 
 #[test]

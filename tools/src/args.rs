@@ -10,8 +10,8 @@ use clap::builder::TypedValueParser as _;
 use tandem_engine::adapters::calibration::Kind;
 use tandem_engine::chat::TemplateArgs;
 use tandem_engine::{
-    AdapterType, Composition, Compute, DType, Level, MAX_PENALTY_WINDOW, Model, Sampling, Session,
-    SessionError, SessionOptions, SharedPool, ThreadPool, threads,
+    AdapterType, Composition, Compute, DType, Level, MAX_DRAFT, MAX_PENALTY_WINDOW, Model,
+    Sampling, Session, SessionError, SessionOptions, SharedPool, ThreadPool, threads,
 };
 
 use crate::adapters::{Parts, bundle_for};
@@ -397,6 +397,10 @@ pub(crate) struct SamplerArgs {
     /// Seed of the random numbers; -1 is a new one each time, told on stderr
     #[arg(long, short, value_name = "S", default_value = "-1", value_parser = seed, allow_negative_numbers = true)]
     pub seed: Seed,
+    /// Guess up to N tokens ahead from what the text said before, and evaluate them beside the next; 0 is
+    /// off. The text is the same
+    #[arg(long, value_name = "N", default_value = "15", value_parser = max_draft)]
+    pub max_draft: usize,
     /// End the text before this one, which is not printed; several may be given
     #[arg(long, value_name = "TEXT", value_parser = stop_string)]
     pub stop: Vec<String>,
@@ -454,6 +458,7 @@ impl SamplerArgs {
             Seed::Fixed(seed) => seed,
             Seed::Random => clock_seed(),
         };
+        sampling.max_draft = self.max_draft;
         sampling.stop.clone_from(&self.stop);
         sampling
     }
@@ -470,6 +475,13 @@ fn top_k(text: &str) -> std::result::Result<usize, String> {
         _ => text
             .parse()
             .map_err(|_| "a number is wanted, or -1 for all tokens".to_string()),
+    }
+}
+
+fn max_draft(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n <= MAX_DRAFT => Ok(n),
+        _ => Err(format!("a number up to {MAX_DRAFT} is wanted")),
     }
 }
 

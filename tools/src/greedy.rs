@@ -16,6 +16,7 @@ pub(crate) fn answer(
     let mut generation = session.generate(prompt, &sampling)?;
     while generation.next_token()?.is_some() {}
     let ids = generation.tokens().to_vec();
+    drop(generation);
     let vocab = session.model().tokenizer()?.vocab();
     let text = vocab.decode(&ids, ControlTokens::Hide)?;
     Ok((text.trim().to_string(), ids.len()))

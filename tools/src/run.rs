@@ -60,6 +60,9 @@ struct Report {
     prompt_tokens_per_second: f64,
     /// Null where fewer than two tokens were generated.
     generated_tokens_per_second: Option<f64>,
+    /// Tokens guessed ahead, and those of them that came.
+    n_drafted: usize,
+    n_accepted: usize,
     stop: &'static str,
     /// The one of `--stop` that it was.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let stop = generation.stop_reason().unwrap_or(StopReason::Cancelled);
     let stop_string = generation.stop_string().map(str::to_string);
     let timings = generation.timings();
+    let drafts = generation.draft_counts();
     let first = opened + timings.prompt;
 
     let report = Report {
@@ -115,6 +119,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         prompt_tokens_per_second: prompt.len() as f64 / timings.prompt.as_secs_f64(),
         generated_tokens_per_second: (ids.len() > 1)
             .then(|| (ids.len() - 1) as f64 / timings.decode.as_secs_f64()),
+        n_drafted: drafts.drafted,
+        n_accepted: drafts.accepted,
         stop: stop.name(),
         stop_string,
         seed: sampling.seed,
@@ -170,7 +176,11 @@ impl Report {
         let speed = self.generated_tokens_per_second;
         let speed = speed.map_or(String::new(), |s| format!(", {s:.1} tokens/s"));
         let (n, stop, seed) = (self.n_generated, self.stop, self.seed);
-        tell!("{n} tokens generated{speed}; stopped: {stop}; seed {seed}");
+        let drafts = match self.n_drafted {
+            0 => String::new(),
+            n_drafted => format!("; {} of {n_drafted} guessed tokens came", self.n_accepted),
+        };
+        tell!("{n} tokens generated{speed}; stopped: {stop}; seed {seed}{drafts}");
     }
 }
 

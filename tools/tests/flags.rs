@@ -42,6 +42,39 @@ fn a_stop_string_ends_the_text_and_is_not_printed() {
 }
 
 #[test]
+fn guesses_are_counted_and_change_nothing() {
+    let model = fixture("pocket-q8_0.gguf");
+    let report = |most: &str| {
+        tandem!(
+            "run",
+            "--json",
+            "--raw",
+            "-m",
+            model,
+            "--temp",
+            "0",
+            "-n",
+            "80",
+            "-p",
+            "the library, the library, the library, the library,",
+            "--max-draft",
+            most
+        )
+        .ok()
+        .json()
+    };
+    let (plain, guessed) = (report("0"), report("15"));
+    assert_eq!(plain["ids"], guessed["ids"]);
+    assert_eq!(
+        (&plain["n_drafted"], &plain["n_accepted"]),
+        (&0.into(), &0.into())
+    );
+    let (drafted, accepted) = (&guessed["n_drafted"], &guessed["n_accepted"]);
+    assert!(accepted.as_u64() > Some(0) && accepted.as_u64() <= drafted.as_u64());
+    tandem!("run", "-m", model, "-p", "a", "--max-draft", "16").fails(2, "a number up to 15");
+}
+
+#[test]
 fn flags_are_taken_as_people_know_them() {
     let model = fixture("pocket-q8_0.gguf");
     let text = |args: &[&str]| {

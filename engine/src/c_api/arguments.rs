@@ -8,7 +8,7 @@ use std::string::String;
 use super::failure::Failure;
 use super::generate::tandem_generate_options;
 use super::tandem_status::{TANDEM_ARGUMENT, TANDEM_TEXT};
-use crate::{MAX_PENALTY_WINDOW, Sampling};
+use crate::{MAX_DRAFT, MAX_PENALTY_WINDOW, Sampling};
 
 pub(super) fn argument(message: impl Into<String>) -> Failure {
     Failure {
@@ -56,6 +56,10 @@ pub(super) fn sampling(options: &tandem_generate_options) -> Result<Sampling, Fa
         o.penalty_window as usize <= MAX_PENALTY_WINDOW,
         "penalty_window must be at most 4096",
     )?;
+    wanted(
+        o.max_draft as usize <= MAX_DRAFT,
+        "max_draft must be at most 15",
+    )?;
     Ok(Sampling {
         max_tokens: o.max_tokens as usize,
         stop: Vec::new(),
@@ -69,6 +73,7 @@ pub(super) fn sampling(options: &tandem_generate_options) -> Result<Sampling, Fa
         top_p: o.top_p,
         min_p: o.min_p,
         seed: o.seed,
+        max_draft: o.max_draft as usize,
     })
 }
 

@@ -60,6 +60,9 @@ pub struct tandem_generate_options {
     pub presence_penalty: f32,
     /// How many tokens count as recent, at most 4096. Default: 64.
     pub penalty_window: u32,
+    /// The most tokens, up to 15, that are guessed from what the text said before and evaluated beside the next
+    /// one; 0 is off. The text is the same. Default: 15.
+    pub max_draft: u32,
     /// How many texts `stop` has. Default: 0.
     pub n_stop: u32,
     /// Texts in UTF-8, each with a zero at its end, that end the answer and are not part of it. They are
@@ -124,6 +127,7 @@ fn generate_defaults() -> tandem_generate_options {
         frequency_penalty: s.frequency_penalty,
         presence_penalty: s.presence_penalty,
         penalty_window: s.penalty_window as u32,
+        max_draft: s.max_draft as u32,
         n_stop: 0,
         stop: std::ptr::null(),
     }

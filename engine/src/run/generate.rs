@@ -5,9 +5,11 @@ use alloc::vec::Vec;
 #[cfg(feature = "std")]
 use std::time::{Duration, Instant};
 
+use super::draft::{DraftCounts, Drafts, MAX_DRAFT};
 use super::sampler::{Sampler, Sampling};
 use super::session::Session;
 use super::stop::StopStrings;
+use crate::buffer::zeroed;
 use crate::tokenizer::{ControlTokens, StreamDecoder};
 use crate::{Error, Prompt, SessionError};
 
@@ -67,12 +69,83 @@ pub struct Generation<'s> {
     /// What of the prompt is left to evaluate.
     rest: Vec<u32>,
     tokens: Vec<u32>,
+    drafts: Drafts,
+    pass: Pass,
     max_tokens: usize,
     stop_reason: Option<StopReason>,
     /// Which of the stop strings it was.
     stopped_by: Option<usize>,
     #[cfg(feature = "std")]
     clock: Clock,
+}
+
+/// The last pass: its guesses, and the logits of its rows that are still to be looked at.
+#[derive(Debug, Default)]
+struct Pass {
+    /// What the rows after the first were evaluated for.
+    draft: Vec<u32>,
+    /// Of the rows, `[1 + draft.len(), n_vocab]`.
+    logits: Vec<f32>,
+    /// How many of the guesses have come.
+    n_accepted: usize,
+}
+
+impl Pass {
+    /// Makes room for the logits of the last token and the guesses; where there is none, there are no guesses.
+    fn reserve(&mut self, n_vocab: usize) {
+        let n_floats = (1 + self.draft.len()) * n_vocab;
+        if self.draft.is_empty() || n_floats <= self.logits.len() {
+            return;
+        }
+        match zeroed(n_floats) {
+            Ok(logits) => self.logits = logits,
+            Err(_) => self.draft.clear(),
+        }
+    }
+
+    /// Evaluates `last` and the guesses after it.
+    fn evaluate(&mut self, session: &mut Session, last: u32) -> Result<(), SessionError> {
+        let n_rows = 1 + self.draft.len();
+        let n_floats = n_rows * session.model().config().n_vocab;
+        self.n_accepted = 0;
+        let mut tokens = [0; 1 + MAX_DRAFT];
+        tokens[0] = last;
+        tokens[1..n_rows].copy_from_slice(&self.draft);
+        session.eval_few(&tokens[..n_rows], &mut self.logits[..n_floats])
+    }
+
+    /// The logits after the guess that came last, `[n_vocab]`.
+    fn next_row(&mut self, n_vocab: usize) -> Option<&mut [f32]> {
+        match self.draft.is_empty() {
+            true => None,
+            false => Some(&mut self.logits[self.n_accepted * n_vocab..][..n_vocab]),
+        }
+    }
+}
+
+/// Seconds since it was made, where there is a clock.
+struct Stopwatch {
+    #[cfg(feature = "std")]
+    start: Instant,
+}
+
+impl Stopwatch {
+    fn start() -> Stopwatch {
+        Stopwatch {
+            #[cfg(feature = "std")]
+            start: Instant::now(),
+        }
+    }
+
+    #[cfg(feature = "std")]
+    fn seconds(&self) -> Option<f32> {
+        Some(self.start.elapsed().as_secs_f32())
+    }
+
+    #[cfg(not(feature = "std"))]
+    fn seconds(&self) -> Option<f32> {
+        None
+    }
 }
 
 /// When what happened.
@@ -147,6 +220,8 @@ impl<'s> Generation<'s> {
             n_prompt: prompt.len(),
             rest,
             tokens: Vec::new(),
+            drafts: Drafts::new(prompt, sampling.max_draft),
+            pass: Pass::default(),
             max_tokens: sampling.max_tokens,
             stop_reason: None,
             stopped_by: None,
@@ -191,6 +266,11 @@ impl<'s> Generation<'s> {
     /// The tokens generated so far, one that ends the text included.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// How many tokens were guessed ahead so far, see [`Sampling::max_draft`].
+    pub fn draft_counts(&self) -> DraftCounts {
+        self.drafts.counts()
     }
 
     /// Why it ended; `None` while it goes on.
@@ -239,30 +319,26 @@ impl<'s> Generation<'s> {
         if self.stop_reason.is_some() {
             return Ok(None);
         }
-        let logits = match self.tokens.last() {
-            None => self.session.eval(&self.rest),
-            Some(_) if self.session.is_full() => {
-                self.stop_reason = Some(StopReason::ContextFull);
-                return Ok(None);
-            }
-            Some(token) => self.session.step(*token),
+        let n_vocab = self.session.model().config().n_vocab;
+        let picked = match self.pass.next_row(n_vocab) {
+            Some(logits) => Ok(self.sampler.pick(logits)),
+            None => self.evaluate_next(),
         };
-        let logits = match logits {
-            Ok(logits) => logits,
+        let token = match picked {
+            Ok(token) => token,
             Err(SessionError::Interrupted) => {
                 self.stop_reason = Some(StopReason::Cancelled);
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
         };
-        self.rest.clear();
-        if self.max_tokens == 0 {
-            self.stop_reason = Some(StopReason::MaxTokens);
+        if self.stop_reason.is_some() {
             return Ok(None);
         }
-        let token = self.sampler.pick(logits);
         self.sampler.accept_all(&[token]);
         self.tokens.push(token);
+        self.drafts.push(token);
+        self.check_draft(token);
         #[cfg(feature = "std")]
         {
             let now = Instant::now();
@@ -275,6 +351,70 @@ impl<'s> Generation<'s> {
             self.stop_reason = Some(StopReason::MaxTokens);
         }
         Ok(Some(token))
+    }
+
+    /// Evaluates the last token, or what is left of the prompt, with guesses beside it where that pays, and
+    /// picks the next one. Where there is none it notes why.
+    fn evaluate_next(&mut self) -> Result<u32, SessionError> {
+        let Some(last) = self.tokens.last().copied() else {
+            let logits = self.session.eval(&self.rest)?;
+            self.rest.clear();
+            if self.max_tokens == 0 {
+                self.stop_reason = Some(StopReason::MaxTokens);
+                return Ok(0);
+            }
+            return Ok(self.sampler.pick(logits));
+        };
+        let n_left = self.session.n_ctx() - self.session.tokens().len();
+        if n_left == 0 {
+            self.stop_reason = Some(StopReason::ContextFull);
+            return Ok(0);
+        }
+        // The token after the last guess is picked, too.
+        let most = (self.max_tokens - self.tokens.len()).min(n_left);
+        let room = most.min(self.session.n_batch()) - 1;
+        let n_vocab = self.session.model().config().n_vocab;
+        self.drafts.guess(room, &mut self.pass.draft);
+        self.pass.reserve(n_vocab);
+        let n_rows = 1 + self.pass.draft.len();
+        let clock = Stopwatch::start();
+        if n_rows == 1 {
+            let logits = self.session.step(last)?;
+            self.drafts.note_pass(1, clock.seconds());
+            return Ok(self.sampler.pick(logits));
+        }
+        let result = self.pass.evaluate(self.session, last);
+        if result.is_err() {
+            self.pass.draft.clear();
+        }
+        result?;
+        self.drafts.note_pass(n_rows, clock.seconds());
+        Ok(self.sampler.pick(&mut self.pass.logits[..n_vocab]))
+    }
+
+    /// Compares the token just picked with its guess, if there is one; ends the pass where that failed, or
+    /// was the last.
+    fn check_draft(&mut self, token: u32) {
+        if self.pass.draft.get(self.pass.n_accepted) == Some(&token) {
+            self.pass.n_accepted += 1;
+        } else {
+            self.end_pass();
+        }
+    }
+
+    /// Forgets what was evaluated for guesses that did not come.
+    fn end_pass(&mut self) {
+        if self.pass.draft.is_empty() {
+            return;
+        }
+        self.drafts
+            .note_outcome(self.pass.n_accepted, self.pass.draft.len());
+        self.pass.draft.clear();
+        let n = self.n_prompt + self.tokens.len() - 1;
+        if self.session.tokens().len() > n {
+            let kept = self.session.rewind(n);
+            debug_assert_eq!(kept, n);
+        }
     }
 
     /// The text that becomes whole by the next tokens; `None` at the end.
@@ -297,6 +437,13 @@ impl<'s> Generation<'s> {
             None => rest.push_str(&self.stop_strings.finish()),
         }
         Ok(Some(rest).filter(|rest| !rest.is_empty()))
+    }
+}
+
+impl Drop for Generation<'_> {
+    /// The session has what was evaluated of the text, and no guesses.
+    fn drop(&mut self) {
+        self.end_pass();
     }
 }
 

@@ -1,5 +1,6 @@
 //! Running models: the worker that evaluates sequences, the session that answers texts.
 
+mod draft;
 #[cfg(feature = "std")]
 mod follow;
 mod generate;
@@ -14,6 +15,7 @@ mod stop;
 pub mod threads;
 mod worker;
 
+pub use draft::{DraftCounts, MAX_DRAFT};
 #[cfg(feature = "std")]
 pub use generate::Timings;
 pub use generate::{Generation, StopReason};

@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::draft::MAX_DRAFT;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use tandem_kernels::{Level, max, softmax};
@@ -46,6 +47,10 @@ pub struct Sampling {
     pub min_p: f32,
     /// Seed of the random numbers: the same seed gives the same text.
     pub seed: u64,
+    /// The most tokens, up to 15, that are guessed from what the text said before and evaluated beside the next
+    /// one; 0 is off. The text is the same; where it repeats itself or the prompt it comes sooner, and
+    /// where guesses fail they are given up.
+    pub max_draft: usize,
 }
 
 impl Default for Sampling {
@@ -76,6 +81,7 @@ impl Sampling {
             top_p: 1.0,
             min_p: 0.0,
             seed: 0,
+            max_draft: MAX_DRAFT,
         }
     }
 
@@ -88,6 +94,12 @@ impl Sampling {
     /// The same with at most `n` tokens.
     pub fn max_tokens(mut self, n: usize) -> Sampling {
         self.max_tokens = n;
+        self
+    }
+
+    /// The same with at most `n` tokens guessed ahead.
+    pub fn max_draft(mut self, n: usize) -> Sampling {
+        self.max_draft = n;
         self
     }
 

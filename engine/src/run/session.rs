@@ -276,6 +276,17 @@ impl Session {
         Ok(())
     }
 
+    /// Evaluates at most a batch of tokens as [`Session::eval`] does, with the logits after each,
+    /// `[tokens.len(), n_vocab]`.
+    pub(super) fn eval_few(
+        &mut self,
+        tokens: &[u32],
+        logits: &mut [f32],
+    ) -> Result<(), SessionError> {
+        self.check(tokens)?;
+        forward(&mut self.worker, &mut self.sequence, tokens, logits)
+    }
+
     /// Checks all tokens at once, so that of several batches none is evaluated where one cannot be.
     fn check(&self, tokens: &[u32]) -> Result<(), SessionError> {
         if tokens.is_empty() {

@@ -160,6 +160,7 @@ fn refuses_null_and_senseless_arguments() {
         TANDEM_ARGUMENT,
         "penalty_window",
     );
+    fails(change(|o| o.max_draft = 16), TANDEM_ARGUMENT, "max_draft");
     fails(change(|o| o.raw = 2), TANDEM_ARGUMENT, "raw");
     let status = generate(session, b"caf\xe9", &greedy(), |_| true).0;
     fails(status, TANDEM_TEXT, "UTF-8");
