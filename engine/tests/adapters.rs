@@ -221,6 +221,7 @@ fn a_composition_computes_what_the_changed_weights_do() {
         "gemma3",
         "phi3",
         "gemma2",
+        "gemma4",
         "granite",
         "exaone4",
         "smollm3",
@@ -242,7 +243,7 @@ fn a_composition_computes_what_the_changed_weights_do() {
             let is_matrix = gguf
                 .tensor(&format!("{name}.weight"))
                 .is_some_and(|t| t.shape().len() == 2);
-            is_matrix && name != "token_embd"
+            is_matrix && !name.ends_with("token_embd")
         };
         let mut loras = Vec::new();
         for t in gguf.tensors() {

@@ -81,7 +81,7 @@ fn files_may_say_which_layers_have_a_window() {
 }
 
 #[test]
-fn a_list_with_the_same_for_all_layers_is_as_good_as_a_number() {
+fn a_list_has_a_number_for_each_layer() {
     let listed = |n_ff: &[u32], n_head_kv: &[u32]| {
         gemma3(|w| {
             w.add_array(N_FF, n_ff).unwrap();
@@ -95,12 +95,21 @@ fn a_list_with_the_same_for_all_layers_is_as_good_as_a_number() {
             .attentions()
             .all(|attention| attention.n_head_kv == 2)
     );
-    let wrong = listed(&[32; 6], &[2, 2, 2, 1, 2, 2]).unwrap_err();
-    assert!(
-        wrong.contains("head_count_kv") && wrong.contains("differ"),
-        "{wrong}"
-    );
-    assert!(listed(&[], &[2; 6]).unwrap_err().contains("empty"));
+    let differ = listed(&[32, 32, 32, 32, 48, 48], &[2, 2, 2, 1, 2, 2]).unwrap();
+    let n_ff: Vec<_> = differ.layers.iter().map(|layer| layer.ffn.n_ff()).collect();
+    assert_eq!(n_ff, [32, 32, 32, 32, 48, 48]);
+    let n_head_kv: Vec<_> = differ.attentions().map(|a| a.n_head_kv).collect();
+    assert_eq!(n_head_kv, [2, 2, 2, 1, 2, 2]);
+    for (n_ff, n_head_kv, key) in [
+        (&[][..], &[2; 6][..], "feed_forward_length"),
+        (&[32; 7], &[2; 6], "feed_forward_length"),
+        (&[32; 6], &[2; 5], "head_count_kv"),
+        (&[32; 6], &[2, 2, 3, 2, 2, 2], "head_count_kv"),
+        (&[32; 6], &[2, 2, 0, 2, 2, 2], "head_count_kv"),
+    ] {
+        let wrong = listed(n_ff, n_head_kv).unwrap_err();
+        assert!(wrong.contains(key), "{wrong}");
+    }
 }
 
 /// What a peer's model says with one key more, or with another value of it; the model is none if it is not here.

@@ -135,6 +135,7 @@ fn every_recipe_agrees_with_peft() {
         ("stablelm", 13),
         ("mistral3", 3),
         ("gemma2", 3),
+        ("gemma4", 3),
     ] {
         let model = Model::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
         let folder = shared(&format!("peer/logits/{name}-lora")).unwrap();

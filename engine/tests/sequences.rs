@@ -108,6 +108,7 @@ fn a_prompt_in_pieces_has_the_bits_of_the_whole() {
         "gemma3-f16",
         "phi3-f16",
         "gemma2-f16",
+        "gemma4-f16",
     ];
     for (name, model) in models(&peers) {
         for kind in [AdapterType::Q8, AdapterType::F16] {
@@ -224,6 +225,7 @@ fn a_pass_of_several_sequences_gives_each_the_bits_that_it_gets_alone() {
         "phi3-f16",
         "mistral3-f16",
         "gemma2-f16",
+        "gemma4-f16",
     ];
     for (name, model) in models(&peers) {
         for kind in [AdapterType::F32, AdapterType::Q8, AdapterType::Q4] {

@@ -192,6 +192,7 @@ fn exact_logits_are_those_of_transformers() {
         "granite",
         "qwen3vl",
         "gemma2",
+        "gemma4",
         "exaone4",
         "hunyuan-dense",
         "glm4",

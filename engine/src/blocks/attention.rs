@@ -2,6 +2,7 @@
 //! `y = o attention(rope(q x), rope(k x), v x)`.
 
 use alloc::format;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
@@ -35,6 +36,12 @@ pub struct AttentionConfig {
     pub norm_after_rope: bool,
     /// Whether queries and keys are normalized as whole rows instead of head by head.
     pub norms_rows: bool,
+    /// Whether values are normalized head by head, without a weight.
+    pub norms_values: bool,
+    /// Whether the keys' projection, before it is normalized and turned, gives the values, too.
+    pub values_are_keys: bool,
+    /// The earlier layer whose keys and values are seen in the place of own ones.
+    pub shared_kv: Option<usize>,
     /// What queries far from the start are multiplied with.
     pub temperature: Option<Temperature>,
 }
@@ -68,18 +75,32 @@ impl AttentionConfig {
         self.n_head_kv * self.head_dim
     }
 
-    pub(crate) fn linears(&self, n_embd: usize) -> [LinearSpec; 4] {
+    /// Whether the layer has keys of its own.
+    pub(crate) fn has_keys(&self) -> bool {
+        self.shared_kv.is_none()
+    }
+
+    /// Whether the layer has a projection for values alone.
+    pub(crate) fn has_values(&self) -> bool {
+        self.has_keys() && !self.values_are_keys
+    }
+
+    pub(crate) fn linears(&self, n_embd: usize) -> ArrayVec<LinearSpec, 4> {
         let linear = LinearSpec::new;
         let turned = |part, n_out| LinearSpec {
             turned_head: Some(self.head_dim),
             ..linear(part, n_out, n_embd, 0)
         };
-        [
-            turned("attn_q", self.n_q()),
-            turned("attn_k", self.n_kv()),
-            linear("attn_v", self.n_kv(), n_embd, 0),
-            linear("attn_output", n_embd, self.n_q(), 1),
-        ]
+        let mut all = ArrayVec::new();
+        all.push(turned("attn_q", self.n_q()));
+        if self.has_keys() {
+            all.push(turned("attn_k", self.n_kv()));
+        }
+        if self.has_values() {
+            all.push(linear("attn_v", self.n_kv(), n_embd, 0));
+        }
+        all.push(linear("attn_output", n_embd, self.n_q(), 1));
+        all
     }
 
     pub(crate) fn fused(&self) -> &'static [FusedSpec] {
@@ -98,14 +119,16 @@ pub struct Attention {
     pub config: AttentionConfig,
     /// Queries, `[n_q, n_embd]`.
     pub q: Linear,
-    /// Keys, `[n_kv, n_embd]`.
-    pub k: Linear,
-    /// Values, `[n_kv, n_embd]`.
-    pub v: Linear,
+    /// Keys, `[n_kv, n_embd]`; none where another layer's are seen.
+    pub k: Option<Linear>,
+    /// Values, `[n_kv, n_embd]`; none where another layer's are seen, or where they are the keys.
+    pub v: Option<Linear>,
     /// On each query head, `[head_dim]`, or on all of a row, `[n_q]`; empty where there is none.
     pub q_norm: Vec<f32>,
     /// On each key head, `[head_dim]`, or on all of a row, `[n_kv]`; empty where there is none.
     pub k_norm: Vec<f32>,
+    /// On each value head, `[head_dim]`, all 1; empty where there is none.
+    v_norm: Vec<f32>,
     /// Back to the residual stream, `[n_embd, n_q]`.
     pub o: Linear,
 }
@@ -121,35 +144,60 @@ impl Attention {
             true => (config.n_q(), config.n_kv()),
             false => (config.head_dim, config.head_dim),
         };
+        let q = tensors.linear_of_layer(i, "attn_q", "attn_qkv")?;
+        let (mut k, mut v, mut k_norm) = (None, None, Vec::new());
+        let k_norm_name = format!("blk.{i}.attn_k_norm.weight");
+        if config.has_keys() {
+            k = Some(tensors.linear_of_layer(i, "attn_k", "attn_qkv")?);
+            k_norm = tensors.vector(&k_norm_name, n_k)?;
+        } else {
+            // Some files carry these, and nobody reads them.
+            for part in ["attn_k.weight", "attn_v.weight", "attn_k_norm.weight"] {
+                tensors.ignore(&format!("blk.{i}.{part}"));
+            }
+        }
+        if config.has_values() {
+            v = Some(tensors.linear_of_layer(i, "attn_v", "attn_qkv")?);
+        }
         let this = Attention {
-            q: tensors.linear_of_layer(i, "attn_q", "attn_qkv")?,
-            k: tensors.linear_of_layer(i, "attn_k", "attn_qkv")?,
-            v: tensors.linear_of_layer(i, "attn_v", "attn_qkv")?,
+            q,
+            k,
+            v,
             q_norm: tensors.vector(&format!("blk.{i}.attn_q_norm.weight"), n_q)?,
-            k_norm: tensors.vector(&format!("blk.{i}.attn_k_norm.weight"), n_k)?,
+            k_norm,
+            v_norm: match config.norms_values {
+                true => vec![1.0; config.head_dim],
+                false => Vec::new(),
+            },
             o: tensors.linear_of_layer(i, "attn_output", "")?,
             config: config.clone(),
         };
-        for (vector, tensor) in [
-            (&this.q.bias, "attn_q.bias"),
-            (&this.k.bias, "attn_k.bias"),
-            (&this.v.bias, "attn_v.bias"),
-            (&this.o.bias, "attn_output.bias"),
-            (&this.q_norm, "attn_q_norm.weight"),
-            (&this.k_norm, "attn_k_norm.weight"),
+        let has_bias = |linear: &Linear| !linear.bias.is_empty();
+        let (q_norm, k_norm) = (&this.q_norm, &this.k_norm);
+        for (is_there, tensor) in [
+            (has_bias(&this.q), "attn_q.bias"),
+            (this.k.as_ref().is_none_or(has_bias), "attn_k.bias"),
+            (this.v.as_ref().is_none_or(has_bias), "attn_v.bias"),
+            (has_bias(&this.o), "attn_output.bias"),
+            (!q_norm.is_empty(), "attn_q_norm.weight"),
+            (this.k.is_none() || !k_norm.is_empty(), "attn_k_norm.weight"),
         ] {
-            tensors.check_needed(i, tensor, !vector.is_empty())?;
+            tensors.check_needed(i, tensor, is_there)?;
         }
         Ok(this)
     }
 
     /// The linears, in the order of their ids.
-    pub fn linears(&self) -> [&Linear; 4] {
-        [&self.q, &self.k, &self.v, &self.o]
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let (k, v) = (self.k.iter(), self.v.iter());
+        core::iter::once(&self.q).chain(k).chain(v).chain([&self.o])
     }
 
     /// The rows in `scratch.h` to `scratch.y`, both `[n_rows, n_embd]`, with the states of layer `i`.
     pub(super) fn forward(&self, pass: &mut Pass<'_, '_>, i: usize) {
+        let Some(k) = &self.k else {
+            return self.forward_rows(pass, i);
+        };
         let (n_rows, n_kv) = (pass.n_rows(), self.config.n_kv());
         let Pass {
             step,
@@ -157,18 +205,29 @@ impl Attention {
             scratch: s,
             ..
         } = &mut *pass;
-        let h = s.h.input(step, config.n_embd, &[&self.q, &self.k, &self.v]);
-        let (q, k_v) = s.y.split_at_mut(n_rows * self.config.n_q());
-        let (k, v) = k_v[..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
+        let (q_y, k_v) = s.y.split_at_mut(n_rows * self.config.n_q());
+        let (k_y, v_y) = k_v[..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
         let job = |linear, y| Job { linear, y };
-        let jobs = [job(&self.q, q), job(&self.k, k), job(&self.v, v)];
-        matmul_many(step, h, jobs, &mut s.ranks);
+        let (q_job, k_job) = (job(&self.q, q_y), job(k, k_y));
+        match &self.v {
+            Some(v) => {
+                let h = s.h.input(step, config.n_embd, &[&self.q, k, v]);
+                matmul_many(step, h, [q_job, k_job, job(v, v_y)], &mut s.ranks);
+            }
+            None => {
+                let h = s.h.input(step, config.n_embd, &[&self.q, k]);
+                matmul_many(step, h, [q_job, k_job], &mut s.ranks);
+            }
+        }
         self.store(pass, i, n_rows * self.config.n_q());
         self.attend(pass, i);
     }
 
     /// Takes the rows in `scratch.h` up into the states of layer `i`, and no more.
     pub(super) fn forward_state(&self, pass: &mut Pass<'_, '_>, i: usize) {
+        let Some(k) = &self.k else {
+            return;
+        };
         let (n_rows, n_kv) = (pass.n_rows(), self.config.n_kv());
         let Pass {
             step,
@@ -176,10 +235,18 @@ impl Attention {
             scratch: s,
             ..
         } = &mut *pass;
-        let h = s.h.input(step, config.n_embd, &[&self.k, &self.v]);
-        let (k, v) = s.y[..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
+        let (k_y, v_y) = s.y[..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
         let job = |linear, y| Job { linear, y };
-        matmul_many(step, h, [job(&self.k, k), job(&self.v, v)], &mut s.ranks);
+        match &self.v {
+            Some(v) => {
+                let h = s.h.input(step, config.n_embd, &[k, v]);
+                matmul_many(step, h, [job(k, k_y), job(v, v_y)], &mut s.ranks);
+            }
+            None => {
+                let h = s.h.input(step, config.n_embd, &[k]);
+                matmul_many(step, h, [job(k, k_y)], &mut s.ranks);
+            }
+        }
         self.store(pass, i, 0);
     }
 
@@ -211,7 +278,17 @@ impl Attention {
             spans,
         } = pass;
         let (k, v) = s.y[at..][..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
+        if self.v.is_none() {
+            v.copy_from_slice(k);
+        }
         Heads::new(self, config, &self.k_norm, &s.angles).turn(step, k, n_kv);
+        if !self.v_norm.is_empty() {
+            let heads = Heads {
+                rope: None,
+                ..Heads::new(self, config, &self.v_norm, &s.angles)
+            };
+            heads.turn(step, v, n_kv);
+        }
         for span in spans.iter_mut() {
             let kv = kv_of(&mut span.states[i]);
             let row = span.rows.start * n_kv..span.rows.end * n_kv;
@@ -269,7 +346,7 @@ impl Attention {
         for span in spans.iter_mut().filter(|span| !span.rows.is_empty()) {
             let (own, others) = rest.split_at_mut(span.rows.len() * self.config.n_q());
             rest = others;
-            let kv = kv_of(&mut span.states[i]);
+            let kv = kv_of(&mut span.states[self.config.shared_kv.unwrap_or(i)]);
             let span = SpanAttention::new(&self.config, span.rows.start, kv, span.first, own);
             n_tasks += span.n_tasks();
             attending.push(span);
@@ -287,8 +364,10 @@ impl Attention {
 
 /// The cache of a layer of this kind.
 fn kv_of(state: &mut MixerState) -> &mut Kv {
-    let MixerState::Kv(kv) = state;
-    kv
+    match state {
+        MixerState::Kv(kv) => kv,
+        MixerState::None => unreachable!("a layer without keys is not asked for them"),
+    }
 }
 
 /// How heads are normalized and turned.

@@ -1,7 +1,7 @@
 //! One layer of any blocks.
 //!
-//! Of the last layer's results only those are computed that somebody wants: the mixer takes all rows up, and
-//! then those without a reader leave the batch.
+//! Behind the last layer that remembers anything only those rows are computed that somebody wants: its mixer
+//! takes all rows up, and then those without a reader leave the batch.
 
 use core::ops::Range;
 
@@ -40,16 +40,22 @@ pub(crate) fn layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward(pass, i),
     }
-    after_mixer(pass, w);
+    after_mixer(pass, i, w);
 }
 
-/// Runs the last layer, `i`, on the rows in `scratch.x`, and leaves the results of the rows of `narrow` there,
-/// one after the other.
-pub(crate) fn last_layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer, narrow: &Narrow<'_>) {
+/// Runs layer `i` on the rows in `scratch.x`, and leaves the results of the rows of `narrow` there, one after
+/// the other. The pass goes on with these.
+pub(crate) fn layer_to_narrow<'p>(
+    pass: &mut Pass<'p, '_>,
+    i: usize,
+    w: &Layer,
+    narrow: &Narrow<'p>,
+) {
     normalize_rows(pass, w.mixer_norm.as_ref());
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward_state(pass, i),
     }
+    pass.step.batch = narrow.batch;
     if narrow.batch.n_rows() == 0 {
         return;
     }
@@ -61,25 +67,17 @@ pub(crate) fn last_layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer, narrow: &
         narrow.keep(&mut angles.cos, angles.n_pairs);
         narrow.keep(&mut angles.sin, angles.n_pairs);
     }
+    narrow.keep(&mut s.per_layer, s.per_layer_row.len());
     let mut end = 0;
     for (span, n_kept) in pass.spans.iter_mut().zip(narrow.n_kept) {
         span.first += span.rows.len() - n_kept;
         span.rows = end..end + n_kept;
         end = span.rows.end;
     }
-    let mut pass = Pass {
-        step: Step {
-            batch: narrow.batch,
-            ..pass.step
-        },
-        config: pass.config,
-        scratch: pass.scratch,
-        spans: pass.spans,
-    };
     match &w.mixer {
-        Mixer::Attention(attention) => attention.forward_rows(&mut pass, i),
+        Mixer::Attention(attention) => attention.forward_rows(pass, i),
     }
-    after_mixer(&mut pass, w);
+    after_mixer(pass, i, w);
 }
 
 /// The rows of a batch whose results are wanted: the last ones of each span.
@@ -114,15 +112,9 @@ fn normalize_rows(pass: &mut Pass<'_, '_>, norm: Option<&Norm>) {
     normalize(&pass.step, norm, &s.x[..x_len], &mut s.h.f32);
 }
 
-/// What comes behind the mixer, whose results are in `scratch.y`.
-fn after_mixer(pass: &mut Pass<'_, '_>, w: &Layer) {
-    let config = pass.config;
-    let (n_rows, n_embd) = (pass.n_rows(), config.n_embd);
-    let norm = |norm| RowNorm::new(config, norm);
-    let s = &mut *pass.scratch;
-    let (x, delta) = (&mut s.x[..n_rows * n_embd], &mut s.y[..n_rows * n_embd]);
-    let post_norm = w.post_mixer_norm.as_ref().map(norm);
-    add(&pass.step, post_norm, config, x, delta);
+/// What comes behind the mixer of layer `i`, whose results are in `scratch.y`.
+fn after_mixer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
+    add_results(pass, w.post_mixer_norm.as_ref());
 
     // x += ffn(norm(x))
     normalize_rows(pass, w.ffn_norm.as_ref());
@@ -130,8 +122,23 @@ fn after_mixer(pass: &mut Pass<'_, '_>, w: &Layer) {
         Ffn::Gated(gated) => gated.forward(pass),
         Ffn::Mlp(mlp) => mlp.forward(pass),
     }
+    add_results(pass, w.post_ffn_norm.as_ref());
+
+    if let Some(per_layer) = &w.per_layer {
+        per_layer.forward(pass, i);
+        add_results(pass, Some(&per_layer.norm));
+    }
+    if w.output_scale != 1.0 {
+        let n = pass.n_rows() * pass.config.n_embd;
+        let x = &mut pass.scratch.x[..n];
+        x.iter_mut().for_each(|x| *x *= w.output_scale);
+    }
+}
+
+/// `x += norm(y)`, or `x += y` without one, of what a block left in `scratch.y`.
+fn add_results(pass: &mut Pass<'_, '_>, norm: Option<&Norm>) {
+    let (config, n) = (pass.config, pass.n_rows() * pass.config.n_embd);
     let s = &mut *pass.scratch;
-    let (x, delta) = (&mut s.x[..n_rows * n_embd], &mut s.y[..n_rows * n_embd]);
-    let post_norm = w.post_ffn_norm.as_ref().map(norm);
-    add(&pass.step, post_norm, config, x, delta);
+    let norm = norm.map(|norm| RowNorm::new(config, norm));
+    add(&pass.step, norm, config, &mut s.x[..n], &mut s.y[..n]);
 }

@@ -6,9 +6,11 @@ mod gated;
 mod layer;
 mod mlp;
 mod norm;
+mod per_layer;
 
 pub use attention::{Attention, AttentionConfig, Temperature};
 pub use gated::{Gated, GatedConfig};
-pub(crate) use layer::{Narrow, Pass, SpanRows, last_layer, layer};
+pub(crate) use layer::{Narrow, Pass, SpanRows, layer, layer_to_narrow};
 pub use mlp::{Mlp, MlpConfig};
 pub(crate) use norm::RowNorm;
+pub use per_layer::{PerLayer, PerLayerConfig, PerLayerEmbeddings};

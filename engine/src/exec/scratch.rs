@@ -24,6 +24,10 @@ pub(crate) struct Scratch {
     /// What is inside a block: attention's output or the gated network's, as the input of the linear
     /// that leads back.
     pub inner: Activations,
+    /// The inputs of all layers, `[n_batch, n_layer n_input]`; empty where layers have none of their own.
+    pub per_layer: Vec<f32>,
+    /// A token's part of them, `[n_layer n_input]`.
+    pub per_layer_row: Vec<f32>,
     /// Rotary angles of the rows, for each rope of the model.
     pub angles: Vec<RopeAngles>,
     /// The ranks of the compositions' low-rank terms; grows with these.
@@ -45,6 +49,8 @@ struct Widths {
     n_embd: usize,
     y: usize,
     inner: usize,
+    /// Of all layers' own inputs.
+    per_layer: usize,
 }
 
 impl Widths {
@@ -53,10 +59,12 @@ impl Widths {
         let qkv = config.attentions().map(|c| c.n_q() + 2 * c.n_kv());
         let attended = config.attentions().map(|c| c.n_q());
         let inside = config.layers.iter().map(|layer| layer.ffn.n_ff());
+        let n_input = config.per_layer.as_ref().map_or(0, |c| c.n_input);
         Widths {
             n_embd,
             y: qkv.fold(n_embd, usize::max),
-            inner: attended.chain(inside).max().unwrap_or(0),
+            inner: attended.chain(inside).fold(n_input, usize::max),
+            per_layer: n_input * config.layers.len(),
         }
     }
 }
@@ -77,6 +85,8 @@ impl Scratch {
             h: Activations::new(n_batch, widths.n_embd)?,
             y: zeroed(n_batch.saturating_mul(widths.y))?,
             inner: Activations::new(n_batch, widths.inner)?,
+            per_layer: zeroed(n_batch.saturating_mul(widths.per_layer))?,
+            per_layer_row: zeroed(widths.per_layer)?,
             angles: angles.collect::<Result<_, SessionError>>()?,
             ranks: Ranks::default(),
         })
@@ -86,7 +96,7 @@ impl Scratch {
     pub(crate) fn n_bytes(config: &Config, n_batch: usize) -> Option<usize> {
         let widths = Widths::of(config);
         let angles: usize = config.ropes.iter().map(|rope| rope.n_rot).sum();
-        let a_row = size_of::<f32>() * (widths.n_embd + widths.y + angles)
+        let a_row = size_of::<f32>() * (widths.n_embd + widths.y + widths.per_layer + angles)
             + Activations::row_bytes(widths.n_embd)
             + Activations::row_bytes(widths.inner);
         n_batch.checked_mul(a_row)

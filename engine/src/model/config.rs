@@ -7,7 +7,7 @@ use tandem_kernels::{RopeScaling, RopeStyle};
 
 use super::arch::{self, Architecture};
 use crate::ModelError;
-use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig};
+use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig, PerLayerConfig};
 
 /// Which normalization stands before each block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct Config {
     pub ropes: Vec<RopeConfig>,
     /// The layers, first to last.
     pub layers: Vec<LayerConfig>,
+    /// What each layer gets for a token besides the layers before it.
+    pub per_layer: Option<PerLayerConfig>,
     /// Multiplies the token embeddings.
     pub embedding_scale: f32,
     /// Multiplies what each block adds to the residual stream.

@@ -125,6 +125,13 @@ impl Linears {
                 FfnConfig::Gated(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
                 FfnConfig::Mlp(c) => table.add(i, &c.linears(config.n_embd), &[]),
             }
+            if let Some(c) = &config.per_layer {
+                table.add(i, &c.linears(config.n_embd), &[]);
+            }
+        }
+        if let Some(c) = &config.per_layer {
+            let proj = c.model_proj(config.n_embd, config.layers.len());
+            table.add_one(None, &proj, table.next_group());
         }
         let output = LinearSpec::new(OUTPUT, config.n_vocab, config.n_embd, 0);
         table.add_one(None, &output, table.next_group());

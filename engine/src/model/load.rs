@@ -15,7 +15,7 @@ use super::config::{Config, FfnConfig, MixerConfig, NormKind};
 use super::linears::{LinearInfo, Linears};
 use super::tensor::Tensor;
 use super::weights::{Ffn, Layer, Linear, Mixer, Norm, RopeFactors};
-use crate::blocks::{Attention, Gated, Mlp};
+use crate::blocks::{Attention, Gated, Mlp, PerLayer, PerLayerEmbeddings};
 use crate::{CompositionError, ModelError};
 
 /// All weights of a model.
@@ -23,6 +23,7 @@ use crate::{CompositionError, ModelError};
 pub(super) struct Weights {
     /// `[n_vocab, n_embd]`.
     pub token_embd: Tensor,
+    pub per_layer: Option<PerLayerEmbeddings>,
     pub layers: Vec<Layer>,
     pub output_norm: Norm,
     pub output: Linear,
@@ -52,6 +53,10 @@ impl Weights {
                 bias: Vec::new(),
             },
         };
+        let per_layer = match &config.per_layer {
+            Some(c) => Some(PerLayerEmbeddings::load(c, &mut tensors)?),
+            None => None,
+        };
         let rope_factors = tensors.rope_factors()?;
         let layers = (0..config.layers.len()).map(|i| tensors.layer(i));
         let layers = layers.collect::<Result<_, _>>()?;
@@ -59,6 +64,7 @@ impl Weights {
         tensors.refuse_unused()?;
         Ok(Weights {
             token_embd,
+            per_layer,
             layers,
             output_norm,
             output,
@@ -93,6 +99,11 @@ impl<'a> Tensors<'_, 'a> {
                 FfnConfig::Mlp(c) => Ffn::Mlp(Mlp::load(c, self, i)?),
             },
             post_ffn_norm: self.optional_norm(&name("post_ffw_norm"))?,
+            per_layer: match &config.per_layer {
+                Some(c) => Some(PerLayer::load(c, self, i)?),
+                None => None,
+            },
+            output_scale: self.output_scale(i)?,
         };
         for (is_there, tensor) in [
             (
@@ -104,6 +115,23 @@ impl<'a> Tensors<'_, 'a> {
             self.check_needed(i, tensor, is_there)?;
         }
         Ok(layer)
+    }
+
+    /// What multiplies the residual stream at the end of layer `i`: 1 where the file has nothing for that.
+    fn output_scale(&mut self, i: usize) -> Result<f32, ModelError> {
+        let tensor = "layer_output_scale.weight";
+        let scale = self.vector(&format!("blk.{i}.{tensor}"), 1)?;
+        self.check_needed(i, tensor, !scale.is_empty())?;
+        Ok(scale.first().copied().unwrap_or(1.0))
+    }
+
+    pub(crate) fn n_vocab(&self) -> usize {
+        self.config.n_vocab
+    }
+
+    /// Takes a tensor for used that nobody reads, if it is there.
+    pub(crate) fn ignore(&mut self, name: &str) {
+        self.optional(name);
     }
 
     /// That a tensor is there which is optional in general, where the architecture needs it.
@@ -127,7 +155,12 @@ impl<'a> Tensors<'_, 'a> {
         Some(tensor)
     }
 
-    fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Tensor, ModelError> {
+    pub(crate) fn matrix(
+        &mut self,
+        name: &str,
+        n_rows: usize,
+        n_cols: usize,
+    ) -> Result<Tensor, ModelError> {
         let t = self.optional(name);
         let t = t.ok_or_else(|| ModelError::MissingTensor {
             name: name.to_string(),
@@ -157,8 +190,19 @@ impl<'a> Tensors<'_, 'a> {
         Ok(values)
     }
 
+    /// A vector of floats `[n]` that has to be there.
+    pub(crate) fn needed_vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
+        let vector = self.vector(name, n)?;
+        match vector.len() == n {
+            true => Ok(vector),
+            false => Err(ModelError::MissingTensor {
+                name: name.to_string(),
+            }),
+        }
+    }
+
     /// The linear of this name, from a tensor of its own.
-    fn linear(&mut self, name: &str) -> Result<Linear, ModelError> {
+    pub(crate) fn linear(&mut self, name: &str) -> Result<Linear, ModelError> {
         let info = self.linears.by_name(name);
         let LinearInfo {
             id, n_out, n_in, ..
@@ -216,7 +260,7 @@ impl<'a> Tensors<'_, 'a> {
         }
     }
 
-    fn norm(&mut self, name: &str) -> Result<Norm, ModelError> {
+    pub(crate) fn norm(&mut self, name: &str) -> Result<Norm, ModelError> {
         let norm = self.optional_norm(name)?;
         norm.ok_or_else(|| missing(name))
     }
@@ -249,9 +293,15 @@ impl<'a> Tensors<'_, 'a> {
                 }),
             }
         };
-        let all = factors("rope_freqs.weight")?;
+        let name = "rope_freqs.weight";
+        let all = factors(name)?;
         let short = factors("rope_factors_short.weight")?;
         let long = factors("rope_factors_long.weight")?;
+        if all.is_empty() && self.config.arch.needs(name) {
+            return Err(ModelError::MissingTensor {
+                name: name.to_string(),
+            });
+        }
         Ok(match short.is_empty() {
             true => RopeFactors { short: all, long },
             false => RopeFactors { short, long },

@@ -31,6 +31,7 @@ pub use tensor::Tensor;
 pub(crate) use weights::RopeFactors;
 pub use weights::{Ffn, Layer, Linear, Mixer, Norm};
 
+use crate::blocks::PerLayerEmbeddings;
 #[cfg(feature = "chat")]
 use crate::chat::Chat;
 use crate::chat::PromptForm;
@@ -144,6 +145,11 @@ impl Model {
         &self.0.weights.token_embd
     }
 
+    /// What each layer's own inputs are computed from, in models with such.
+    pub fn per_layer(&self) -> Option<&PerLayerEmbeddings> {
+        self.0.weights.per_layer.as_ref()
+    }
+
     /// Normalization after the last layer.
     pub fn output_norm(&self) -> &Norm {
         &self.0.weights.output_norm
@@ -233,8 +239,9 @@ impl Model {
     /// Bytes read for one token in decode: all weights but the embeddings, of which one row is read.
     pub fn bytes_per_token(&self) -> usize {
         let linears = self.layers().iter().flat_map(Layer::linears);
-        let n_bytes: usize = linears.map(|linear| linear.w.n_bytes()).sum();
-        n_bytes + self.output().w.n_bytes()
+        let per_layer = self.per_layer().map(|per_layer| &per_layer.proj);
+        let all = linears.chain(per_layer).chain([self.output()]);
+        all.map(|linear| linear.w.n_bytes()).sum()
     }
 
     /// Whether both are handles to one model.

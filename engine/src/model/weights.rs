@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 
 use super::linears::LinearId;
 use super::tensor::Tensor;
-use crate::blocks::{Attention, Gated, Mlp};
+use crate::blocks::{Attention, Gated, Mlp, PerLayer};
 
 /// The weights of one layer: `x += mixer(norm(x))`, then `x += ffn(norm(x))`.
 #[derive(Debug)]
@@ -24,6 +24,10 @@ pub struct Layer {
     pub ffn: Ffn,
     /// On the feed-forward network's output, before it is added.
     pub post_ffn_norm: Option<Norm>,
+    /// What the layer's own input adds, where it has one.
+    pub per_layer: Option<PerLayer>,
+    /// Multiplies the residual stream at the layer's end.
+    pub output_scale: f32,
 }
 
 /// What mixes tokens.
@@ -76,6 +80,12 @@ pub(crate) struct RopeFactors {
 }
 
 impl Layer {
+    /// Whether sequences have a state for the layer.
+    pub(crate) fn has_state(&self) -> bool {
+        let Mixer::Attention(mixer) = &self.mixer;
+        mixer.config.has_keys()
+    }
+
     /// The linears, in the order of their ids.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let Mixer::Attention(mixer) = &self.mixer;
@@ -83,6 +93,7 @@ impl Layer {
             Ffn::Gated(ffn) => ffn.linears().into(),
             Ffn::Mlp(ffn) => ffn.linears().into_iter().collect(),
         };
-        mixer.linears().into_iter().chain(ffn)
+        let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
+        mixer.linears().chain(ffn).chain(per_layer)
     }
 }

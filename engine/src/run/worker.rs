@@ -14,11 +14,12 @@ use tandem_kernels::{Level, Limited, Pool, quant};
 use super::follow::Follow;
 use super::options::{MAX_BATCH, SessionOptions};
 use super::pool::SharedPool;
-use crate::blocks::{Narrow, Pass, RowNorm, SpanRows, last_layer, layer};
+use crate::blocks::{Narrow, Pass, RowNorm, SpanRows, layer, layer_to_narrow};
 use crate::buffer::zeroed;
 use crate::exec::{
     Batch, BatchPart, Job, MAX_SPANS, Ranks, Scratch, Step, batch_floats, matmul_many,
 };
+use crate::model::Layer;
 use crate::{Composition, Model, Sequence, SessionError};
 
 /// Rows of logits computed at once where several are asked for.
@@ -308,6 +309,7 @@ impl Worker {
         let mut spans: ArrayVec<_, MAX_SPANS> = spans.iter_mut().map(Some).collect();
         let mut rows = ArrayVec::<SpanRows<'_>, MAX_SPANS>::new();
         let mut parts = ArrayVec::<BatchPart<'_>, MAX_SPANS>::new();
+        let mut tokens = ArrayVec::<&[u32], MAX_SPANS>::new();
         let scratch = &mut self.scratch;
         for place in places {
             let Some(span) = spans[place.span].take() else {
@@ -315,6 +317,7 @@ impl Worker {
             };
             let x = &mut scratch.x[place.rows.start * n_embd..place.rows.end * n_embd];
             embed(&self.model, span.tokens, x);
+            tokens.push(span.tokens);
             let first = span.sequence.tokens().len();
             let frequencies = span.sequence.frequencies();
             for (angles, frequencies) in scratch.angles.iter_mut().zip(frequencies) {
@@ -334,6 +337,16 @@ impl Worker {
         let batch = Batch::new(parts.iter().copied());
         scratch.ranks.reserve(batch_floats(batch.groups()))?;
         let n_threads = self.n_threads_of(batch.n_rows());
+        let n_rows: ArrayVec<usize, MAX_SPANS> = places.iter().map(|p| p.rows.len()).collect();
+        let n_kept: ArrayVec<usize, MAX_SPANS> = places.iter().map(|p| p.n_wanted).collect();
+        for (part, n_kept) in parts.iter_mut().zip(&n_kept) {
+            part.n_rows = *n_kept;
+        }
+        let narrow = Narrow {
+            batch: &Batch::new(parts.iter().copied().filter(|part| part.n_rows > 0)),
+            n_rows: &n_rows,
+            n_kept: &n_kept,
+        };
         let mut pass = Pass {
             step: Step {
                 level: self.level,
@@ -346,25 +359,22 @@ impl Worker {
             spans: &mut rows,
         };
         let interrupt = self.interrupt.as_deref();
-        let n_rows: ArrayVec<usize, MAX_SPANS> = places.iter().map(|p| p.rows.len()).collect();
-        let n_kept: ArrayVec<usize, MAX_SPANS> = places.iter().map(|p| p.n_wanted).collect();
-        for (part, n_kept) in parts.iter_mut().zip(&n_kept) {
-            part.n_rows = *n_kept;
-        }
-        let narrow = Narrow {
-            batch: &Batch::new(parts.iter().copied().filter(|part| part.n_rows > 0)),
-            n_rows: &n_rows,
-            n_kept: &n_kept,
-        };
         let is_narrow = n_rows != n_kept;
+        if let Some(per_layer) = self.model.per_layer() {
+            per_layer.forward(&mut pass, tokens.into_iter().flatten());
+        }
         let layers = self.model.layers();
+        let last_state = layers.iter().rposition(Layer::has_state);
         for (i, weights) in layers.iter().enumerate() {
             if interrupt.is_some_and(|interrupt| interrupt.load(Ordering::Relaxed)) {
                 return Err(SessionError::Interrupted);
             }
-            match is_narrow && i + 1 == layers.len() {
-                true => last_layer(&mut pass, i, weights, &narrow),
+            match is_narrow && Some(i) == last_state {
+                true => layer_to_narrow(&mut pass, i, weights, &narrow),
                 false => layer(&mut pass, i, weights),
+            }
+            if pass.n_rows() == 0 {
+                break;
             }
         }
         Ok(())

@@ -20,6 +20,8 @@ use crate::{Composition, Model, SessionError, SessionOptions};
 pub(crate) enum MixerState {
     /// Of attention: keys and values.
     Kv(Kv),
+    /// Nothing: it sees what an earlier layer remembers.
+    None,
 }
 
 /// Rotary frequencies, and the length of turned vectors.
@@ -92,7 +94,10 @@ impl Sequence {
         check_kv_type(config, options.kv_type)?;
         let size = kv_size(options);
         let states = config.layers.iter().map(|layer| match &layer.mixer {
-            MixerConfig::Attention(attention) => Kv::new(attention, size).map(MixerState::Kv),
+            MixerConfig::Attention(attention) if attention.has_keys() => {
+                Kv::new(attention, size).map(MixerState::Kv)
+            }
+            MixerConfig::Attention(_) => Ok(MixerState::None),
         });
         let states = states.collect::<Result<_, _>>()?;
         let ropes = config.ropes.iter();
@@ -112,7 +117,10 @@ impl Sequence {
         let size = kv_size(options);
         config.layers.iter().try_fold(0_usize, |sum, layer| {
             let MixerConfig::Attention(attention) = &layer.mixer;
-            sum.checked_add(size.n_bytes(attention)?)
+            match attention.has_keys() {
+                true => sum.checked_add(size.n_bytes(attention)?),
+                false => Some(sum),
+            }
         })
     }
 
@@ -126,6 +134,7 @@ impl Sequence {
         tokens.extend_from_slice(&self.tokens);
         let states = self.states.iter().map(|state| match state {
             MixerState::Kv(kv) => kv.fork().map(MixerState::Kv),
+            MixerState::None => Ok(MixerState::None),
         });
         Ok(Sequence {
             model: self.model.clone(),
@@ -147,6 +156,7 @@ impl Sequence {
         }
         let can = |state: &MixerState| match state {
             MixerState::Kv(kv) => kv.can_rewind(n),
+            MixerState::None => true,
         };
         let n = match self.states.iter().all(can) {
             true => n,
@@ -155,6 +165,7 @@ impl Sequence {
         for state in &mut self.states {
             match state {
                 MixerState::Kv(kv) => kv.rewind(n),
+                MixerState::None => {}
             }
         }
         self.tokens.truncate(n);

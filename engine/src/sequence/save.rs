@@ -27,6 +27,7 @@ impl Sequence {
         let purpose = self.purpose()?;
         let states = self.states.iter().map(|state| match state {
             MixerState::Kv(kv) => kv.saved_bytes(),
+            MixerState::None => 0,
         });
         let n_bytes = BODY + HASH_BYTES + 8 + 4 * self.tokens.len() + states.sum::<usize>();
         let mut out = Vec::new();
@@ -42,6 +43,7 @@ impl Sequence {
         for state in &self.states {
             match state {
                 MixerState::Kv(kv) => kv.save(&mut out),
+                MixerState::None => {}
             }
         }
         debug_assert_eq!(out.len(), n_bytes);
@@ -101,6 +103,7 @@ impl Sequence {
                     kv.restore(&mut rest, positions.clone())
                         .ok_or_else(damaged)?;
                 }
+                MixerState::None => {}
             }
         }
         if !rest.is_empty() {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use candle_core::{Device, Result, Tensor};
 use tandem_engine::blocks::{AttentionConfig, GatedConfig, MlpConfig};
 use tandem_engine::model::{self, Ffn, Mixer};
@@ -269,14 +269,26 @@ impl Layer {
         let Mixer::Attention(attention) = &w.mixer else {
             bail!("a layer of a kind that cannot be trained");
         };
+        let (Some(k), Some(v), false) = (&attention.k, &attention.v, attention.config.norms_values)
+        else {
+            bail!(
+                "{} cannot be trained: it shares keys and values between layers, or normalizes values",
+                config.arch.name()
+            );
+        };
+        ensure!(
+            w.per_layer.is_none() && w.output_scale == 1.0,
+            "{} cannot be trained: its layers have inputs of their own",
+            config.arch.name()
+        );
         let norm_of = |n: &Option<model::Norm>| n.as_ref().map(|n| block_norm(config, n));
         Ok(Layer {
             mixer_norm: norm_of(&w.mixer_norm),
             attention: AttentionBlock {
                 config: attention.config.clone(),
                 q: Fixed::new(&attention.q, deltas),
-                k: Fixed::new(&attention.k, deltas),
-                v: Fixed::new(&attention.v, deltas),
+                k: Fixed::new(k, deltas),
+                v: Fixed::new(v, deltas),
                 o: Fixed::new(&attention.o, deltas),
                 q_norm: head_norm(config, &attention.q_norm),
                 k_norm: head_norm(config, &attention.k_norm),

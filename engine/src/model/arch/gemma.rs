@@ -1,8 +1,8 @@
-//! Gemma 2, and Gemma 3, text only.
+//! Gemma 2, 3 and 4, text only.
 
 use tandem_kernels::Activation;
 
-use super::{Architecture, COMMON, EmbeddingScale, OwnRope, Windows};
+use super::{Architecture, COMMON, EmbeddingScale, ModuleName, OwnRope, ScoreScale, Windows};
 
 pub(super) const GEMMA2: Architecture = Architecture {
     name: "gemma2",
@@ -18,7 +18,7 @@ pub(super) const GEMMA2: Architecture = Architecture {
         "final_logit_softcapping",
     ],
     // The 27B model.
-    scales_by_share: Some(46),
+    score_scale: ScoreScale::OfShare { n_layer: 46 },
     needed: &["post_attention_norm.weight", "post_ffw_norm.weight"],
     ..COMMON
 };
@@ -35,7 +35,7 @@ pub(super) const GEMMA3: Architecture = Architecture {
         }),
     },
     // The 27B model.
-    scales_by_share: Some(62),
+    score_scale: ScoreScale::OfShare { n_layer: 62 },
     needed: &[
         "attn_q_norm.weight",
         "attn_k_norm.weight",
@@ -43,4 +43,47 @@ pub(super) const GEMMA3: Architecture = Architecture {
         "post_ffw_norm.weight",
     ],
     ..COMMON
+};
+
+/// E2B, E4B, 12B and 31B; the experts of 26B-A4B are refused by the number of experts.
+pub(super) const GEMMA4: Architecture = Architecture {
+    name: "gemma4",
+    windows: Windows::AllBut {
+        every: 6,
+        own_rope: Some(OwnRope {
+            key: "rope.freq_base_swa",
+            default: Some(10000.0),
+        }),
+    },
+    needed_keys: &[
+        "attention.sliding_window",
+        "attention.sliding_window_pattern",
+        "final_logit_softcapping",
+    ],
+    score_scale: ScoreScale::One,
+    norms_values: true,
+    values_may_be_keys: true,
+    shares_kv: true,
+    has_per_layer_inputs: true,
+    needed: &[
+        "attn_q_norm.weight",
+        "attn_k_norm.weight",
+        "post_attention_norm.weight",
+        "post_ffw_norm.weight",
+        "layer_output_scale.weight",
+        // Of the layers that see all tokens: without it all of a head would be turned.
+        "rope_freqs.weight",
+    ],
+    modules: &[
+        ModuleName::new("self_attn.q_proj", "attn_q"),
+        ModuleName::new("self_attn.k_proj", "attn_k"),
+        ModuleName::new("self_attn.v_proj", "attn_v"),
+        ModuleName::new("self_attn.o_proj", "attn_output"),
+        ModuleName::new("mlp.gate_proj", "ffn_gate"),
+        ModuleName::new("mlp.up_proj", "ffn_up"),
+        ModuleName::new("mlp.down_proj", "ffn_down"),
+        ModuleName::new("per_layer_input_gate", "inp_gate"),
+        ModuleName::new("per_layer_projection", "proj"),
+    ],
+    ..GEMMA3
 };

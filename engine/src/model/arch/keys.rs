@@ -1,14 +1,16 @@
 //! Reading an architecture's metadata.
 
+use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec;
 use alloc::vec::Vec;
 
 use tandem_formats::{Array, Gguf, Value};
 use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, RopeStyle, SharedMatrix};
 
-use super::{Architecture, EmbeddingScale, NoRope, Windows, key};
+use super::{Architecture, EmbeddingScale, NoRope, ScoreScale, Windows, key};
 use crate::ModelError;
-use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig, Temperature};
+use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig, PerLayerConfig, Temperature};
 use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind, RopeConfig};
 
 /// The most KV heads: each is at least one task of an attention step.
@@ -42,15 +44,32 @@ impl<'g, 'a> Keys<'g, 'a> {
             Some(Value::Array(values)) => self.same(name, values)?.as_integer(),
             _ => self.gguf.get_u64(&key)?.map(i128::from),
         };
-        let Some(value) = value else {
-            return Ok(None);
-        };
+        value.map(|value| self.checked(name, value)).transpose()
+    }
+
+    fn checked(&self, name: &str, value: i128) -> Result<usize, ModelError> {
         match usize::try_from(value) {
-            Ok(n) if (1..=MAX_DIMENSION).contains(&n) => Ok(Some(n)),
-            _ => Err(ModelError::Value {
-                key,
-                reason: "the number is zero or far too large",
-            }),
+            Ok(n) if (1..=MAX_DIMENSION).contains(&n) => Ok(n),
+            _ => Err(self.wrong(name, "the number is zero or far too large")),
+        }
+    }
+
+    /// The count of each layer: of a list, or the same for all.
+    fn counts(&self, name: &str, n_layer: usize) -> Result<Option<Vec<usize>>, ModelError> {
+        let Some(Value::Array(values)) = self.gguf.get(&self.key(name)) else {
+            let count = self.count(name)?;
+            return Ok(count.map(|n| vec![n; n_layer]));
+        };
+        let wanted = || self.wrong(name, "a number for each layer is wanted");
+        let values = values.iter_values().into_iter().flatten();
+        let counts = values.map(|value| {
+            let value = value.as_integer().ok_or_else(wanted)?;
+            self.checked(name, value)
+        });
+        let counts = counts.take(n_layer + 1).collect::<Result<Vec<_>, _>>()?;
+        match counts.len() == n_layer {
+            true => Ok(Some(counts)),
+            false => Err(wanted()),
         }
     }
 
@@ -107,12 +126,9 @@ impl<'g, 'a> Keys<'g, 'a> {
         if n_layer > MAX_LAYERS {
             return Err(self.wrong("block_count", "more than 1024 layers are not supported"));
         }
-        let attention = self.attention(n_embd, n_layer)?;
-        let (n_ff, activation) = (self.needed("feed_forward_length")?, arch.activation);
-        let ffn = match arch.is_gated {
-            true => FfnConfig::Gated(GatedConfig { n_ff, activation }),
-            false => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
-        };
+        let globals = self.globals(n_layer)?;
+        let mut attentions = self.attentions(n_embd, &globals)?;
+        let ffns = self.ffns(n_layer)?;
         let eps_key = match arch.norm {
             NormKind::Rms => "attention.layer_norm_rms_epsilon",
             NormKind::Layer => "attention.layer_norm_epsilon",
@@ -123,19 +139,18 @@ impl<'g, 'a> Keys<'g, 'a> {
             name: name.to_string(),
         })?;
         let n_ctx_train = self.needed("context_length")?;
-        let ropes = self.ropes(&attention, n_ctx_train)?;
-        let globals = self.globals(n_layer)?;
-        let layer = |i: usize| {
-            let is_global = globals[i];
-            LayerConfig {
-                mixer: MixerConfig::Attention(AttentionConfig {
-                    window: attention.window.filter(|_| !is_global),
-                    rope: self.rope_of(i, is_global, attention.window.is_some(), ropes.len()),
-                    ..attention.clone()
-                }),
-                ffn: ffn.clone(),
-            }
-        };
+        let ropes = self.ropes(&attentions, n_ctx_train)?;
+        let has_windows = attentions
+            .iter()
+            .any(|attention| attention.window.is_some());
+        for (i, attention) in attentions.iter_mut().enumerate() {
+            attention.rope = self.rope_of(i, globals[i], has_windows, ropes.len());
+        }
+        let layers = attentions.into_iter().zip(ffns);
+        let layers = layers.map(|(attention, ffn)| LayerConfig {
+            mixer: MixerConfig::Attention(attention),
+            ffn,
+        });
         Ok(Config {
             arch,
             n_ctx_train,
@@ -145,8 +160,9 @@ impl<'g, 'a> Keys<'g, 'a> {
             norm_eps: self
                 .positive(eps_key)?
                 .ok_or_else(|| self.missing(eps_key))?,
-            layers: (0..n_layer).map(layer).collect(),
+            layers: layers.collect(),
             ropes,
+            per_layer: self.per_layer(n_layer)?,
             embedding_scale: match arch.embedding_scale {
                 EmbeddingScale::RootOfWidth => libm::sqrtf(n_embd as f32),
                 EmbeddingScale::InFile => self.scale("embedding_scale")?,
@@ -198,21 +214,123 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok(Some(Temperature { scale, interval }))
     }
 
-    /// The heads, which are the same in all layers, and the window of those that have one.
-    fn attention(&self, n_embd: usize, n_layer: usize) -> Result<AttentionConfig, ModelError> {
-        let n_head = self.needed("attention.head_count")?;
-        let n_head_kv = self.count("attention.head_count_kv")?.unwrap_or(n_head);
+    /// Each layer's feed-forward network.
+    fn ffns(&self, n_layer: usize) -> Result<Vec<FfnConfig>, ModelError> {
+        let name = "feed_forward_length";
+        let n_ffs = self.counts(name, n_layer)?;
+        let n_ffs = n_ffs.ok_or_else(|| self.missing(name))?;
+        let activation = self.arch.activation;
+        let ffn = |n_ff| match self.arch.is_gated {
+            true => FfnConfig::Gated(GatedConfig { n_ff, activation }),
+            false => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
+        };
+        Ok(n_ffs.into_iter().map(ffn).collect())
+    }
+
+    /// The inputs that layers have of their own.
+    fn per_layer(&self, n_layer: usize) -> Result<Option<PerLayerConfig>, ModelError> {
+        let name = "embedding_length_per_layer_input";
+        if !self.arch.has_per_layer_inputs || self.gguf.get_u64(&self.key(name))?.unwrap_or(0) == 0
+        {
+            return Ok(None);
+        }
+        let n_input = self.needed(name)?;
+        if n_input * n_layer > MAX_DIMENSION {
+            return Err(self.wrong(name, "the number is far too large"));
+        }
+        Ok(Some(PerLayerConfig {
+            n_input,
+            activation: self.arch.activation,
+        }))
+    }
+
+    /// Each layer's heads, without their ropes.
+    fn attentions(
+        &self,
+        n_embd: usize,
+        globals: &[bool],
+    ) -> Result<Vec<AttentionConfig>, ModelError> {
+        let n_layer = globals.len();
+        let (q_name, kv_name) = ("attention.head_count", "attention.head_count_kv");
+        let n_heads = self.counts(q_name, n_layer)?;
+        let n_heads = n_heads.ok_or_else(|| self.missing(q_name))?;
+        let n_heads_kv = self.counts(kv_name, n_layer)?;
+        let n_heads_kv = n_heads_kv.unwrap_or_else(|| n_heads.clone());
+        let window = self.window()?;
+        let temperature = self.temperature()?;
+        let softcap = self.nonzero("attn_logit_softcapping")?;
+        let scale = self.positive("attention.scale")?;
+        let mut all = Vec::<AttentionConfig>::new();
+        for (i, (n_head, n_head_kv)) in n_heads.into_iter().zip(n_heads_kv).enumerate() {
+            self.check_heads(n_head, n_head_kv)?;
+            let window = window.filter(|_| !globals[i]);
+            let head_dim = self.head_dim(n_embd, n_head, window.is_some())?;
+            all.push(AttentionConfig {
+                n_head,
+                n_head_kv,
+                head_dim,
+                window,
+                scale: match scale {
+                    Some(scale) => scale,
+                    None => self.score_scale(n_embd, n_layer, n_head, head_dim),
+                },
+                softcap,
+                rope: None,
+                norm_after_rope: self.arch.norm_after_rope,
+                norms_rows: self.arch.norms_rows,
+                norms_values: self.arch.norms_values,
+                values_are_keys: self.arch.values_may_be_keys && self.lacks_values(i),
+                shared_kv: None,
+                temperature,
+            });
+        }
+        self.share_kv(&mut all)?;
+        Ok(all)
+    }
+
+    /// Whether layer `i` has a projection for keys and none for values.
+    fn lacks_values(&self, i: usize) -> bool {
+        let has = |part: &str| {
+            let name = format!("blk.{i}.{part}.weight");
+            self.gguf.tensor(&name).is_some()
+        };
+        has("attn_k") && !has("attn_v")
+    }
+
+    /// The last layers may see the keys and values of the last layer before them that has the same window.
+    fn share_kv(&self, all: &mut [AttentionConfig]) -> Result<(), ModelError> {
+        let name = "attention.shared_kv_layers";
+        let n_shared = self.gguf.get_u64(&self.key(name))?.unwrap_or(0);
+        let n_shared = usize::try_from(n_shared).unwrap_or(usize::MAX);
+        if !self.arch.shares_kv || n_shared == 0 {
+            return Ok(());
+        }
+        if n_shared >= all.len() {
+            return Err(self.wrong(name, "no layer is left whose keys could be seen"));
+        }
+        let (own, sharing) = all.split_at_mut(all.len() - n_shared);
+        for layer in sharing {
+            let same = |other: &AttentionConfig| {
+                other.window == layer.window
+                    && other.head_dim == layer.head_dim
+                    && other.n_head_kv == layer.n_head_kv
+            };
+            layer.shared_kv = own.iter().rposition(same);
+            layer.values_are_keys = false;
+            if layer.shared_kv.is_none() {
+                return Err(self.wrong(name, "a layer finds none whose keys it could see"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_heads(&self, n_head: usize, n_head_kv: usize) -> Result<(), ModelError> {
+        let kv_name = "attention.head_count_kv";
         if !n_head.is_multiple_of(n_head_kv) {
-            return Err(self.wrong(
-                "attention.head_count_kv",
-                "it does not divide the query heads",
-            ));
+            return Err(self.wrong(kv_name, "it does not divide the query heads"));
         }
         if n_head_kv > MAX_HEAD_KV {
-            return Err(self.wrong(
-                "attention.head_count_kv",
-                "more than 1024 are not supported",
-            ));
+            return Err(self.wrong(kv_name, "more than 1024 are not supported"));
         }
         if n_head / n_head_kv > MAX_QUERY_GROUP {
             return Err(self.wrong(
@@ -220,7 +338,23 @@ impl<'g, 'a> Keys<'g, 'a> {
                 "more than 64 query heads to a KV head are not supported",
             ));
         }
-        let head_dim = match self.count("attention.key_length")? {
+        Ok(())
+    }
+
+    /// Elements of a head, for which files may have another number where there is a window.
+    fn head_dim(
+        &self,
+        n_embd: usize,
+        n_head: usize,
+        has_window: bool,
+    ) -> Result<usize, ModelError> {
+        let of_kind = |global, window| match has_window {
+            true if self.gguf.get(&self.key(window)).is_some() => window,
+            _ => global,
+        };
+        let k_name = of_kind("attention.key_length", "attention.key_length_swa");
+        let v_name = of_kind("attention.value_length", "attention.value_length_swa");
+        let head_dim = match self.count(k_name)? {
             Some(n) => n,
             None if n_embd.is_multiple_of(n_head) => n_embd / n_head,
             None => {
@@ -228,10 +362,10 @@ impl<'g, 'a> Keys<'g, 'a> {
             }
         };
         if head_dim > MAX_HEAD_DIM {
-            return Err(self.wrong("attention.key_length", "heads are longer than 512 elements"));
+            return Err(self.wrong(k_name, "heads are longer than 512 elements"));
         }
-        if self.count("attention.value_length")?.unwrap_or(head_dim) != head_dim {
-            return Err(self.wrong("attention.value_length", "it differs from the keys' length"));
+        if self.count(v_name)?.unwrap_or(head_dim) != head_dim {
+            return Err(self.wrong(v_name, "it differs from the keys' length"));
         }
         if n_head
             .checked_mul(head_dim)
@@ -239,25 +373,18 @@ impl<'g, 'a> Keys<'g, 'a> {
         {
             return Err(self.wrong("attention.head_count", "the heads are far too many"));
         }
-        let scale = match self.positive("attention.scale")? {
-            Some(scale) => scale,
-            None if self.arch.scales_by_share == Some(n_layer) => {
+        Ok(head_dim)
+    }
+
+    /// What multiplies scores where the file does not say.
+    fn score_scale(&self, n_embd: usize, n_layer: usize, n_head: usize, head_dim: usize) -> f32 {
+        match self.arch.score_scale {
+            ScoreScale::One => 1.0,
+            ScoreScale::OfShare { n_layer: n } if n == n_layer => {
                 1.0 / libm::sqrtf(n_embd as f32 / n_head as f32)
             }
-            None => 1.0 / libm::sqrtf(head_dim as f32),
-        };
-        Ok(AttentionConfig {
-            n_head,
-            n_head_kv,
-            head_dim,
-            window: self.window()?,
-            scale,
-            softcap: self.nonzero("attn_logit_softcapping")?,
-            rope: None,
-            norm_after_rope: self.arch.norm_after_rope,
-            norms_rows: self.arch.norms_rows,
-            temperature: self.temperature()?,
-        })
+            ScoreScale::OfHead | ScoreScale::OfShare { .. } => 1.0 / libm::sqrtf(head_dim as f32),
+        }
     }
 
     /// Whether each layer sees all tokens, where others have a window. The file may say so, layer by layer
@@ -345,14 +472,13 @@ impl<'g, 'a> Keys<'g, 'a> {
     /// The rope of all layers or, where those with a window have their own, of the others and of these.
     fn ropes(
         &self,
-        attention: &AttentionConfig,
+        attentions: &[AttentionConfig],
         n_ctx_train: usize,
     ) -> Result<Vec<RopeConfig>, ModelError> {
-        let head_dim = attention.head_dim;
-        let n_rot = self.count("rope.dimension_count")?.unwrap_or(head_dim);
-        if n_rot > head_dim || !n_rot.is_multiple_of(2) {
-            return Err(self.wrong("rope.dimension_count", "it is odd or longer than a head"));
-        }
+        let name = "rope.dimension_count";
+        let mut globals = attentions.iter().filter(|layer| layer.window.is_none());
+        let global = globals.next().or(attentions.first());
+        let n_rot = self.n_rot(name, global.map_or(0, |layer| layer.head_dim))?;
         let global = RopeConfig {
             style: self.arch.rope_style,
             n_rot,
@@ -365,15 +491,18 @@ impl<'g, 'a> Keys<'g, 'a> {
                 .unwrap_or(n_ctx_train),
         };
         let mut ropes = Vec::from([global.clone()]);
-        if let (
-            Windows::AllBut {
-                own_rope: Some(own),
-                ..
-            },
-            Some(_),
-        ) = (&self.arch.windows, attention.window)
-        {
+        let own = match &self.arch.windows {
+            Windows::AllBut { own_rope, .. } => own_rope.as_ref(),
+            Windows::All => None,
+        };
+        let mut windows = attentions.iter().filter(|layer| layer.window.is_some());
+        if let (Some(own), Some(layer)) = (own, windows.next()) {
+            let n_rot = match self.count("rope.dimension_count_swa")? {
+                Some(_) => self.n_rot("rope.dimension_count_swa", layer.head_dim)?,
+                None => n_rot.min(layer.head_dim),
+            };
             ropes.push(RopeConfig {
+                n_rot,
                 base: match self.positive(own.key)? {
                     Some(base) => base,
                     None => own.default.unwrap_or(global.base),
@@ -384,7 +513,24 @@ impl<'g, 'a> Keys<'g, 'a> {
                 ..global
             });
         }
-        Ok(ropes)
+        let fits = |layer: &AttentionConfig| {
+            let own = ropes.len() - 1;
+            let rope = &ropes[if layer.window.is_some() { own } else { 0 }];
+            rope.n_rot <= layer.head_dim
+        };
+        match attentions.iter().all(fits) {
+            true => Ok(ropes),
+            false => Err(self.wrong(name, "it is longer than a head")),
+        }
+    }
+
+    /// How many elements of a head of `head_dim` are turned.
+    fn n_rot(&self, name: &str, head_dim: usize) -> Result<usize, ModelError> {
+        let n_rot = self.count(name)?.unwrap_or(head_dim);
+        match n_rot <= head_dim && n_rot.is_multiple_of(2) {
+            true => Ok(n_rot),
+            false => Err(self.wrong(name, "it is odd or longer than a head")),
+        }
     }
 
     fn rope_scaling(&self, n_ctx_train: usize) -> Result<RopeScaling, ModelError> {

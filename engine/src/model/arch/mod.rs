@@ -26,7 +26,7 @@ use super::config::{Config, NormKind};
 use crate::ModelError;
 
 /// All architectures.
-const ALL: [&Architecture; 19] = [
+const ALL: [&Architecture; 20] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -38,6 +38,7 @@ const ALL: [&Architecture; 19] = [
     &stablelm::STABLELM,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
+    &gemma::GEMMA4,
     &phi::PHI3,
     &exaone::EXAONE4,
     &hunyuan::HUNYUAN_DENSE,
@@ -67,9 +68,15 @@ pub struct Architecture {
     norm_after_rope: bool,
     /// Whether queries and keys are normalized as whole rows instead of head by head.
     norms_rows: bool,
-    /// Of a model with so many layers, scores are scaled by the embedding's share of a head instead of
-    /// the head's length.
-    scales_by_share: Option<usize>,
+    score_scale: ScoreScale,
+    /// Whether values are normalized head by head, without a weight.
+    norms_values: bool,
+    /// Whether a layer without a projection for values takes the keys' for that.
+    values_may_be_keys: bool,
+    /// Whether the last layers may see earlier ones' keys and values.
+    shares_kv: bool,
+    /// Whether layers may have an input of their own for each token.
+    has_per_layer_inputs: bool,
     /// Tensors of a layer that are optional in general but not here: without them the result would be
     /// wrong.
     needed: &'static [&'static str],
@@ -92,6 +99,18 @@ enum EmbeddingScale {
     RootOfWidth,
     /// A number in the file, which has others for the blocks' outputs and the logits' divisor, too.
     InFile,
+}
+
+/// What multiplies the scores of attention, where the file does not say.
+#[derive(Debug)]
+enum ScoreScale {
+    One,
+    /// The inverse root of a head's length.
+    OfHead,
+    /// The same, but of the embedding's share of a head in the model with so many layers.
+    OfShare {
+        n_layer: usize,
+    },
 }
 
 /// Which layers do not turn their heads.
@@ -181,7 +200,11 @@ const COMMON: Architecture = Architecture {
     pre_norms: true,
     norm_after_rope: false,
     norms_rows: false,
-    scales_by_share: None,
+    score_scale: ScoreScale::OfHead,
+    norms_values: false,
+    values_may_be_keys: false,
+    shares_kv: false,
+    has_per_layer_inputs: false,
     needed: &[],
     needed_keys: &[],
     modules: SEPARATE,
