@@ -587,6 +587,95 @@ fn merges_that_fit_nothing() {
     assert_eq!(tokenizer.encode("abc", PLAIN).unwrap(), [3, 2]);
 }
 
+/// Gemma 4's kind: merges by rank over characters, spaces as U+2581, ends of lines apart, other characters in
+/// bytes.
+#[test]
+fn characters_merge_by_rank_within_a_line() {
+    let mut tokens: Vec<(String, i32)> = ["<pad>", "<eos>", "<bos>", "<unk>"]
+        .map(|text| (text.to_string(), 3))
+        .to_vec();
+    tokens.extend((0..256).map(|byte| (format!("<0x{byte:02X}>"), 6)));
+    let pieces = [
+        "\u{2581}",
+        "a",
+        "b",
+        "c",
+        "\n",
+        "\u{E9}",
+        "ab",
+        "bc",
+        "\u{2581}a",
+        "\u{2581}ab",
+        "\n\n\n",
+        "a\n",
+        "\u{2581}\u{2581}",
+    ];
+    tokens.extend(pieces.map(|text| (text.to_string(), 1)));
+    let texts: Vec<&str> = tokens.iter().map(|(text, _)| &text[..]).collect();
+    let kinds: Vec<i32> = tokens.iter().map(|(_, kind)| *kind).collect();
+    let writer = |texts: &[&str]| {
+        let mut w = Writer::new();
+        w.add("tokenizer.ggml.model", Value::Str("gemma4")).unwrap();
+        w.add("tokenizer.ggml.add_bos_token", Value::Bool(false))
+            .unwrap();
+        for (key, id) in [("eos", 1), ("bos", 2), ("unknown", 3)] {
+            let key = format!("tokenizer.ggml.{key}_token_id");
+            w.add(&key, Value::U32(id)).unwrap();
+        }
+        w.add_strings("tokenizer.ggml.tokens", texts).unwrap();
+        w.add_array("tokenizer.ggml.token_type", &kinds).unwrap();
+        let merges = [
+            "b c",
+            "a b",
+            "\u{2581} a",
+            "\u{2581} ab",
+            "\u{2581} \u{2581}",
+            "a \n",
+        ];
+        w.add_strings("tokenizer.ggml.merges", merges).unwrap();
+        w.to_vec(&[]).unwrap()
+    };
+    let file = writer(&texts);
+    let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&file).unwrap()).unwrap();
+    let id = |text: &str| texts.iter().position(|t| *t == text).unwrap() as u32;
+    let ids = |all: &[&str]| all.iter().map(|text| id(text)).collect::<Vec<_>>();
+    for (text, expected) in [
+        // "b c" goes before "a b", and "a b" before the space.
+        ("abc", &["a", "bc"][..]),
+        (" ab a", &["\u{2581}ab", "\u{2581}a"]),
+        ("  a", &["\u{2581}", "\u{2581}a"]),
+        ("a\nb", &["a", "\n", "b"]),
+        // Whole runs of line ends where they are a token, without a merge that makes them.
+        ("a\n\n\nb", &["a", "\n\n\n", "b"]),
+        ("\n\n", &["\n", "\n"]),
+        ("\u{E9}\u{E8}", &["\u{E9}", "<0xC3>", "<0xA8>"]),
+        ("", &[]),
+    ] {
+        let found = tokenizer.encode(text, PLAIN).unwrap();
+        assert_eq!(found, ids(expected), "{text:?}");
+        assert_decodes(tokenizer.vocab(), &found, text.as_bytes());
+    }
+    let found = tokenizer.encode(b"a\xFF", PLAIN).unwrap();
+    assert_eq!(found, ids(&["a", "<0xFF>"]));
+    // Texts begin with BOS, whatever the file says.
+    assert_eq!(
+        tokenizer.encode("a", SPECIAL).unwrap(),
+        ids(&["<bos>", "a"])
+    );
+
+    let spoilt: Vec<&str> = texts
+        .iter()
+        .map(|text| if *text == "ab" { "xy" } else { text })
+        .collect();
+    let file = writer(&spoilt);
+    let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&file).unwrap()).unwrap();
+    let error = tokenizer.encode("a", PLAIN).unwrap_err();
+    assert!(
+        matches!(error, TokenizerError::MergeToken { .. }),
+        "{error}"
+    );
+}
+
 #[test]
 fn user_defined_tokens_are_found_first_and_the_longest_of_them() {
     let mut w = spm();

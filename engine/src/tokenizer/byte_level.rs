@@ -23,14 +23,6 @@ pub(super) struct ByteLevel {
 impl ByteLevel {
     pub(super) fn new(index: &TextIndex) -> Result<Self, TokenizerError> {
         let vocab = index.vocab();
-        let mut tokens = BpeVocab::with_capacity(vocab.n_tokens());
-        for id in 0..vocab.n_tokens() as u32 {
-            let Some(text) = vocab.token_text(id).filter(|text| !text.is_empty()) else {
-                continue;
-            };
-            let text = core::str::from_utf8(text).map_err(|_| TokenizerError::TokenUtf8 { id })?;
-            tokens.insert(text.to_string(), id);
-        }
         let mut has_byte = [false; 256];
         for byte in 0..=255 {
             let written = byte_to_char(byte);
@@ -42,7 +34,7 @@ impl ByteLevel {
         }
         let pre_tokenizer = PreTokenizer::by_name(vocab.pre_tokenizer())?;
         let bpe = BPE::builder()
-            .vocab_and_merges(tokens, read_merges(vocab, index.longest())?)
+            .vocab_and_merges(read_tokens(vocab)?, read_merges(vocab, index.longest())?)
             .ignore_merges(pre_tokenizer.ignores_merges())
             .build()
             .map_err(|e| TokenizerError::MergeToken {
@@ -80,7 +72,24 @@ impl ByteLevel {
     }
 }
 
-fn read_merges(vocab: &Vocab, longest: usize) -> Result<Vec<(String, String)>, TokenizerError> {
+/// All tokens that are not empty, by their texts.
+pub(super) fn read_tokens(vocab: &Vocab) -> Result<BpeVocab, TokenizerError> {
+    let mut tokens = BpeVocab::with_capacity(vocab.n_tokens());
+    for id in 0..vocab.n_tokens() as u32 {
+        let Some(text) = vocab.token_text(id).filter(|text| !text.is_empty()) else {
+            continue;
+        };
+        let text = core::str::from_utf8(text).map_err(|_| TokenizerError::TokenUtf8 { id })?;
+        tokens.insert(text.to_string(), id);
+    }
+    Ok(tokens)
+}
+
+/// The merges, the first to be done first.
+pub(super) fn read_merges(
+    vocab: &Vocab,
+    longest: usize,
+) -> Result<Vec<(String, String)>, TokenizerError> {
     let merges = vocab.merges();
     let merges = merges.as_ref().and_then(|m| Some((m.len(), m.iter_str()?)));
     let (n_merges, merges) = merges.ok_or(TokenizerError::MissingKey { key: MERGES })?;
@@ -93,7 +102,7 @@ fn read_merges(vocab: &Vocab, longest: usize) -> Result<Vec<(String, String)>, T
             continue;
         }
         let merge = core::str::from_utf8(merge).ok();
-        // A space is never a part of a token, where it is written U+0120.
+        // A space is never a part of a token: it is written U+0120, or U+2581.
         let pair = merge.and_then(|m| m.split_once(' '));
         let pair = pair.filter(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains(' '));
         let (left, right) = pair.ok_or(TokenizerError::Merge { index })?;

@@ -9,6 +9,8 @@ use tandem_formats::gguf::Gguf;
 
 #[cfg(feature = "std")]
 use super::byte_level::ByteLevel;
+#[cfg(feature = "std")]
+use super::character_level::CharacterLevel;
 use super::error::TokenizerError;
 #[cfg(feature = "std")]
 use super::pre_tokenizer::PreTokenizer;
@@ -163,6 +165,8 @@ impl Tokenizer {
             }
             #[cfg(feature = "std")]
             EncoderModel::ByteLevel(model) => model.encode(text, ids),
+            #[cfg(feature = "std")]
+            EncoderModel::CharacterLevel(model) => model.encode(text, ids),
         }
     }
 }
@@ -193,6 +197,8 @@ enum EncoderModel {
     SentencePiece(Box<SentencePiece>),
     #[cfg(feature = "std")]
     ByteLevel(Box<ByteLevel>),
+    #[cfg(feature = "std")]
+    CharacterLevel(Box<CharacterLevel>),
 }
 
 impl Encoder {
@@ -204,8 +210,14 @@ impl Encoder {
             }
             #[cfg(feature = "std")]
             VocabModel::ByteLevel => EncoderModel::ByteLevel(Box::new(ByteLevel::new(&index)?)),
+            #[cfg(feature = "std")]
+            VocabModel::CharacterLevel => {
+                EncoderModel::CharacterLevel(Box::new(CharacterLevel::new(index)?))
+            }
             #[cfg(not(feature = "std"))]
-            VocabModel::ByteLevel => return Err(TokenizerError::NeedsStd),
+            VocabModel::ByteLevel | VocabModel::CharacterLevel => {
+                return Err(TokenizerError::NeedsStd);
+            }
         };
         Ok(Encoder {
             specials: Specials::new(vocab)?,

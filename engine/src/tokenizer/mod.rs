@@ -1,15 +1,17 @@
 //! Text to token ids and back, by the vocabulary that a GGUF file carries.
 //!
 //! [`Vocab`] turns ids into bytes, [`StreamDecoder`] does so one id at a time and never splits a
-//! character, [`Tokenizer`] turns text into ids. Two kinds of vocabulary are read: SentencePiece BPE
-//! with scores (`tokenizer.ggml.model` = `llama`) and byte-level BPE with merges (`gpt2`), which
-//! encodes with the feature `std` only.
+//! character, [`Tokenizer`] turns text into ids. Three kinds of vocabulary are read: SentencePiece BPE
+//! with scores (`tokenizer.ggml.model` = `llama`), and BPE with merges of bytes (`gpt2`) and of characters
+//! (`gemma4`), which encode with the feature `std` only.
 //!
 //! The ids are those of llama.cpp, which is what the files are made for; where its behaviour is
 //! followed in a detail, the comment there says so.
 
 #[cfg(feature = "std")]
 mod byte_level;
+#[cfg(feature = "std")]
+mod character_level;
 mod encode;
 mod end_of_generation;
 mod error;

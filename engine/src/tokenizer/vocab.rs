@@ -20,6 +20,8 @@ pub enum VocabModel {
     /// Byte-level BPE as in GPT-2: merges in a listed order; each byte is written as a printable
     /// character.
     ByteLevel,
+    /// BPE over characters with merges, `gemma4` in the files: spaces are written as U+2581.
+    CharacterLevel,
 }
 
 /// What a token stands for. The discriminant is the number in `tokenizer.ggml.token_type`.
@@ -161,6 +163,7 @@ impl Vocab {
             None | Some("none" | "no_vocab") => return Err(TokenizerError::NoTokenizer),
             Some("llama") => VocabModel::SentencePiece,
             Some("gpt2") => VocabModel::ByteLevel,
+            Some("gemma4") => VocabModel::CharacterLevel,
             Some(name) => return Err(TokenizerError::UnsupportedModel { name: name.into() }),
         };
         let array = read_array(gguf, TOKENS)?;
@@ -192,6 +195,9 @@ impl Vocab {
 
         let sentencepiece = model == VocabModel::SentencePiece;
         let add_bos_by_default = sentencepiece || pre_tokenizer::adds_bos(pre);
+        // Some files of Gemma 4 say that texts begin without, and the model fails so; llama.cpp passes that
+        // over, too.
+        let needs_bos = model == VocabModel::CharacterLevel;
         // Of Phi-3 no metadata says that its special tokens swallow the white space after them, so
         // llama.cpp goes by the model's name.
         let name = gguf.get_str("general.name").ok().flatten().unwrap_or("");
@@ -208,7 +214,7 @@ impl Vocab {
             cls: special(CLS_ID),
             mask: special(MASK_ID),
             end_of_generation,
-            add_bos: gguf.get_bool(ADD_BOS)?.unwrap_or(add_bos_by_default),
+            add_bos: gguf.get_bool(ADD_BOS)?.unwrap_or(add_bos_by_default) || needs_bos,
             add_eos: gguf.get_bool(ADD_EOS)?.unwrap_or(false),
             add_space_prefix: sentencepiece && gguf.get_bool(ADD_SPACE_PREFIX)?.unwrap_or(true),
             strip_after_special: name.contains("phi-3") || name.contains("phi3"),
@@ -219,11 +225,13 @@ impl Vocab {
                     let scores = read_scores(gguf, n_tokens)?;
                     scores.map(|scores| OwnedArray::new(&scores, keep))
                 }
-                VocabModel::ByteLevel => None,
+                VocabModel::ByteLevel | VocabModel::CharacterLevel => None,
             },
             merges: match model {
                 VocabModel::SentencePiece => None,
-                VocabModel::ByteLevel => Some(OwnedArray::new(&read_merges(gguf)?, keep)),
+                VocabModel::ByteLevel | VocabModel::CharacterLevel => {
+                    Some(OwnedArray::new(&read_merges(gguf)?, keep))
+                }
             },
             texts: keep(array.as_bytes()),
             starts,
@@ -362,7 +370,7 @@ impl Vocab {
             TokenKind::UserDefined => out.extend_from_slice(text),
             TokenKind::Byte => out.extend(byte_of(text)),
             TokenKind::Normal => match self.0.model {
-                VocabModel::SentencePiece => push_unescaped(text, out),
+                VocabModel::SentencePiece | VocabModel::CharacterLevel => push_unescaped(text, out),
                 VocabModel::ByteLevel => push_byte_level(text, out),
             },
         }
