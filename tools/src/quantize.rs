@@ -338,6 +338,10 @@ impl Plan {
         if is_output && dtype.is_quantized() && ![Q8_0, Q8_1, Q8_K].contains(&dtype) {
             return Q6_K;
         }
+        // All layers' inputs hang on it, so llama.cpp leaves it as it is, too.
+        if name == "per_layer_model_proj.weight" && dtype.is_quantized() {
+            return F16;
+        }
         let layer = name
             .strip_prefix("blk.")
             .and_then(|rest| rest.split('.').next()?.parse().ok());

@@ -57,6 +57,8 @@ enum ShapeName {
     SmolLm2_360m,
     #[value(name = "tinyllama-1.1b")]
     TinyLlama11b,
+    #[value(name = "gemma4-e2b")]
+    Gemma4E2b,
 }
 
 /// A model's dimensions.
@@ -73,6 +75,22 @@ struct Shape {
     rope_base: f32,
     /// Whether the output matrix is the embeddings.
     tied: bool,
+    gemma4: Option<Gemma4Shape>,
+}
+
+/// What a Gemma 4 has besides.
+struct Gemma4Shape {
+    window: usize,
+    /// One layer in so many sees all tokens, the others see the window.
+    full_every: usize,
+    /// Elements of a head of such a layer.
+    full_head_dim: usize,
+    /// The last layers see the keys of earlier ones.
+    n_shared_kv: usize,
+    /// Elements inside these layers' feed-forward networks.
+    shared_n_ff: usize,
+    /// Elements of each layer's own input.
+    n_input: usize,
 }
 
 impl Shape {
@@ -103,6 +121,7 @@ impl ShapeName {
             n_ctx: 131_072,
             rope_base: 500_000.0,
             tied: true,
+            gemma4: None,
         };
         match self {
             ShapeName::Llama32_1b => llama(2048, 16, 32, 8, 8192),
@@ -143,6 +162,21 @@ impl ShapeName {
                 rope_base: 1e4,
                 tied: false,
                 ..llama(2048, 22, 32, 4, 5632)
+            },
+            ShapeName::Gemma4E2b => Shape {
+                arch: "gemma4",
+                n_vocab: 262_144,
+                head_dim: 256,
+                rope_base: 1e6,
+                gemma4: Some(Gemma4Shape {
+                    window: 512,
+                    full_every: 5,
+                    full_head_dim: 512,
+                    n_shared_kv: 20,
+                    shared_n_ff: 12_288,
+                    n_input: 256,
+                }),
+                ..llama(1536, 35, 8, 1, 6144)
             },
         }
     }
@@ -215,8 +249,12 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
     if !shape.tied {
         matrix("output.weight".to_string(), shape.n_vocab, shape.n_embd)?;
     }
-    for linear in base.iter().filter(|linear| linear.layer.is_some()) {
+    for linear in base.iter().filter(|linear| linear.id != base.output()) {
         matrix(format!("{}.weight", linear.name), linear.n_out, linear.n_in)?;
+    }
+    if let Some(gemma4) = &shape.gemma4 {
+        let n = shape.n_layer * gemma4.n_input;
+        matrix("per_layer_token_embd.weight".to_string(), shape.n_vocab, n)?;
     }
     let mut vector = |name: String, n: usize, deviation| {
         tensors.push(Planned {
@@ -238,7 +276,78 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
             }
         }
     }
+    if let Some(gemma4) = &shape.gemma4 {
+        // All ones, so that all of a head is turned; it takes no longer.
+        vector(
+            "rope_freqs.weight".to_string(),
+            gemma4.full_head_dim / 2,
+            None,
+        );
+        vector(
+            "per_layer_proj_norm.weight".to_string(),
+            gemma4.n_input,
+            None,
+        );
+        for i in 0..shape.n_layer {
+            for norm in ["post_attention_norm", "post_ffw_norm", "post_norm"] {
+                vector(format!("blk.{i}.{norm}.weight"), shape.n_embd, None);
+            }
+            vector(format!("blk.{i}.layer_output_scale.weight"), 1, None);
+            let head_dim = gemma4.head_dim(i, shape.head_dim);
+            vector(format!("blk.{i}.attn_q_norm.weight"), head_dim, None);
+            if i < shape.n_layer - gemma4.n_shared_kv {
+                vector(format!("blk.{i}.attn_k_norm.weight"), head_dim, None);
+            }
+        }
+    }
     Ok(tensors)
+}
+
+impl Gemma4Shape {
+    fn has_window(&self, layer: usize) -> bool {
+        !(layer + 1).is_multiple_of(self.full_every)
+    }
+
+    /// Elements of a layer's heads, which are so many where there is a window.
+    fn head_dim(&self, layer: usize, window_head_dim: usize) -> usize {
+        match self.has_window(layer) {
+            true => window_head_dim,
+            false => self.full_head_dim,
+        }
+    }
+
+    fn metadata(&self, w: &mut Writer, shape: &Shape) -> Result<()> {
+        let count = |n: usize| Value::U32(n as u32);
+        for (key, value) in [
+            ("attention.key_length", count(self.full_head_dim)),
+            ("attention.value_length", count(self.full_head_dim)),
+            ("attention.key_length_swa", count(shape.head_dim)),
+            ("attention.value_length_swa", count(shape.head_dim)),
+            ("attention.sliding_window", count(self.window)),
+            ("attention.shared_kv_layers", count(self.n_shared_kv)),
+            ("embedding_length_per_layer_input", count(self.n_input)),
+            ("final_logit_softcapping", Value::F32(30.0)),
+            ("rope.dimension_count", count(self.full_head_dim)),
+            ("rope.dimension_count_swa", count(shape.head_dim)),
+            ("rope.freq_base_swa", Value::F32(1e4)),
+        ] {
+            w.add(&format!("gemma4.{key}"), value)?;
+        }
+        let layers = 0..shape.n_layer;
+        let windows: Vec<bool> = layers.clone().map(|i| self.has_window(i)).collect();
+        w.add_array("gemma4.attention.sliding_window_pattern", &windows)?;
+        let n_own = shape.n_layer - self.n_shared_kv;
+        let n_ffs = layers.map(|i| {
+            if i < n_own {
+                shape.n_ff
+            } else {
+                self.shared_n_ff
+            }
+        });
+        let n_ffs: Vec<u32> = n_ffs.map(|n| n as u32).collect();
+        w.add_array("gemma4.feed_forward_length", &n_ffs)?;
+        Ok(())
+    }
 }
 
 /// The factors of an adapter on all linears.
@@ -295,17 +404,26 @@ fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<()> {
         ("context_length", Value::U32(shape.n_ctx)),
         ("embedding_length", count(shape.n_embd)),
         ("block_count", count(shape.n_layer)),
-        ("feed_forward_length", count(shape.n_ff)),
         ("attention.head_count", count(shape.n_head)),
         ("attention.head_count_kv", count(shape.n_head_kv)),
-        ("attention.key_length", count(shape.head_dim)),
-        ("attention.value_length", count(shape.head_dim)),
         ("attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
         ("rope.freq_base", Value::F32(shape.rope_base)),
-        ("rope.dimension_count", count(shape.head_dim)),
         ("vocab_size", count(shape.n_vocab)),
     ] {
         w.add(&format!("{}.{key}", shape.arch), value)?;
+    }
+    match &shape.gemma4 {
+        Some(gemma4) => gemma4.metadata(w, shape)?,
+        None => {
+            for (key, n) in [
+                ("feed_forward_length", shape.n_ff),
+                ("attention.key_length", shape.head_dim),
+                ("attention.value_length", shape.head_dim),
+                ("rope.dimension_count", shape.head_dim),
+            ] {
+                w.add(&format!("{}.{key}", shape.arch), count(n))?;
+            }
+        }
     }
     let (tokens, merges) = vocabulary(shape.n_vocab);
     w.add("tokenizer.ggml.model", Value::Str("gpt2"))?;
@@ -408,6 +526,24 @@ fn normal(rng: &mut Xoshiro256PlusPlus) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The engine reads each shape's metadata, and finds the matrices that are planned for it.
+    #[test]
+    fn every_shape_is_a_model_of_the_engine() {
+        let target = parse_target("Q4_0").unwrap();
+        for name in ShapeName::value_variants() {
+            let shape = name.shape();
+            let linears = shape.linears(target).unwrap();
+            assert_eq!(linears.n_layer(), shape.n_layer);
+            let planned = plan(&shape, target).unwrap();
+            let is_planned =
+                |name: &str| planned.iter().any(|t| t.name == format!("{name}.weight"));
+            let mut all = linears
+                .iter()
+                .filter(|l| !shape.tied || l.id != linears.output());
+            assert!(all.all(|linear| is_planned(&linear.name)));
+        }
+    }
 
     #[test]
     fn vocabularies_are_of_the_size_asked_for_and_hold_no_token_twice() {

@@ -19,6 +19,8 @@ pub(super) struct Fit {
     pub ctx: usize,
     /// Bytes of the file, which is mapped: the kernel may drop them and read them again.
     pub weight_bytes: u64,
+    /// Bytes of the file besides, of a table of which tokens read a row each.
+    pub table_bytes: u64,
     pub kv_cache_bytes: usize,
     /// Further buffers, and the factors and ranks of adapters.
     pub buffer_bytes: usize,
@@ -65,12 +67,14 @@ impl Fit {
         let needs = Session::memory(config, &options, composition)
             .ok_or_else(|| anyhow!("a context of {} tokens is too large", options.n_ctx))?;
         let adapters = composition.map_or(0, Composition::bytes_per_token);
+        let table_bytes = model.per_layer().map_or(0, |p| p.table.n_bytes());
         let bytes_per_token = model.bytes_per_token() + adapters;
         let n_threads = options.n_threads_decode;
         let mut fit = Fit {
             file: path.to_path_buf(),
             ctx: options.n_ctx,
-            weight_bytes: model.n_bytes() as u64,
+            weight_bytes: (model.n_bytes() - table_bytes) as u64,
+            table_bytes: table_bytes as u64,
             kv_cache_bytes: needs.kv_cache,
             buffer_bytes: needs.scratch.saturating_add(adapters),
             bytes_per_token,
@@ -138,6 +142,7 @@ mod tests {
             file: PathBuf::new(),
             ctx: 100,
             weight_bytes: 1000,
+            table_bytes: 0,
             kv_cache_bytes: 200,
             buffer_bytes: 50,
             bytes_per_token: 900,

@@ -244,6 +244,11 @@ impl Fit {
         line(s, "model", escape(&self.file.display().to_string()))?;
         let (weights, token) = (bytes(self.weight_bytes), size(self.bytes_per_token));
         line(s, "", format!("{weights} of weights, {token} read a token"))?;
+        if self.table_bytes > 0 {
+            let table = bytes(self.table_bytes);
+            let text = format!("{table} of embeddings for each layer, which may stay on the disk");
+            line(s, "", text)?;
+        }
         let (cache, buffers) = (size(self.kv_cache_bytes), size(self.buffer_bytes));
         line(
             s,
