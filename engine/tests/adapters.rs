@@ -222,6 +222,7 @@ fn a_composition_computes_what_the_changed_weights_do() {
         "phi3",
         "gemma2",
         "gemma4",
+        "lfm2",
         "granite",
         "exaone4",
         "smollm3",
@@ -243,7 +244,7 @@ fn a_composition_computes_what_the_changed_weights_do() {
             let is_matrix = gguf
                 .tensor(&format!("{name}.weight"))
                 .is_some_and(|t| t.shape().len() == 2);
-            is_matrix && !name.ends_with("token_embd")
+            is_matrix && !name.ends_with("token_embd") && !name.ends_with("conv.conv")
         };
         let mut loras = Vec::new();
         for t in gguf.tensors() {

@@ -140,6 +140,7 @@ fn peers() -> Vec<(&'static str, Vec<u8>)> {
         "phi3",
         "gemma2",
         "gemma4",
+        "lfm2",
         "granite",
         "mistral3",
         "exaone4",

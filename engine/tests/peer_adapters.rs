@@ -136,6 +136,7 @@ fn every_recipe_agrees_with_peft() {
         ("mistral3", 3),
         ("gemma2", 3),
         ("gemma4", 3),
+        ("lfm2", 3),
     ] {
         let model = Model::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
         let folder = shared(&format!("peer/logits/{name}-lora")).unwrap();

@@ -8,7 +8,7 @@ use std::fs::File;
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
 use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
-const MODELS: [&str; 21] = [
+const MODELS: [&str; 22] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -23,6 +23,7 @@ const MODELS: [&str; 21] = [
     "qwen3vl",
     "gemma2",
     "gemma4",
+    "lfm2",
     "exaone4",
     "hunyuan-dense",
     "glm4",

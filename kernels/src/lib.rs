@@ -41,6 +41,7 @@
 mod activation;
 mod attention;
 mod dtype;
+mod elementwise;
 mod input;
 pub mod lanes;
 mod level;
@@ -60,6 +61,7 @@ mod thread_pool;
 pub use activation::{Activation, activate, gate};
 pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention, store_key};
 pub use dtype::DType;
+pub use elementwise::{add_product, multiply_by, product};
 pub use input::{
     Input, Q8_BLOCK, Q8_GROUP, Q8_SUPER, Q8Rows, Q8Super, quantize_q8, quantize_q8_columns,
 };

@@ -171,7 +171,8 @@ fn tell_fallbacks(plan: &Plan, tensors: &[NewTensor]) {
 
 /// Whether a tensor is one whose type is chosen.
 fn is_matrix(name: &str, shape: &[usize]) -> bool {
-    shape.len() == 2 && name.ends_with(".weight") && !name.contains("_norm")
+    let is_linear = !name.contains("_norm") && !name.ends_with("conv.weight");
+    shape.len() == 2 && name.ends_with(".weight") && is_linear
 }
 
 /// An output that is one of the files being read would destroy them.

@@ -59,6 +59,8 @@ enum ShapeName {
     TinyLlama11b,
     #[value(name = "gemma4-e2b")]
     Gemma4E2b,
+    #[value(name = "lfm2-1.2b")]
+    Lfm2_1_2b,
 }
 
 /// A model's dimensions.
@@ -76,7 +78,12 @@ struct Shape {
     /// Whether the output matrix is the embeddings.
     tied: bool,
     gemma4: Option<Gemma4Shape>,
+    /// Of LFM2 the layers that are attention; the others are convolutions.
+    attention_layers: &'static [usize],
 }
+
+/// Tokens that one of LFM2's convolutions sums.
+const LFM2_TAPS: usize = 3;
 
 /// What a Gemma 4 has besides.
 struct Gemma4Shape {
@@ -122,6 +129,7 @@ impl ShapeName {
             rope_base: 500_000.0,
             tied: true,
             gemma4: None,
+            attention_layers: &[],
         };
         match self {
             ShapeName::Llama32_1b => llama(2048, 16, 32, 8, 8192),
@@ -162,6 +170,14 @@ impl ShapeName {
                 rope_base: 1e4,
                 tied: false,
                 ..llama(2048, 22, 32, 4, 5632)
+            },
+            ShapeName::Lfm2_1_2b => Shape {
+                arch: "lfm2",
+                n_vocab: 65_536,
+                n_ctx: 128_000,
+                rope_base: 1e6,
+                attention_layers: &[2, 5, 8, 10, 12, 14],
+                ..llama(2048, 16, 32, 8, 8192)
             },
             ShapeName::Gemma4E2b => Shape {
                 arch: "gemma4",
@@ -256,54 +272,84 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
         let n = shape.n_layer * gemma4.n_input;
         matrix("per_layer_token_embd.weight".to_string(), shape.n_vocab, n)?;
     }
-    let mut vector = |name: String, n: usize, deviation| {
-        tensors.push(Planned {
-            name,
-            shape: vec![n],
-            dtype: DType::F32,
-            deviation,
-        });
+    let is_lfm2 = shape.arch == "lfm2";
+    let output_norm = if is_lfm2 {
+        "token_embd_norm"
+    } else {
+        "output_norm"
     };
-    vector("output_norm.weight".to_string(), shape.n_embd, None);
+    tensors.push(ones(format!("{output_norm}.weight"), shape.n_embd));
     for i in 0..shape.n_layer {
-        vector(format!("blk.{i}.attn_norm.weight"), shape.n_embd, None);
-        vector(format!("blk.{i}.ffn_norm.weight"), shape.n_embd, None);
+        tensors.push(ones(format!("blk.{i}.attn_norm.weight"), shape.n_embd));
+        tensors.push(ones(format!("blk.{i}.ffn_norm.weight"), shape.n_embd));
+        if is_lfm2 {
+            plan_lfm2_layer(shape, i, &mut tensors);
+        }
         if shape.arch == "qwen2" {
             for linear in base.iter().filter(|linear| linear.layer == Some(i)) {
                 if matches!(linear.part, "attn_q" | "attn_k" | "attn_v") {
-                    vector(format!("{}.bias", linear.name), linear.n_out, Some(0.1));
+                    tensors.push(Planned {
+                        deviation: Some(0.1),
+                        ..ones(format!("{}.bias", linear.name), linear.n_out)
+                    });
                 }
             }
         }
     }
     if let Some(gemma4) = &shape.gemma4 {
-        // All ones, so that all of a head is turned; it takes no longer.
-        vector(
-            "rope_freqs.weight".to_string(),
-            gemma4.full_head_dim / 2,
-            None,
-        );
-        vector(
-            "per_layer_proj_norm.weight".to_string(),
-            gemma4.n_input,
-            None,
-        );
-        for i in 0..shape.n_layer {
-            for norm in ["post_attention_norm", "post_ffw_norm", "post_norm"] {
-                vector(format!("blk.{i}.{norm}.weight"), shape.n_embd, None);
-            }
-            vector(format!("blk.{i}.layer_output_scale.weight"), 1, None);
-            let head_dim = gemma4.head_dim(i, shape.head_dim);
-            vector(format!("blk.{i}.attn_q_norm.weight"), head_dim, None);
-            if i < shape.n_layer - gemma4.n_shared_kv {
-                vector(format!("blk.{i}.attn_k_norm.weight"), head_dim, None);
-            }
-        }
+        gemma4.plan(shape, &mut tensors);
     }
     Ok(tensors)
 }
 
+/// A vector of ones.
+fn ones(name: String, n: usize) -> Planned {
+    Planned {
+        name,
+        shape: vec![n],
+        dtype: DType::F32,
+        deviation: None,
+    }
+}
+
+/// What layer `i` of an LFM2 has besides.
+fn plan_lfm2_layer(shape: &Shape, i: usize, tensors: &mut Vec<Planned>) {
+    if shape.attention_layers.contains(&i) {
+        for norm in ["attn_q_norm", "attn_k_norm"] {
+            tensors.push(ones(format!("blk.{i}.{norm}.weight"), shape.head_dim));
+        }
+        return;
+    }
+    tensors.push(Planned {
+        name: format!("blk.{i}.shortconv.conv.weight"),
+        shape: vec![LFM2_TAPS, shape.n_embd],
+        dtype: DType::F32,
+        deviation: Some(0.5),
+    });
+}
+
 impl Gemma4Shape {
+    /// The vectors that no other architecture has.
+    fn plan(&self, shape: &Shape, tensors: &mut Vec<Planned>) {
+        // All of a head is turned by it, which takes no longer.
+        tensors.push(ones(
+            "rope_freqs.weight".to_string(),
+            self.full_head_dim / 2,
+        ));
+        tensors.push(ones("per_layer_proj_norm.weight".to_string(), self.n_input));
+        for i in 0..shape.n_layer {
+            for norm in ["post_attention_norm", "post_ffw_norm", "post_norm"] {
+                tensors.push(ones(format!("blk.{i}.{norm}.weight"), shape.n_embd));
+            }
+            tensors.push(ones(format!("blk.{i}.layer_output_scale.weight"), 1));
+            let head_dim = self.head_dim(i, shape.head_dim);
+            tensors.push(ones(format!("blk.{i}.attn_q_norm.weight"), head_dim));
+            if i < shape.n_layer - self.n_shared_kv {
+                tensors.push(ones(format!("blk.{i}.attn_k_norm.weight"), head_dim));
+            }
+        }
+    }
+
     fn has_window(&self, layer: usize) -> bool {
         !(layer + 1).is_multiple_of(self.full_every)
     }
@@ -405,12 +451,23 @@ fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<()> {
         ("embedding_length", count(shape.n_embd)),
         ("block_count", count(shape.n_layer)),
         ("attention.head_count", count(shape.n_head)),
-        ("attention.head_count_kv", count(shape.n_head_kv)),
         ("attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
         ("rope.freq_base", Value::F32(shape.rope_base)),
         ("vocab_size", count(shape.n_vocab)),
     ] {
         w.add(&format!("{}.{key}", shape.arch), value)?;
+    }
+    let kv_key = format!("{}.attention.head_count_kv", shape.arch);
+    if shape.attention_layers.is_empty() {
+        w.add(&kv_key, count(shape.n_head_kv))?;
+    } else {
+        let n_head_kv = |i| match shape.attention_layers.contains(&i) {
+            true => shape.n_head_kv as u32,
+            false => 0,
+        };
+        let n_heads_kv: Vec<u32> = (0..shape.n_layer).map(n_head_kv).collect();
+        w.add_array(&kv_key, &n_heads_kv)?;
+        w.add("lfm2.shortconv.l_cache", count(LFM2_TAPS))?;
     }
     match &shape.gemma4 {
         Some(gemma4) => gemma4.metadata(w, shape)?,

@@ -366,7 +366,7 @@ impl Attention {
 fn kv_of(state: &mut MixerState) -> &mut Kv {
     match state {
         MixerState::Kv(kv) => kv,
-        MixerState::None => unreachable!("a layer without keys is not asked for them"),
+        _ => unreachable!("a layer without keys is not asked for them"),
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) fn layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
     normalize_rows(pass, w.mixer_norm.as_ref());
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward(pass, i),
+        Mixer::ShortConv(conv) => conv.forward(pass, i),
     }
     after_mixer(pass, i, w);
 }
@@ -54,6 +55,7 @@ pub(crate) fn layer_to_narrow<'p>(
     normalize_rows(pass, w.mixer_norm.as_ref());
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward_state(pass, i),
+        Mixer::ShortConv(conv) => conv.forward(pass, i),
     }
     pass.step.batch = narrow.batch;
     if narrow.batch.n_rows() == 0 {
@@ -76,6 +78,8 @@ pub(crate) fn layer_to_narrow<'p>(
     }
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward_rows(pass, i),
+        // Its results are there, of all rows.
+        Mixer::ShortConv(_) => narrow.keep(&mut pass.scratch.y, n_embd),
     }
     after_mixer(pass, i, w);
 }

@@ -7,6 +7,7 @@ mod layer;
 mod mlp;
 mod norm;
 mod per_layer;
+mod short_conv;
 
 pub use attention::{Attention, AttentionConfig, Temperature};
 pub use gated::{Gated, GatedConfig};
@@ -14,3 +15,4 @@ pub(crate) use layer::{Narrow, Pass, SpanRows, layer, layer_to_narrow};
 pub use mlp::{Mlp, MlpConfig};
 pub(crate) use norm::RowNorm;
 pub use per_layer::{PerLayer, PerLayerConfig, PerLayerEmbeddings};
+pub use short_conv::{ShortConv, ShortConvConfig};

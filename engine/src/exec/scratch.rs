@@ -8,7 +8,7 @@ use super::activations::Activations;
 use super::low_rank_pass::Ranks;
 use crate::SessionError;
 use crate::buffer::zeroed;
-use crate::model::Config;
+use crate::model::{Config, LayerConfig, MixerConfig};
 use crate::sequence::Frequencies;
 
 /// Buffers for `n_batch` rows at a time.
@@ -57,13 +57,18 @@ impl Widths {
     fn of(config: &Config) -> Widths {
         let n_embd = config.n_embd;
         let qkv = config.attentions().map(|c| c.n_q() + 2 * c.n_kv());
-        let attended = config.attentions().map(|c| c.n_q());
+        let convolves = |layer: &LayerConfig| matches!(layer.mixer, MixerConfig::ShortConv(_));
+        let bcx = match config.layers.iter().any(convolves) {
+            true => 3 * n_embd,
+            false => 0,
+        };
+        let mixed = config.attentions().map(|c| c.n_q()).chain([bcx / 3]);
         let inside = config.layers.iter().map(|layer| layer.ffn.n_ff());
         let n_input = config.per_layer.as_ref().map_or(0, |c| c.n_input);
         Widths {
             n_embd,
-            y: qkv.fold(n_embd, usize::max),
-            inner: attended.chain(inside).fold(n_input, usize::max),
+            y: qkv.fold(n_embd.max(bcx), usize::max),
+            inner: mixed.chain(inside).fold(n_input, usize::max),
             per_layer: n_input * config.layers.len(),
         }
     }

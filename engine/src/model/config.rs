@@ -7,7 +7,7 @@ use tandem_kernels::{RopeScaling, RopeStyle};
 
 use super::arch::{self, Architecture};
 use crate::ModelError;
-use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig, PerLayerConfig};
+use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig, PerLayerConfig, ShortConvConfig};
 
 /// Which normalization stands before each block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub struct LayerConfig {
 pub enum MixerConfig {
     /// Attention with rotary positions.
     Attention(AttentionConfig),
+    /// A gated short convolution.
+    ShortConv(ShortConvConfig),
 }
 
 /// A layer's feed-forward network.
@@ -120,8 +122,9 @@ impl Config {
 
     /// The attention of each layer that has one.
     pub fn attentions(&self) -> impl Iterator<Item = &AttentionConfig> {
-        self.layers.iter().map(|layer| match &layer.mixer {
-            MixerConfig::Attention(attention) => attention,
+        self.layers.iter().filter_map(|layer| match &layer.mixer {
+            MixerConfig::Attention(attention) => Some(attention),
+            _ => None,
         })
     }
 }

@@ -120,6 +120,7 @@ impl Linears {
         for (i, layer) in config.layers.iter().enumerate() {
             match &layer.mixer {
                 MixerConfig::Attention(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
+                MixerConfig::ShortConv(c) => table.add(i, &c.linears(config.n_embd), &[]),
             }
             match &layer.ffn {
                 FfnConfig::Gated(c) => table.add(i, &c.linears(config.n_embd), c.fused()),

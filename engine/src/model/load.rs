@@ -1,6 +1,7 @@
 //! Loading a model: every tensor that the hyperparameters ask for, of the right shape, and none
 //! besides.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -15,7 +16,7 @@ use super::config::{Config, FfnConfig, MixerConfig, NormKind};
 use super::linears::{LinearInfo, Linears};
 use super::tensor::Tensor;
 use super::weights::{Ffn, Layer, Linear, Mixer, Norm, RopeFactors};
-use crate::blocks::{Attention, Gated, Mlp, PerLayer, PerLayerEmbeddings};
+use crate::blocks::{Attention, Gated, Mlp, PerLayer, PerLayerEmbeddings, ShortConv};
 use crate::{CompositionError, ModelError};
 
 /// All weights of a model.
@@ -60,7 +61,7 @@ impl Weights {
         let rope_factors = tensors.rope_factors()?;
         let layers = (0..config.layers.len()).map(|i| tensors.layer(i));
         let layers = layers.collect::<Result<_, _>>()?;
-        let output_norm = tensors.norm("output_norm")?;
+        let output_norm = tensors.norm(config.arch.output_norm())?;
         tensors.refuse_unused()?;
         Ok(Weights {
             token_embd,
@@ -90,7 +91,12 @@ impl<'a> Tensors<'_, 'a> {
         let layer = Layer {
             mixer_norm: self.pre_norm(&name("attn_norm"))?,
             mixer: match &layer.mixer {
-                MixerConfig::Attention(c) => Mixer::Attention(Attention::load(c, self, i)?),
+                MixerConfig::Attention(c) => {
+                    Mixer::Attention(Box::new(Attention::load(c, self, i)?))
+                }
+                MixerConfig::ShortConv(c) => {
+                    Mixer::ShortConv(Box::new(ShortConv::load(c, self, i)?))
+                }
             },
             post_mixer_norm: self.optional_norm(&name("post_attention_norm"))?,
             ffn_norm: self.pre_norm(&name("ffn_norm"))?,
@@ -175,30 +181,44 @@ impl<'a> Tensors<'_, 'a> {
 
     /// A vector of floats `[n]`; empty where there is no such tensor.
     pub(crate) fn vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
+        self.floats(name, 1, n)
+    }
+
+    /// A matrix of floats `[n_rows, n_cols]` that has to be there.
+    pub(crate) fn float_matrix(
+        &mut self,
+        name: &str,
+        n_rows: usize,
+        n_cols: usize,
+    ) -> Result<Vec<f32>, ModelError> {
+        let values = self.floats(name, n_rows, n_cols)?;
+        match values.is_empty() {
+            true => Err(ModelError::MissingTensor {
+                name: name.to_string(),
+            }),
+            false => Ok(values),
+        }
+    }
+
+    fn floats(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Vec<f32>, ModelError> {
         let Some(t) = self.optional(name) else {
             return Ok(Vec::new());
         };
-        check_shape(&t, 1, n)?;
+        check_shape(&t, n_rows, n_cols)?;
         if !matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16) {
             return Err(ModelError::Type {
                 name: name.to_string(),
                 found: t.dtype,
             });
         }
-        let mut values = vec![0.0; n];
+        let mut values = vec![0.0; n_rows * n_cols];
         quant::dequantize(t.dtype, t.data, &mut values);
         Ok(values)
     }
 
     /// A vector of floats `[n]` that has to be there.
     pub(crate) fn needed_vector(&mut self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
-        let vector = self.vector(name, n)?;
-        match vector.len() == n {
-            true => Ok(vector),
-            false => Err(ModelError::MissingTensor {
-                name: name.to_string(),
-            }),
-        }
+        self.float_matrix(name, 1, n)
     }
 
     /// The linear of this name, from a tensor of its own.

@@ -1,12 +1,13 @@
 //! A model's weights: layers of blocks, linears, norms.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
 
 use super::linears::LinearId;
 use super::tensor::Tensor;
-use crate::blocks::{Attention, Gated, Mlp, PerLayer};
+use crate::blocks::{Attention, Gated, Mlp, PerLayer, ShortConv};
 
 /// The weights of one layer: `x += mixer(norm(x))`, then `x += ffn(norm(x))`.
 #[derive(Debug)]
@@ -35,7 +36,9 @@ pub struct Layer {
 #[non_exhaustive]
 pub enum Mixer {
     /// Attention with rotary positions.
-    Attention(Attention),
+    Attention(Box<Attention>),
+    /// A gated short convolution.
+    ShortConv(Box<ShortConv>),
 }
 
 /// What works on each token by itself.
@@ -82,18 +85,23 @@ pub(crate) struct RopeFactors {
 impl Layer {
     /// Whether sequences have a state for the layer.
     pub(crate) fn has_state(&self) -> bool {
-        let Mixer::Attention(mixer) = &self.mixer;
-        mixer.config.has_keys()
+        match &self.mixer {
+            Mixer::Attention(attention) => attention.config.has_keys(),
+            Mixer::ShortConv(_) => true,
+        }
     }
 
     /// The linears, in the order of their ids.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let Mixer::Attention(mixer) = &self.mixer;
+        let mixer: ArrayVec<&Linear, 4> = match &self.mixer {
+            Mixer::Attention(attention) => attention.linears().collect(),
+            Mixer::ShortConv(conv) => conv.linears().into_iter().collect(),
+        };
         let ffn: ArrayVec<&Linear, 3> = match &self.ffn {
             Ffn::Gated(ffn) => ffn.linears().into(),
             Ffn::Mlp(ffn) => ffn.linears().into_iter().collect(),
         };
         let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
-        mixer.linears().chain(ffn).chain(per_layer)
+        mixer.into_iter().chain(ffn).chain(per_layer)
     }
 }

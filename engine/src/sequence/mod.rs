@@ -1,5 +1,6 @@
 //! Sequences: tokens that were evaluated, and what the model's layers remember of them.
 
+mod columns;
 mod kv;
 mod save;
 
@@ -8,6 +9,7 @@ use alloc::vec::Vec;
 
 use tandem_kernels::{DType, rope_frequencies};
 
+pub(crate) use columns::Columns;
 pub(crate) use kv::{Kv, KvSize};
 
 use crate::blocks::AttentionConfig;
@@ -20,6 +22,8 @@ use crate::{Composition, Model, SessionError, SessionOptions};
 pub(crate) enum MixerState {
     /// Of attention: keys and values.
     Kv(Kv),
+    /// Of a convolution: its last input columns.
+    Columns(Columns),
     /// Nothing: it sees what an earlier layer remembers.
     None,
 }
@@ -98,6 +102,9 @@ impl Sequence {
                 Kv::new(attention, size).map(MixerState::Kv)
             }
             MixerConfig::Attention(_) => Ok(MixerState::None),
+            MixerConfig::ShortConv(conv) => {
+                Columns::new(conv, config.n_embd).map(MixerState::Columns)
+            }
         });
         let states = states.collect::<Result<_, _>>()?;
         let ropes = config.ropes.iter();
@@ -116,11 +123,14 @@ impl Sequence {
     pub fn n_bytes(config: &Config, options: &SessionOptions) -> Option<usize> {
         let size = kv_size(options);
         config.layers.iter().try_fold(0_usize, |sum, layer| {
-            let MixerConfig::Attention(attention) = &layer.mixer;
-            match attention.has_keys() {
-                true => sum.checked_add(size.n_bytes(attention)?),
-                false => Some(sum),
-            }
+            let n_bytes = match &layer.mixer {
+                MixerConfig::Attention(attention) if attention.has_keys() => {
+                    size.n_bytes(attention)?
+                }
+                MixerConfig::Attention(_) => 0,
+                MixerConfig::ShortConv(conv) => Columns::n_bytes(conv, config.n_embd)?,
+            };
+            sum.checked_add(n_bytes)
         })
     }
 
@@ -134,6 +144,7 @@ impl Sequence {
         tokens.extend_from_slice(&self.tokens);
         let states = self.states.iter().map(|state| match state {
             MixerState::Kv(kv) => kv.fork().map(MixerState::Kv),
+            MixerState::Columns(columns) => columns.fork().map(MixerState::Columns),
             MixerState::None => Ok(MixerState::None),
         });
         Ok(Sequence {
@@ -148,7 +159,7 @@ impl Sequence {
 
     /// Forgets all tokens but the first `n`, and returns how many are left: `n`, or none where a layer
     /// has forgotten what the token after the first `n` sees. Layers with a window can go back to
-    /// `n_batch` tokens before the farthest that was evaluated, all others anywhere.
+    /// `n_batch` tokens before the farthest that was evaluated, convolutions to 32, all others anywhere.
     pub fn rewind(&mut self, n: usize) -> usize {
         // None at all is done in any case: states may be those of a restoring that failed.
         if n > 0 && n >= self.tokens.len() {
@@ -156,6 +167,7 @@ impl Sequence {
         }
         let can = |state: &MixerState| match state {
             MixerState::Kv(kv) => kv.can_rewind(n),
+            MixerState::Columns(columns) => columns.can_rewind(n),
             MixerState::None => true,
         };
         let n = match self.states.iter().all(can) {
@@ -165,6 +177,7 @@ impl Sequence {
         for state in &mut self.states {
             match state {
                 MixerState::Kv(kv) => kv.rewind(n),
+                MixerState::Columns(columns) => columns.rewind(n),
                 MixerState::None => {}
             }
         }

@@ -27,6 +27,7 @@ impl Sequence {
         let purpose = self.purpose()?;
         let states = self.states.iter().map(|state| match state {
             MixerState::Kv(kv) => kv.saved_bytes(),
+            MixerState::Columns(columns) => columns.saved_bytes(),
             MixerState::None => 0,
         });
         let n_bytes = BODY + HASH_BYTES + 8 + 4 * self.tokens.len() + states.sum::<usize>();
@@ -43,6 +44,7 @@ impl Sequence {
         for state in &self.states {
             match state {
                 MixerState::Kv(kv) => kv.save(&mut out),
+                MixerState::Columns(columns) => columns.save(&mut out),
                 MixerState::None => {}
             }
         }
@@ -98,13 +100,12 @@ impl Sequence {
         }
         let positions = n..=self.n_ctx();
         for state in &mut self.states {
-            match state {
-                MixerState::Kv(kv) => {
-                    kv.restore(&mut rest, positions.clone())
-                        .ok_or_else(damaged)?;
-                }
-                MixerState::None => {}
-            }
+            let restored = match state {
+                MixerState::Kv(kv) => kv.restore(&mut rest, positions.clone()),
+                MixerState::Columns(columns) => columns.restore(&mut rest, positions.clone()),
+                MixerState::None => Some(()),
+            };
+            restored.ok_or_else(damaged)?;
         }
         if !rest.is_empty() {
             return Err(damaged());

@@ -267,7 +267,10 @@ impl Network {
 impl Layer {
     fn new(config: &Config, w: &model::Layer, deltas: &mut Deltas) -> anyhow::Result<Layer> {
         let Mixer::Attention(attention) = &w.mixer else {
-            bail!("a layer of a kind that cannot be trained");
+            bail!(
+                "{} cannot be trained: some of its layers are no attention",
+                config.arch.name()
+            );
         };
         let (Some(k), Some(v), false) = (&attention.k, &attention.v, attention.config.norms_values)
         else {

@@ -10,7 +10,9 @@ use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, RopeStyle, Shar
 
 use super::{Architecture, EmbeddingScale, NoRope, ScoreScale, Windows, key};
 use crate::ModelError;
-use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig, PerLayerConfig, Temperature};
+use crate::blocks::{
+    AttentionConfig, GatedConfig, MlpConfig, PerLayerConfig, ShortConvConfig, Temperature,
+};
 use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind, RopeConfig};
 
 /// The most KV heads: each is at least one task of an attention step.
@@ -21,6 +23,17 @@ const MAX_DIMENSION: usize = 1 << 24;
 
 /// The most layers; no model comes near.
 const MAX_LAYERS: usize = 1024;
+
+/// The most tokens that a convolution sums; models have 3 or 4.
+const MAX_TAPS: usize = 64;
+
+/// The layers that are attention.
+fn attentions(mixers: &[MixerConfig]) -> impl Iterator<Item = &AttentionConfig> {
+    mixers.iter().filter_map(|mixer| match mixer {
+        MixerConfig::Attention(attention) => Some(attention),
+        MixerConfig::ShortConv(_) => None,
+    })
+}
 
 /// The metadata of one architecture: keys without their prefix.
 pub(super) struct Keys<'g, 'a> {
@@ -54,7 +67,8 @@ impl<'g, 'a> Keys<'g, 'a> {
         }
     }
 
-    /// The count of each layer: of a list, or the same for all.
+    /// The count of each layer: of a list, where it may be 0 if the architecture's layers differ in kind, or the
+    /// same for all.
     fn counts(&self, name: &str, n_layer: usize) -> Result<Option<Vec<usize>>, ModelError> {
         let Some(Value::Array(values)) = self.gguf.get(&self.key(name)) else {
             let count = self.count(name)?;
@@ -62,9 +76,10 @@ impl<'g, 'a> Keys<'g, 'a> {
         };
         let wanted = || self.wrong(name, "a number for each layer is wanted");
         let values = values.iter_values().into_iter().flatten();
-        let counts = values.map(|value| {
-            let value = value.as_integer().ok_or_else(wanted)?;
-            self.checked(name, value)
+        let counts = values.map(|value| match value.as_integer() {
+            Some(0) if self.arch.has_short_convs => Ok(0),
+            Some(value) => self.checked(name, value),
+            None => Err(wanted()),
         });
         let counts = counts.take(n_layer + 1).collect::<Result<Vec<_>, _>>()?;
         match counts.len() == n_layer {
@@ -127,7 +142,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             return Err(self.wrong("block_count", "more than 1024 layers are not supported"));
         }
         let globals = self.globals(n_layer)?;
-        let mut attentions = self.attentions(n_embd, &globals)?;
+        let mut mixers = self.mixers(n_embd, &globals)?;
         let ffns = self.ffns(n_layer)?;
         let eps_key = match arch.norm {
             NormKind::Rms => "attention.layer_norm_rms_epsilon",
@@ -139,18 +154,15 @@ impl<'g, 'a> Keys<'g, 'a> {
             name: name.to_string(),
         })?;
         let n_ctx_train = self.needed("context_length")?;
-        let ropes = self.ropes(&attentions, n_ctx_train)?;
-        let has_windows = attentions
-            .iter()
-            .any(|attention| attention.window.is_some());
-        for (i, attention) in attentions.iter_mut().enumerate() {
-            attention.rope = self.rope_of(i, globals[i], has_windows, ropes.len());
+        let ropes = self.ropes(&mixers, n_ctx_train)?;
+        let has_windows = attentions(&mixers).any(|attention| attention.window.is_some());
+        for (i, mixer) in mixers.iter_mut().enumerate() {
+            if let MixerConfig::Attention(attention) = mixer {
+                attention.rope = self.rope_of(i, globals[i], has_windows, ropes.len());
+            }
         }
-        let layers = attentions.into_iter().zip(ffns);
-        let layers = layers.map(|(attention, ffn)| LayerConfig {
-            mixer: MixerConfig::Attention(attention),
-            ffn,
-        });
+        let layers = mixers.into_iter().zip(ffns);
+        let layers = layers.map(|(mixer, ffn)| LayerConfig { mixer, ffn });
         Ok(Config {
             arch,
             n_ctx_train,
@@ -244,12 +256,8 @@ impl<'g, 'a> Keys<'g, 'a> {
         }))
     }
 
-    /// Each layer's heads, without their ropes.
-    fn attentions(
-        &self,
-        n_embd: usize,
-        globals: &[bool],
-    ) -> Result<Vec<AttentionConfig>, ModelError> {
+    /// How each layer mixes tokens; of heads, without their ropes.
+    fn mixers(&self, n_embd: usize, globals: &[bool]) -> Result<Vec<MixerConfig>, ModelError> {
         let n_layer = globals.len();
         let (q_name, kv_name) = ("attention.head_count", "attention.head_count_kv");
         let n_heads = self.counts(q_name, n_layer)?;
@@ -260,12 +268,16 @@ impl<'g, 'a> Keys<'g, 'a> {
         let temperature = self.temperature()?;
         let softcap = self.nonzero("attn_logit_softcapping")?;
         let scale = self.positive("attention.scale")?;
-        let mut all = Vec::<AttentionConfig>::new();
+        let mut all = Vec::<MixerConfig>::new();
         for (i, (n_head, n_head_kv)) in n_heads.into_iter().zip(n_heads_kv).enumerate() {
+            if n_head_kv == 0 {
+                all.push(MixerConfig::ShortConv(self.short_conv(n_embd)?));
+                continue;
+            }
             self.check_heads(n_head, n_head_kv)?;
             let window = window.filter(|_| !globals[i]);
             let head_dim = self.head_dim(n_embd, n_head, window.is_some())?;
-            all.push(AttentionConfig {
+            all.push(MixerConfig::Attention(AttentionConfig {
                 n_head,
                 n_head_kv,
                 head_dim,
@@ -282,10 +294,22 @@ impl<'g, 'a> Keys<'g, 'a> {
                 values_are_keys: self.arch.values_may_be_keys && self.lacks_values(i),
                 shared_kv: None,
                 temperature,
-            });
+            }));
+        }
+        if attentions(&all).next().is_none() {
+            return Err(self.wrong(kv_name, "no layer has any"));
         }
         self.share_kv(&mut all)?;
         Ok(all)
+    }
+
+    fn short_conv(&self, n_embd: usize) -> Result<ShortConvConfig, ModelError> {
+        let name = "shortconv.l_cache";
+        let n_taps = self.needed(name)?;
+        match n_taps <= MAX_TAPS && 3 * n_embd <= MAX_DIMENSION {
+            true => Ok(ShortConvConfig { n_taps }),
+            false => Err(self.wrong(name, "the convolution is far too long or wide")),
+        }
     }
 
     /// Whether layer `i` has a projection for keys and none for values.
@@ -298,7 +322,7 @@ impl<'g, 'a> Keys<'g, 'a> {
     }
 
     /// The last layers may see the keys and values of the last layer before them that has the same window.
-    fn share_kv(&self, all: &mut [AttentionConfig]) -> Result<(), ModelError> {
+    fn share_kv(&self, all: &mut [MixerConfig]) -> Result<(), ModelError> {
         let name = "attention.shared_kv_layers";
         let n_shared = self.gguf.get_u64(&self.key(name))?.unwrap_or(0);
         let n_shared = usize::try_from(n_shared).unwrap_or(usize::MAX);
@@ -310,10 +334,16 @@ impl<'g, 'a> Keys<'g, 'a> {
         }
         let (own, sharing) = all.split_at_mut(all.len() - n_shared);
         for layer in sharing {
-            let same = |other: &AttentionConfig| {
-                other.window == layer.window
-                    && other.head_dim == layer.head_dim
-                    && other.n_head_kv == layer.n_head_kv
+            let MixerConfig::Attention(layer) = layer else {
+                continue;
+            };
+            let same = |other: &MixerConfig| match other {
+                MixerConfig::Attention(other) => {
+                    other.window == layer.window
+                        && other.head_dim == layer.head_dim
+                        && other.n_head_kv == layer.n_head_kv
+                }
+                MixerConfig::ShortConv(_) => false,
             };
             layer.shared_kv = own.iter().rposition(same);
             layer.values_are_keys = false;
@@ -472,12 +502,12 @@ impl<'g, 'a> Keys<'g, 'a> {
     /// The rope of all layers or, where those with a window have their own, of the others and of these.
     fn ropes(
         &self,
-        attentions: &[AttentionConfig],
+        mixers: &[MixerConfig],
         n_ctx_train: usize,
     ) -> Result<Vec<RopeConfig>, ModelError> {
         let name = "rope.dimension_count";
-        let mut globals = attentions.iter().filter(|layer| layer.window.is_none());
-        let global = globals.next().or(attentions.first());
+        let mut globals = attentions(mixers).filter(|layer| layer.window.is_none());
+        let global = globals.next().or(attentions(mixers).next());
         let n_rot = self.n_rot(name, global.map_or(0, |layer| layer.head_dim))?;
         let global = RopeConfig {
             style: self.arch.rope_style,
@@ -495,7 +525,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             Windows::AllBut { own_rope, .. } => own_rope.as_ref(),
             Windows::All => None,
         };
-        let mut windows = attentions.iter().filter(|layer| layer.window.is_some());
+        let mut windows = attentions(mixers).filter(|layer| layer.window.is_some());
         if let (Some(own), Some(layer)) = (own, windows.next()) {
             let n_rot = match self.count("rope.dimension_count_swa")? {
                 Some(_) => self.n_rot("rope.dimension_count_swa", layer.head_dim)?,
@@ -518,7 +548,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             let rope = &ropes[if layer.window.is_some() { own } else { 0 }];
             rope.n_rot <= layer.head_dim
         };
-        match attentions.iter().all(fits) {
+        match attentions(mixers).all(fits) {
             true => Ok(ropes),
             false => Err(self.wrong(name, "it is longer than a head")),
         }

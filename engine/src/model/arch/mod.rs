@@ -8,6 +8,7 @@ mod glm;
 mod granite;
 mod hunyuan;
 mod keys;
+mod lfm;
 mod llama;
 mod nemotron;
 mod olmo;
@@ -26,7 +27,7 @@ use super::config::{Config, NormKind};
 use crate::ModelError;
 
 /// All architectures.
-const ALL: [&Architecture; 20] = [
+const ALL: [&Architecture; 21] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -47,6 +48,7 @@ const ALL: [&Architecture; 20] = [
     &llama::ARCEE,
     &nemotron::NEMOTRON,
     &starcoder::STARCODER2,
+    &lfm::LFM2,
 ];
 
 /// An architecture: its name in GGUF files, and what tells it from others.
@@ -77,6 +79,10 @@ pub struct Architecture {
     shares_kv: bool,
     /// Whether layers may have an input of their own for each token.
     has_per_layer_inputs: bool,
+    /// Whether layers without KV heads are short convolutions.
+    has_short_convs: bool,
+    /// What files call the norm before the output.
+    output_norm: &'static str,
     /// Tensors of a layer that are optional in general but not here: without them the result would be
     /// wrong.
     needed: &'static [&'static str],
@@ -205,6 +211,8 @@ const COMMON: Architecture = Architecture {
     values_may_be_keys: false,
     shares_kv: false,
     has_per_layer_inputs: false,
+    has_short_convs: false,
+    output_norm: "output_norm",
     needed: &[],
     needed_keys: &[],
     modules: SEPARATE,
@@ -251,6 +259,10 @@ impl Architecture {
 
     pub(crate) fn has_pre_norms(&self) -> bool {
         self.pre_norms
+    }
+
+    pub(crate) fn output_norm(&self) -> &'static str {
+        self.output_norm
     }
 
     pub(crate) fn needs(&self, tensor: &str) -> bool {

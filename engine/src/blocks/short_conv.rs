@@ -1,0 +1,154 @@
+//! The gated short convolution (LFM2): `y = out (c * conv(b * x))`, where `b`, `c` and `x` are thirds of
+//! `in h`, and `conv` sums the last few tokens' products, each channel by itself with weights of its own.
+
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use tandem_kernels::{SharedMatrix, add_product, multiply_by, product};
+
+use super::layer::Pass;
+use crate::ModelError;
+use crate::exec::{Job, Step, matmul_many};
+use crate::model::{Linear, LinearSpec, Tensors};
+use crate::sequence::{Columns, MixerState};
+
+/// Channels of a task.
+const TASK_CHANNELS: usize = 256;
+
+/// Hyperparameters of a short convolution.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ShortConvConfig {
+    /// Tokens that an output depends on, its own included.
+    pub n_taps: usize,
+}
+
+impl ShortConvConfig {
+    pub(crate) fn linears(&self, n_embd: usize) -> [LinearSpec; 2] {
+        [
+            LinearSpec::new("shortconv.in_proj", 3 * n_embd, n_embd, 0),
+            LinearSpec::new("shortconv.out_proj", n_embd, n_embd, 1),
+        ]
+    }
+}
+
+/// The weights of a short convolution.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ShortConv {
+    /// Its hyperparameters.
+    pub config: ShortConvConfig,
+    /// To the gates and what is gated: `b`, `c`, `x`, `[3 n_embd, n_embd]`.
+    pub in_proj: Linear,
+    /// The weights of the tokens, the oldest first, `[n_taps, n_embd]`.
+    pub taps: Vec<f32>,
+    /// Back to the residual stream, `[n_embd, n_embd]`.
+    pub out_proj: Linear,
+}
+
+impl ShortConv {
+    /// That of layer `i`.
+    pub(crate) fn load(
+        config: &ShortConvConfig,
+        tensors: &mut Tensors<'_, '_>,
+        i: usize,
+    ) -> Result<ShortConv, ModelError> {
+        let in_proj = tensors.linear(&format!("blk.{i}.shortconv.in_proj"))?;
+        let (n_taps, n_embd) = (config.n_taps, in_proj.w.n_cols());
+        let name = format!("blk.{i}.shortconv.conv.weight");
+        // The file has those of a channel together.
+        let by_channel = tensors.float_matrix(&name, n_embd, n_taps)?;
+        let mut taps = vec![0.0; by_channel.len()];
+        for (channel, weights) in by_channel.chunks_exact(n_taps).enumerate() {
+            for (tap, weight) in weights.iter().enumerate() {
+                taps[tap * n_embd + channel] = *weight;
+            }
+        }
+        Ok(ShortConv {
+            config: config.clone(),
+            in_proj,
+            taps,
+            out_proj: tensors.linear(&format!("blk.{i}.shortconv.out_proj"))?,
+        })
+    }
+
+    /// The linears, in the order of their ids.
+    pub fn linears(&self) -> [&Linear; 2] {
+        [&self.in_proj, &self.out_proj]
+    }
+
+    /// The rows in `scratch.h` to `scratch.y`, both `[n_rows, n_embd]`, with the states of layer `i`.
+    pub(super) fn forward(&self, pass: &mut Pass<'_, '_>, i: usize) {
+        let n_rows = pass.n_rows();
+        let Pass {
+            step,
+            config,
+            scratch: s,
+            spans,
+        } = pass;
+        let n_embd = config.n_embd;
+        let h = s.h.input(step, n_embd, &[&self.in_proj]);
+        let in_proj = Job {
+            linear: &self.in_proj,
+            y: &mut s.y[..n_rows * 3 * n_embd],
+        };
+        matmul_many(step, h, [in_proj], &mut s.ranks);
+        for span in spans.iter_mut() {
+            let rows = span.rows.start * n_embd..span.rows.end * n_embd;
+            let bcx = &s.y[3 * rows.start..3 * rows.end];
+            let columns = columns_of(&mut span.states[i]);
+            self.convolve(step, columns, span.first, bcx, &mut s.inner.f32[rows]);
+        }
+        let convolved = s.inner.input(step, n_embd, &[&self.out_proj]);
+        let out_proj = Job {
+            linear: &self.out_proj,
+            y: &mut s.y[..n_rows * n_embd],
+        };
+        matmul_many(step, convolved, [out_proj], &mut s.ranks);
+    }
+
+    /// `y = c * conv(b * x)` of one sequence's rows at positions `first` and up: `bcx` `[n_rows, 3 n_embd]`, `y`
+    /// `[n_rows, n_embd]`.
+    fn convolve(
+        &self,
+        step: &Step<'_>,
+        columns: &mut Columns,
+        first: usize,
+        bcx: &[f32],
+        y: &mut [f32],
+    ) {
+        let (n, n_taps) = (self.out_proj.w.n_cols(), self.config.n_taps);
+        let n_rows = y.len() / n;
+        let task = TASK_CHANNELS.max(n.div_ceil(SharedMatrix::<f32>::MAX_TILES));
+        let n_places = columns.n_places();
+        let y = SharedMatrix::new(y, n, n_rows, task);
+        let ring = columns.share(first + n_rows, task);
+        step.light_pool().run(n.div_ceil(task), &|j| {
+            let (mut y, mut ring) = (y.tile(0, j), ring.tile(0, j));
+            let channels = j * task..j * task + y.n_cols();
+            for t in 0..n_rows {
+                let third = |k: usize| &bcx[(3 * t + k) * n..][channels.clone()];
+                let [b, c, x] = [third(0), third(1), third(2)];
+                product(step.level, b, x, ring.row((first + t) % n_places));
+                y.row(t).fill(0.0);
+                // Before the text there is nothing.
+                for tap in (n_taps - 1).saturating_sub(first + t)..n_taps {
+                    let position = first + t + tap + 1 - n_taps;
+                    let weights = &self.taps[tap * n..][channels.clone()];
+                    let column = ring.row(position % n_places);
+                    add_product(step.level, weights, column, y.row(t));
+                }
+                multiply_by(step.level, c, y.row(t));
+            }
+        });
+    }
+}
+
+/// The columns of a layer of this kind.
+fn columns_of(state: &mut MixerState) -> &mut Columns {
+    match state {
+        MixerState::Columns(columns) => columns,
+        _ => unreachable!("a convolution's state is columns"),
+    }
+}
