@@ -223,6 +223,7 @@ fn a_composition_computes_what_the_changed_weights_do() {
         "gemma2",
         "gemma4",
         "lfm2",
+        "qwen3moe",
         "granite",
         "exaone4",
         "smollm3",
@@ -244,7 +245,8 @@ fn a_composition_computes_what_the_changed_weights_do() {
             let is_matrix = gguf
                 .tensor(&format!("{name}.weight"))
                 .is_some_and(|t| t.shape().len() == 2);
-            is_matrix && !name.ends_with("token_embd") && !name.ends_with("conv.conv")
+            let others = ["token_embd", "conv.conv", "ffn_gate_inp"];
+            is_matrix && !others.iter().any(|other| name.ends_with(other))
         };
         let mut loras = Vec::new();
         for t in gguf.tensors() {

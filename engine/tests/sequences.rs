@@ -110,6 +110,7 @@ fn a_prompt_in_pieces_has_the_bits_of_the_whole() {
         "gemma2-f16",
         "gemma4-f16",
         "lfm2-f16",
+        "qwen3moe-f16",
     ];
     for (name, model) in models(&peers) {
         for kind in [AdapterType::Q8, AdapterType::F16] {
@@ -228,6 +229,7 @@ fn a_pass_of_several_sequences_gives_each_the_bits_that_it_gets_alone() {
         "gemma2-f16",
         "gemma4-f16",
         "lfm2-f16",
+        "qwen3moe-f16",
     ];
     for (name, model) in models(&peers) {
         for kind in [AdapterType::F32, AdapterType::Q8, AdapterType::Q4] {

@@ -125,6 +125,7 @@ fn after_mixer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
     match &w.ffn {
         Ffn::Gated(gated) => gated.forward(pass),
         Ffn::Mlp(mlp) => mlp.forward(pass),
+        Ffn::Experts(experts) => experts.forward(pass),
     }
     add_results(pass, w.post_ffn_norm.as_ref());
 

@@ -2,6 +2,7 @@
 //! weights and how they are loaded, and what it computes.
 
 mod attention;
+mod experts;
 mod gated;
 mod layer;
 mod mlp;
@@ -10,6 +11,8 @@ mod per_layer;
 mod short_conv;
 
 pub use attention::{Attention, AttentionConfig, Temperature};
+pub(crate) use experts::MAX_USED;
+pub use experts::{Experts, ExpertsConfig, Gating};
 pub use gated::{Gated, GatedConfig};
 pub(crate) use layer::{Narrow, Pass, SpanRows, layer, layer_to_narrow};
 pub use mlp::{Mlp, MlpConfig};

@@ -57,8 +57,17 @@ impl Activations {
         n_cols: usize,
         users: &[&Linear],
     ) -> LinearInput<'_> {
-        let n_rows = step.batch.n_rows();
         let wants_q8 = users.iter().any(|linear| step.wants_q8(linear));
+        self.rows(step, [step.batch.n_rows(), n_cols], wants_q8)
+    }
+
+    /// The first rows, `[n_rows, n_cols]`, as an input, rounded to int8 if that is wanted.
+    pub(crate) fn rows(
+        &mut self,
+        step: &Step<'_>,
+        [n_rows, n_cols]: [usize; 2],
+        wants_q8: bool,
+    ) -> LinearInput<'_> {
         if wants_q8 {
             let x = &self.f32[..n_rows * n_cols];
             let supers = &mut self.q8[..n_rows * n_supers(n_cols)];

@@ -5,8 +5,10 @@ mod batch;
 mod compute;
 mod linear;
 mod low_rank_pass;
+mod routes;
 mod scratch;
 
+pub(crate) use activations::LinearInput;
 pub use batch::MAX_SPANS;
 #[cfg(feature = "std")]
 pub(crate) use batch::Size;
@@ -17,4 +19,5 @@ pub(crate) use compute::{Step, TOKENS_PER_TASK};
 pub(crate) use linear::outputs_per_task;
 pub(crate) use linear::{GatedBuffers, GatedPair, Job, matmul_gated, matmul_many};
 pub(crate) use low_rank_pass::{Ranks, batch_floats, record_floats};
+pub(crate) use routes::Routes;
 pub(crate) use scratch::{RopeAngles, Scratch};

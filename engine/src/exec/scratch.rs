@@ -6,9 +6,10 @@ use tandem_kernels::rope_angles;
 
 use super::activations::Activations;
 use super::low_rank_pass::Ranks;
+use super::routes::Routes;
 use crate::SessionError;
 use crate::buffer::zeroed;
-use crate::model::{Config, LayerConfig, MixerConfig};
+use crate::model::{Config, FfnConfig, LayerConfig, MixerConfig};
 use crate::sequence::Frequencies;
 
 /// Buffers for `n_batch` rows at a time.
@@ -28,10 +29,50 @@ pub(crate) struct Scratch {
     pub per_layer: Vec<f32>,
     /// A token's part of them, `[n_layer n_input]`.
     pub per_layer_row: Vec<f32>,
+    /// Of experts.
+    pub experts: ExpertScratch,
     /// Rotary angles of the rows, for each rope of the model.
     pub angles: Vec<RopeAngles>,
     /// The ranks of the compositions' low-rank terms; grows with these.
     pub ranks: Ranks,
+}
+
+/// Buffers of experts, with a slot for each row and expert of it; empty in models without.
+#[derive(Debug)]
+pub(crate) struct ExpertScratch {
+    pub routes: Routes,
+    /// The router's outputs, `[n_batch, n_experts]`.
+    pub logits: Vec<f32>,
+    /// `[n_slots, n_embd]`.
+    pub input: Activations,
+    /// `[n_slots, n_ff]`.
+    pub inner: Activations,
+    /// `[n_slots, n_embd]`.
+    pub output: Vec<f32>,
+}
+
+impl ExpertScratch {
+    fn new(widths: &Widths, n_batch: usize) -> Result<ExpertScratch, SessionError> {
+        let experts = &widths.experts;
+        let n_slots = n_batch.saturating_mul(experts.n_used);
+        Ok(ExpertScratch {
+            routes: Routes::new(n_batch, experts.n_used, experts.n_experts)?,
+            logits: zeroed(n_batch.saturating_mul(experts.n_experts))?,
+            input: Activations::new(n_slots, widths.n_embd)?,
+            inner: Activations::new(n_slots, experts.n_ff)?,
+            output: zeroed(n_slots.saturating_mul(widths.n_embd))?,
+        })
+    }
+
+    /// Bytes of a row.
+    fn row_bytes(widths: &Widths) -> usize {
+        let experts = &widths.experts;
+        let input = Activations::row_bytes(widths.n_embd);
+        let inner = Activations::row_bytes(experts.n_ff);
+        let output = size_of::<f32>() * widths.n_embd;
+        let logits = size_of::<f32>() * experts.n_experts;
+        experts.n_used * (input + inner + output) + logits + Routes::row_bytes(experts.n_used)
+    }
 }
 
 /// Cosines and sines of the rows' positions.
@@ -51,6 +92,29 @@ struct Widths {
     inner: usize,
     /// Of all layers' own inputs.
     per_layer: usize,
+    experts: ExpertWidths,
+}
+
+/// The largest mixture of experts.
+#[derive(Default)]
+struct ExpertWidths {
+    n_experts: usize,
+    n_used: usize,
+    n_ff: usize,
+}
+
+impl ExpertWidths {
+    fn of(config: &Config) -> ExpertWidths {
+        let mut widths = ExpertWidths::default();
+        for layer in &config.layers {
+            if let FfnConfig::Experts(experts) = &layer.ffn {
+                widths.n_experts = widths.n_experts.max(experts.n_experts);
+                widths.n_used = widths.n_used.max(experts.n_used);
+                widths.n_ff = widths.n_ff.max(experts.n_ff);
+            }
+        }
+        widths
+    }
 }
 
 impl Widths {
@@ -70,6 +134,7 @@ impl Widths {
             y: qkv.fold(n_embd.max(bcx), usize::max),
             inner: mixed.chain(inside).fold(n_input, usize::max),
             per_layer: n_input * config.layers.len(),
+            experts: ExpertWidths::of(config),
         }
     }
 }
@@ -92,6 +157,7 @@ impl Scratch {
             inner: Activations::new(n_batch, widths.inner)?,
             per_layer: zeroed(n_batch.saturating_mul(widths.per_layer))?,
             per_layer_row: zeroed(widths.per_layer)?,
+            experts: ExpertScratch::new(&widths, n_batch)?,
             angles: angles.collect::<Result<_, SessionError>>()?,
             ranks: Ranks::default(),
         })
@@ -103,7 +169,8 @@ impl Scratch {
         let angles: usize = config.ropes.iter().map(|rope| rope.n_rot).sum();
         let a_row = size_of::<f32>() * (widths.n_embd + widths.y + widths.per_layer + angles)
             + Activations::row_bytes(widths.n_embd)
-            + Activations::row_bytes(widths.inner);
+            + Activations::row_bytes(widths.inner)
+            + ExpertScratch::row_bytes(&widths);
         n_batch.checked_mul(a_row)
     }
 }

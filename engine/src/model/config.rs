@@ -7,7 +7,9 @@ use tandem_kernels::{RopeScaling, RopeStyle};
 
 use super::arch::{self, Architecture};
 use crate::ModelError;
-use crate::blocks::{AttentionConfig, GatedConfig, MlpConfig, PerLayerConfig, ShortConvConfig};
+use crate::blocks::{
+    AttentionConfig, ExpertsConfig, GatedConfig, MlpConfig, PerLayerConfig, ShortConvConfig,
+};
 
 /// Which normalization stands before each block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,14 +80,17 @@ pub enum FfnConfig {
     Gated(GatedConfig),
     /// One without a gate.
     Mlp(MlpConfig),
+    /// Several gated ones, of which each token uses some.
+    Experts(ExpertsConfig),
 }
 
 impl FfnConfig {
-    /// Elements inside.
+    /// Elements inside, of an expert where there are such.
     pub fn n_ff(&self) -> usize {
         match self {
             FfnConfig::Gated(config) => config.n_ff,
             FfnConfig::Mlp(config) => config.n_ff,
+            FfnConfig::Experts(config) => config.n_ff,
         }
     }
 }

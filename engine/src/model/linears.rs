@@ -125,6 +125,7 @@ impl Linears {
             match &layer.ffn {
                 FfnConfig::Gated(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
                 FfnConfig::Mlp(c) => table.add(i, &c.linears(config.n_embd), &[]),
+                FfnConfig::Experts(_) => {}
             }
             if let Some(c) = &config.per_layer {
                 table.add(i, &c.linears(config.n_embd), &[]);

@@ -16,7 +16,7 @@ use super::config::{Config, FfnConfig, MixerConfig, NormKind};
 use super::linears::{LinearInfo, Linears};
 use super::tensor::Tensor;
 use super::weights::{Ffn, Layer, Linear, Mixer, Norm, RopeFactors};
-use crate::blocks::{Attention, Gated, Mlp, PerLayer, PerLayerEmbeddings, ShortConv};
+use crate::blocks::{Attention, Experts, Gated, Mlp, PerLayer, PerLayerEmbeddings, ShortConv};
 use crate::{CompositionError, ModelError};
 
 /// All weights of a model.
@@ -103,6 +103,7 @@ impl<'a> Tensors<'_, 'a> {
             ffn: match &layer.ffn {
                 FfnConfig::Gated(c) => Ffn::Gated(Gated::load(c, self, i)?),
                 FfnConfig::Mlp(c) => Ffn::Mlp(Mlp::load(c, self, i)?),
+                FfnConfig::Experts(c) => Ffn::Experts(Experts::load(c, self, i)?),
             },
             post_ffn_norm: self.optional_norm(&name("post_ffw_norm"))?,
             per_layer: match &config.per_layer {
@@ -129,6 +130,10 @@ impl<'a> Tensors<'_, 'a> {
         let scale = self.vector(&format!("blk.{i}.{tensor}"), 1)?;
         self.check_needed(i, tensor, !scale.is_empty())?;
         Ok(scale.first().copied().unwrap_or(1.0))
+    }
+
+    pub(crate) fn n_embd(&self) -> usize {
+        self.config.n_embd
     }
 
     pub(crate) fn n_vocab(&self) -> usize {
@@ -167,13 +172,28 @@ impl<'a> Tensors<'_, 'a> {
         n_rows: usize,
         n_cols: usize,
     ) -> Result<Tensor, ModelError> {
+        self.matrices(name, 1, [n_rows, n_cols])
+    }
+
+    /// `n` matrices of one tensor, one after the other, as one of `[n n_rows, n_cols]`.
+    pub(crate) fn matrices(
+        &mut self,
+        name: &str,
+        n: usize,
+        [n_rows, n_cols]: [usize; 2],
+    ) -> Result<Tensor, ModelError> {
         let t = self.optional(name);
         let t = t.ok_or_else(|| ModelError::MissingTensor {
             name: name.to_string(),
         })?;
-        check_shape(&t, n_rows, n_cols)?;
+        // Of one matrix the third dimension may be left out.
+        let n_found = t.shape().get(2).copied().unwrap_or(1);
+        let (all_rows, is_deeper) = (n_rows * n, t.shape().iter().skip(3).any(|n| *n != 1));
+        if n_found != n || is_deeper || t.n_rows() != all_rows || t.n_cols() != n_cols {
+            return Err(shape_error(&t, all_rows, n_cols));
+        }
         let data = self.bytes.keep(t.data);
-        Tensor::new(t.dtype, n_rows, n_cols, data).ok_or(ModelError::Type {
+        Tensor::new(t.dtype, all_rows, n_cols, data).ok_or(ModelError::Type {
             name: name.to_string(),
             found: t.dtype,
         })
@@ -349,10 +369,14 @@ fn check_shape(t: &FileTensor<'_>, n_rows: usize, n_cols: usize) -> Result<(), M
     let is_matrix = t.shape().iter().skip(2).all(|n| *n == 1);
     match is_matrix && t.n_rows() == n_rows && t.n_cols() == n_cols {
         true => Ok(()),
-        false => Err(ModelError::Shape {
-            name: String::from(t.name),
-            wanted: (n_rows, n_cols),
-            found: (t.n_rows(), t.n_cols()),
-        }),
+        false => Err(shape_error(t, n_rows, n_cols)),
+    }
+}
+
+fn shape_error(t: &FileTensor<'_>, n_rows: usize, n_cols: usize) -> ModelError {
+    ModelError::Shape {
+        name: String::from(t.name),
+        wanted: (n_rows, n_cols),
+        found: (t.n_rows(), t.n_cols()),
     }
 }

@@ -241,7 +241,11 @@ impl Model {
         let linears = self.layers().iter().flat_map(Layer::linears);
         let per_layer = self.per_layer().map(|per_layer| &per_layer.proj);
         let all = linears.chain(per_layer).chain([self.output()]);
-        all.map(|linear| linear.w.n_bytes()).sum()
+        let experts = self.layers().iter().map(|layer| match &layer.ffn {
+            Ffn::Experts(experts) => experts.bytes_per_token(),
+            _ => 0,
+        });
+        all.map(|linear| linear.w.n_bytes()).chain(experts).sum()
     }
 
     /// Whether both are handles to one model.

@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 
 use super::linears::LinearId;
 use super::tensor::Tensor;
-use crate::blocks::{Attention, Gated, Mlp, PerLayer, ShortConv};
+use crate::blocks::{Attention, Experts, Gated, Mlp, PerLayer, ShortConv};
 
 /// The weights of one layer: `x += mixer(norm(x))`, then `x += ffn(norm(x))`.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ pub enum Ffn {
     Gated(Gated),
     /// One without a gate.
     Mlp(Mlp),
+    /// Several gated ones, of which each token uses some.
+    Experts(Experts),
 }
 
 /// `y = w x + bias`.
@@ -91,7 +93,7 @@ impl Layer {
         }
     }
 
-    /// The linears, in the order of their ids.
+    /// The linears, in the order of their ids. What experts have is none of them: adapters cannot change it.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let mixer: ArrayVec<&Linear, 4> = match &self.mixer {
             Mixer::Attention(attention) => attention.linears().collect(),
@@ -100,6 +102,7 @@ impl Layer {
         let ffn: ArrayVec<&Linear, 3> = match &self.ffn {
             Ffn::Gated(ffn) => ffn.linears().into(),
             Ffn::Mlp(ffn) => ffn.linears().into_iter().collect(),
+            Ffn::Experts(_) => ArrayVec::new(),
         };
         let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
         mixer.into_iter().chain(ffn).chain(per_layer)

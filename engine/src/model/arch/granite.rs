@@ -1,4 +1,4 @@
-//! Granite 3 and 4, the dense ones.
+//! Granite 3 and 4, without recurrent layers.
 
 use tandem_kernels::RopeStyle;
 
@@ -15,4 +15,10 @@ pub(super) const GRANITE: Architecture = Architecture {
         ModuleName::new("shared_mlp.output_linear", "ffn_down"),
     ],
     ..COMMON
+};
+
+pub(super) const GRANITEMOE: Architecture = Architecture {
+    name: "granitemoe",
+    has_experts: true,
+    ..GRANITE
 };

@@ -11,7 +11,8 @@ use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, RopeStyle, Shar
 use super::{Architecture, EmbeddingScale, NoRope, ScoreScale, Windows, key};
 use crate::ModelError;
 use crate::blocks::{
-    AttentionConfig, GatedConfig, MlpConfig, PerLayerConfig, ShortConvConfig, Temperature,
+    AttentionConfig, ExpertsConfig, GatedConfig, Gating, MAX_USED, MlpConfig, PerLayerConfig,
+    ShortConvConfig, Temperature,
 };
 use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind, RopeConfig};
 
@@ -23,6 +24,9 @@ const MAX_DIMENSION: usize = 1 << 24;
 
 /// The most layers; no model comes near.
 const MAX_LAYERS: usize = 1024;
+
+/// The most experts; models have up to 512.
+const MAX_EXPERTS: usize = 1024;
 
 /// The most tokens that a convolution sums; models have 3 or 4.
 const MAX_TAPS: usize = 64;
@@ -229,14 +233,62 @@ impl<'g, 'a> Keys<'g, 'a> {
     /// Each layer's feed-forward network.
     fn ffns(&self, n_layer: usize) -> Result<Vec<FfnConfig>, ModelError> {
         let name = "feed_forward_length";
-        let n_ffs = self.counts(name, n_layer)?;
-        let n_ffs = n_ffs.ok_or_else(|| self.missing(name))?;
+        let experts = self.experts()?;
+        let n_dense = match self.gguf.get_u64(&self.key("leading_dense_block_count"))? {
+            _ if experts.is_none() => n_layer,
+            Some(n) => usize::try_from(n).unwrap_or(usize::MAX).min(n_layer),
+            None => 0,
+        };
+        let experts = (n_dense..n_layer).zip(experts.iter().cycle());
+        let experts = experts.map(|(_, experts)| FfnConfig::Experts(experts.clone()));
+        let n_ffs = match self.counts(name, n_layer)? {
+            Some(n_ffs) => n_ffs,
+            None if n_dense == 0 => Vec::new(),
+            None => return Err(self.missing(name)),
+        };
         let activation = self.arch.activation;
         let ffn = |n_ff| match self.arch.is_gated {
             true => FfnConfig::Gated(GatedConfig { n_ff, activation }),
             false => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
         };
-        Ok(n_ffs.into_iter().map(ffn).collect())
+        let dense = n_ffs.into_iter().take(n_dense).map(ffn);
+        Ok(dense.chain(experts).collect())
+    }
+
+    /// The experts of the layers that have such.
+    fn experts(&self) -> Result<Option<ExpertsConfig>, ModelError> {
+        let (name, used_name) = ("expert_count", "expert_used_count");
+        if self.gguf.get_u64(&self.key(name))?.unwrap_or(0) == 0 {
+            return Ok(None);
+        }
+        let (n_experts, n_used) = (self.needed(name)?, self.needed(used_name)?);
+        if n_experts > MAX_EXPERTS {
+            return Err(self.wrong(name, "more than 1024 are not supported"));
+        }
+        if n_used > n_experts.min(MAX_USED) {
+            return Err(self.wrong(used_name, "it is more than there are, or than 64"));
+        }
+        let n_ff = match self.count("expert_feed_forward_length")? {
+            Some(n) => n,
+            None => self.needed("feed_forward_length")?,
+        };
+        let gating = match self.gguf.get_u64(&self.key("expert_gating_func"))? {
+            None | Some(0 | 1) => Gating::Softmax,
+            Some(2) => Gating::Sigmoid,
+            Some(_) => {
+                return Err(self.wrong("expert_gating_func", "this function is not supported"));
+            }
+        };
+        let norm = self.gguf.get_bool(&self.key("expert_weights_norm"))?;
+        Ok(Some(ExpertsConfig {
+            n_experts,
+            n_used,
+            n_ff,
+            activation: self.arch.activation,
+            gating,
+            normalizes: norm.unwrap_or(true),
+            weight_scale: self.scale("expert_weights_scale")?,
+        }))
     }
 
     /// The inputs that layers have of their own.
@@ -462,8 +514,17 @@ impl<'g, 'a> Keys<'g, 'a> {
     /// Features that would change the result without leaving a trace in the tensors' names.
     fn refuse_unsupported(&self) -> Result<(), ModelError> {
         let unsupported = |feature| Err(ModelError::Unsupported { feature });
-        if self.gguf.get_u64(&self.key("expert_count"))?.unwrap_or(0) > 0 {
+        let n_experts = self.gguf.get_u64(&self.key("expert_count"))?.unwrap_or(0);
+        if n_experts > 0 && !self.arch.has_experts {
             return unsupported("a mixture of experts");
+        }
+        if self
+            .gguf
+            .get_u64(&self.key("expert_group_count"))?
+            .unwrap_or(0)
+            > 1
+        {
+            return unsupported("experts in groups");
         }
         if self.gguf.get_bool(&self.key("use_parallel_residual"))? == Some(true) {
             return unsupported("parallel residuals");

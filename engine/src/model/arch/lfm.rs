@@ -1,4 +1,4 @@
-//! LFM2 and LFM2.5, the dense ones.
+//! LFM2 and LFM2.5, with experts and without.
 
 use super::{Architecture, COMMON, ModuleName};
 
@@ -19,4 +19,15 @@ pub(super) const LFM2: Architecture = Architecture {
         ModuleName::new("feed_forward.w2", "ffn_down"),
     ],
     ..COMMON
+};
+
+pub(super) const LFM2MOE: Architecture = Architecture {
+    name: "lfm2moe",
+    has_experts: true,
+    needed: &[
+        "attn_q_norm.weight",
+        "attn_k_norm.weight",
+        "exp_probs_b.bias",
+    ],
+    ..LFM2
 };

@@ -27,7 +27,7 @@ use super::config::{Config, NormKind};
 use crate::ModelError;
 
 /// All architectures.
-const ALL: [&Architecture; 21] = [
+const ALL: [&Architecture; 24] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -49,6 +49,9 @@ const ALL: [&Architecture; 21] = [
     &nemotron::NEMOTRON,
     &starcoder::STARCODER2,
     &lfm::LFM2,
+    &lfm::LFM2MOE,
+    &qwen::QWEN3MOE,
+    &granite::GRANITEMOE,
 ];
 
 /// An architecture: its name in GGUF files, and what tells it from others.
@@ -81,6 +84,8 @@ pub struct Architecture {
     has_per_layer_inputs: bool,
     /// Whether layers without KV heads are short convolutions.
     has_short_convs: bool,
+    /// Whether files may have experts in the place of feed-forward networks.
+    has_experts: bool,
     /// What files call the norm before the output.
     output_norm: &'static str,
     /// Tensors of a layer that are optional in general but not here: without them the result would be
@@ -212,6 +217,7 @@ const COMMON: Architecture = Architecture {
     shares_kv: false,
     has_per_layer_inputs: false,
     has_short_convs: false,
+    has_experts: false,
     output_norm: "output_norm",
     needed: &[],
     needed_keys: &[],

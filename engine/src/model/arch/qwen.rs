@@ -1,4 +1,4 @@
-//! Qwen 2, 2.5 and 3, and the text side of Qwen 3 VL.
+//! Qwen 2, 2.5 and 3, also with experts, and the text side of Qwen 3 VL.
 
 use super::{Architecture, COMMON};
 
@@ -17,5 +17,11 @@ pub(super) const QWEN3: Architecture = Architecture {
 /// For text its three positions are equal, and so is its rope to the others'.
 pub(super) const QWEN3VL: Architecture = Architecture {
     name: "qwen3vl",
+    ..QWEN3
+};
+
+pub(super) const QWEN3MOE: Architecture = Architecture {
+    name: "qwen3moe",
+    has_experts: true,
     ..QWEN3
 };

@@ -1,0 +1,289 @@
+//! A mixture of experts: gated feed-forward networks, of which a router chooses some for each token:
+//! `y = sum of weight_e down_e (activation(gate_e x) * (up_e x))` over the experts `e` chosen.
+//!
+//! Rows are gathered by expert, so that an expert's weights are read once for all tokens that chose it, and
+//! those of experts that nobody chose are not. What a token gets does not depend on the others: its experts'
+//! outputs are added in the order in which it chose them.
+
+use alloc::format;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use tandem_kernels::{
+    Activation, Input, Level, Pool, SharedMatrix, TileMut, gate, matmul, softmax,
+};
+
+use super::layer::Pass;
+use crate::ModelError;
+use crate::exec::{LinearInput, Routes, Step};
+use crate::model::{Tensor, Tensors};
+
+/// The most experts of a token.
+pub(crate) const MAX_USED: usize = 64;
+/// Outputs of a task.
+const TASK_OUTPUTS: usize = 32;
+/// Rows of an expert that are computed before the next outputs.
+const BLOCK_ROWS: usize = 64;
+
+/// Hyperparameters of a mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ExpertsConfig {
+    /// How many there are.
+    pub n_experts: usize,
+    /// How many of them each token uses.
+    pub n_used: usize,
+    /// Elements inside an expert.
+    pub n_ff: usize,
+    /// The gates' activation function.
+    pub activation: Activation,
+    /// How the router's outputs become weights.
+    pub gating: Gating,
+    /// Whether the weights of a token's experts are divided by their sum.
+    pub normalizes: bool,
+    /// Multiplies the weights.
+    pub weight_scale: f32,
+}
+
+/// How the router's outputs become weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Gating {
+    /// Softmax over all experts.
+    Softmax,
+    /// The sigmoid of each.
+    Sigmoid,
+}
+
+/// The weights of a mixture of experts. Adapters do not change them.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Experts {
+    /// Its hyperparameters.
+    pub config: ExpertsConfig,
+    /// `[n_experts, n_embd]`.
+    pub router: Tensor,
+    /// Added to the weights for choosing by them alone, `[n_experts]`; empty where there is none.
+    pub choice_bias: Vec<f32>,
+    /// The gates, `[n_experts n_ff, n_embd]`.
+    pub gate: Tensor,
+    /// What is gated, `[n_experts n_ff, n_embd]`.
+    pub up: Tensor,
+    /// Back to the residual stream, `[n_experts n_embd, n_ff]`.
+    pub down: Tensor,
+}
+
+impl Experts {
+    /// Those of layer `i`.
+    pub(crate) fn load(
+        config: &ExpertsConfig,
+        tensors: &mut Tensors<'_, '_>,
+        i: usize,
+    ) -> Result<Experts, ModelError> {
+        let (n, n_ff, n_embd) = (config.n_experts, config.n_ff, tensors.n_embd());
+        let name = |part: &str| format!("blk.{i}.{part}.weight");
+        let choice_bias = tensors.vector(&format!("blk.{i}.exp_probs_b.bias"), n)?;
+        tensors.check_needed(i, "exp_probs_b.bias", !choice_bias.is_empty())?;
+        Ok(Experts {
+            router: tensors.matrix(&name("ffn_gate_inp"), n, n_embd)?,
+            choice_bias,
+            gate: tensors.matrices(&name("ffn_gate_exps"), n, [n_ff, n_embd])?,
+            up: tensors.matrices(&name("ffn_up_exps"), n, [n_ff, n_embd])?,
+            down: tensors.matrices(&name("ffn_down_exps"), n, [n_embd, n_ff])?,
+            config: config.clone(),
+        })
+    }
+
+    /// Bytes that a token reads.
+    pub(crate) fn bytes_per_token(&self) -> usize {
+        let all = self.gate.n_bytes() + self.up.n_bytes() + self.down.n_bytes();
+        all / self.config.n_experts * self.config.n_used + self.router.n_bytes()
+    }
+
+    /// The rows in `scratch.h` to `scratch.y`, both `[n_rows, n_embd]`.
+    pub(super) fn forward(&self, pass: &mut Pass<'_, '_>) {
+        self.route(pass);
+        let n_rows = pass.n_rows();
+        let Pass {
+            step,
+            config,
+            scratch: s,
+            ..
+        } = pass;
+        let (n_embd, n_ff) = (config.n_embd, self.config.n_ff);
+        let routes = &s.experts.routes;
+        let n_slots = n_rows * self.config.n_used;
+        let gathered = s.experts.input.f32.chunks_exact_mut(n_embd);
+        for (to, row) in gathered.zip(&routes.rows[..n_slots]) {
+            to.copy_from_slice(&s.h.f32[*row as usize * n_embd..][..n_embd]);
+        }
+        let wants_q8 = |w: &Tensor| w.dtype().is_quantized() && !step.exact;
+        let either = wants_q8(&self.gate) || wants_q8(&self.up);
+        let x = s.experts.input.rows(step, [n_slots, n_embd], either);
+        {
+            let inner = &mut s.experts.inner.f32[..n_slots * n_ff];
+            let task = task_outputs(n_ff);
+            let inner = SharedMatrix::new(inner, n_ff, n_slots, task);
+            step.pool.run(n_ff.div_ceil(task), &|j| {
+                self.gated(step, routes, &x, j * task, &mut inner.tile(0, j));
+            });
+        }
+        let inner = &mut s.experts.inner;
+        let inner = inner.rows(step, [n_slots, n_ff], wants_q8(&self.down));
+        let task = task_outputs(n_embd);
+        let slots = &mut s.experts.output[..n_slots * n_embd];
+        let slots = SharedMatrix::new(slots, n_embd, n_slots, task);
+        let y = SharedMatrix::new(&mut s.y[..n_rows * n_embd], n_embd, n_rows, task);
+        step.pool.run(n_embd.div_ceil(task), &|j| {
+            let (mut slots, mut y) = (slots.tile(0, j), y.tile(0, j));
+            let outputs = j * task..j * task + y.n_cols();
+            for (expert, group) in routes.groups() {
+                let down = one_of(&self.down, expert, n_embd, outputs.clone());
+                let mut slots = slots.rows(group.clone());
+                let x = pick(&inner, wants_q8(&self.down)).tokens(group, n_ff);
+                matmul(step.level, &self.down.view(), down, &x, &mut slots);
+            }
+            for row in 0..n_rows {
+                let y = y.row(row);
+                y.fill(0.0);
+                let own = row * self.config.n_used..(row + 1) * self.config.n_used;
+                for (slot, weight) in routes.slots[own.clone()].iter().zip(&routes.weights[own]) {
+                    let outputs = &*slots.row(*slot as usize);
+                    y.iter_mut()
+                        .zip(outputs)
+                        .for_each(|(y, x)| *y += weight * x);
+                }
+            }
+        });
+    }
+
+    /// Outputs `start` and up of the gated networks of all experts chosen, each of its slots: `y`
+    /// `[n_slots, n_outputs]`.
+    ///
+    /// Never inlined: its buffers would lie on the stack below whatever its caller calls besides.
+    #[inline(never)]
+    fn gated(
+        &self,
+        step: &Step<'_>,
+        routes: &Routes,
+        x: &LinearInput<'_>,
+        start: usize,
+        y: &mut TileMut<'_>,
+    ) {
+        let mut buffer = [0.0; BLOCK_ROWS * TASK_OUTPUTS];
+        let (n_ff, n_embd, n) = (self.config.n_ff, self.gate.n_cols(), y.n_cols());
+        // A task has more outputs where there would be too many tasks.
+        let n_block = (buffer.len() / n).clamp(1, BLOCK_ROWS);
+        let mut wide = Vec::new();
+        let buffer = match n <= buffer.len() {
+            true => &mut buffer[..],
+            false => {
+                wide.resize(n, 0.0);
+                &mut wide[..]
+            }
+        };
+        let wants_q8 = |w: &Tensor| w.dtype().is_quantized() && !step.exact;
+        for (expert, group) in routes.groups() {
+            let outputs = one_of(&self.gate, expert, n_ff, start..start + n);
+            for first in group.clone().step_by(n_block) {
+                let slots = first..group.end.min(first + n_block);
+                let part = |w: &Tensor| pick(x, wants_q8(w)).tokens(slots.clone(), n_embd);
+                let mut up = TileMut::new(&mut buffer[..slots.len() * n], n);
+                let (gate_w, up_w) = (self.gate.view(), self.up.view());
+                matmul(step.level, &up_w, outputs.clone(), &part(&self.up), &mut up);
+                let mut y = y.rows(slots.clone());
+                matmul(
+                    step.level,
+                    &gate_w,
+                    outputs.clone(),
+                    &part(&self.gate),
+                    &mut y,
+                );
+                for t in 0..slots.len() {
+                    gate(step.level, self.config.activation, y.row(t), up.row(t));
+                }
+            }
+        }
+    }
+
+    /// Chooses experts for the rows in `scratch.h`, and gathers the rows by them.
+    fn route(&self, pass: &mut Pass<'_, '_>) {
+        let n_rows = pass.n_rows();
+        let Pass {
+            step,
+            config,
+            scratch: s,
+            ..
+        } = pass;
+        let (n_embd, n) = (config.n_embd, self.config.n_experts);
+        let h = Input::F32(&s.h.f32[..n_rows * n_embd]);
+        let logits = &mut s.experts.logits[..n_rows * n];
+        {
+            let task = task_outputs(n);
+            let logits = SharedMatrix::new(&mut *logits, n, n_rows, task);
+            step.pool.run(n.div_ceil(task), &|j| {
+                let mut logits = logits.tile(0, j);
+                let outputs = j * task..j * task + logits.n_cols();
+                matmul(step.level, &self.router.view(), outputs, &h, &mut logits);
+            });
+        }
+        let routes = &mut s.experts.routes;
+        let n_used = self.config.n_used;
+        for (row, logits) in logits.chunks_exact_mut(n).enumerate() {
+            let own = row * n_used..(row + 1) * n_used;
+            let (chosen, weights) = (&mut routes.chosen[own.clone()], &mut routes.weights[own]);
+            self.choose(step.level, logits, chosen, weights);
+        }
+        routes.gather(n_rows, n_used);
+    }
+
+    /// The experts of one row, the best first, and their weights, from the router's outputs.
+    fn choose(&self, level: Level, logits: &mut [f32], chosen: &mut [u32], weights: &mut [f32]) {
+        match self.config.gating {
+            Gating::Softmax => softmax(level, logits),
+            Gating::Sigmoid => logits
+                .iter_mut()
+                .for_each(|x| *x = 1.0 / (1.0 + libm::expf(-*x))),
+        }
+        let score = |e: usize| logits[e] + self.choice_bias.get(e).copied().unwrap_or(0.0);
+        for place in 0..chosen.len() {
+            let mut best: Option<usize> = None;
+            for e in 0..logits.len() {
+                let is_better = best.is_none_or(|best| score(e) > score(best));
+                if is_better && !chosen[..place].contains(&(e as u32)) {
+                    best = Some(e);
+                }
+            }
+            // There are more experts than a token uses.
+            chosen[place] = best.unwrap_or(0) as u32;
+        }
+        for (weight, e) in weights.iter_mut().zip(&*chosen) {
+            *weight = logits[*e as usize];
+        }
+        let sum: f32 = match self.config.normalizes {
+            true => weights.iter().sum(),
+            false => 1.0,
+        };
+        let scale = self.config.weight_scale;
+        weights.iter_mut().for_each(|w| *w = *w / sum * scale);
+    }
+}
+
+/// The rows `outputs` of expert number `expert`, which has `n_out` of the rows of `w`.
+fn one_of(w: &Tensor, expert: usize, n_out: usize, outputs: Range<usize>) -> Range<usize> {
+    debug_assert!((expert + 1) * n_out <= w.n_rows());
+    expert * n_out + outputs.start..expert * n_out + outputs.end
+}
+
+/// The form of `x` that weights want.
+fn pick<'a>(x: &LinearInput<'a>, wants_q8: bool) -> Input<'a> {
+    match x.q8 {
+        Some(q8) if wants_q8 => q8,
+        _ => x.f32,
+    }
+}
+
+/// Outputs of a task, so that there are no more tasks than a matrix has tiles.
+fn task_outputs(n: usize) -> usize {
+    TASK_OUTPUTS.max(n.div_ceil(SharedMatrix::<f32>::MAX_TILES))
+}
