@@ -171,8 +171,11 @@ fn tell_fallbacks(plan: &Plan, tensors: &[NewTensor]) {
 
 /// Whether a tensor is one whose type is chosen.
 fn is_matrix(name: &str, shape: &[usize]) -> bool {
-    let is_linear = !name.contains("_norm") && !name.ends_with("conv.weight");
-    shape.len() == 2 && name.ends_with(".weight") && is_linear
+    // Routers choose by small differences, and convolutions are as small.
+    let others = ["conv.weight", "ffn_gate_inp.weight"];
+    let is_other = name.contains("_norm") || others.iter().any(|other| name.ends_with(other));
+    let n_dims = if name.contains("_exps.") { 3 } else { 2 };
+    shape.len() == n_dims && name.ends_with(".weight") && !is_other
 }
 
 /// An output that is one of the files being read would destroy them.
@@ -353,7 +356,7 @@ impl Plan {
         // The first and last eighth of the layers, and every third between them.
         let more_bits = layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2;
         let v = name.ends_with("attn_v.weight") || name.ends_with("attn_qkv.weight");
-        let down = name.ends_with("ffn_down.weight");
+        let down = name.ends_with("ffn_down.weight") || name.ends_with("ffn_down_exps.weight");
         let o = name.ends_with("attn_output.weight");
         match (dtype, mix) {
             (Q2_K, Mix::Medium) if v && self.few_kv_heads => Q4_K,

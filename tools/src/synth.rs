@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// BF16, Q8_0
     #[arg(long, value_name = "R")]
     lora_rank: Option<NonZeroUsize>,
+    /// Only the first N layers, of a model that is too large
+    #[arg(long, value_name = "N")]
+    layers: Option<NonZeroUsize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -61,6 +64,8 @@ enum ShapeName {
     Gemma4E2b,
     #[value(name = "lfm2-1.2b")]
     Lfm2_1_2b,
+    #[value(name = "qwen3-30b-a3b")]
+    Qwen3_30bA3b,
 }
 
 /// A model's dimensions.
@@ -80,6 +85,15 @@ struct Shape {
     gemma4: Option<Gemma4Shape>,
     /// Of LFM2 the layers that are attention; the others are convolutions.
     attention_layers: &'static [usize],
+    /// In the place of feed-forward networks.
+    experts: Option<ExpertsShape>,
+}
+
+/// Experts of every layer.
+struct ExpertsShape {
+    n_experts: usize,
+    n_used: usize,
+    n_ff: usize,
 }
 
 /// Tokens that one of LFM2's convolutions sums.
@@ -130,6 +144,7 @@ impl ShapeName {
             tied: true,
             gemma4: None,
             attention_layers: &[],
+            experts: None,
         };
         match self {
             ShapeName::Llama32_1b => llama(2048, 16, 32, 8, 8192),
@@ -179,6 +194,20 @@ impl ShapeName {
                 attention_layers: &[2, 5, 8, 10, 12, 14],
                 ..llama(2048, 16, 32, 8, 8192)
             },
+            ShapeName::Qwen3_30bA3b => Shape {
+                arch: "qwen3moe",
+                n_vocab: 151_936,
+                head_dim: 128,
+                n_ctx: 40_960,
+                rope_base: 1e6,
+                tied: false,
+                experts: Some(ExpertsShape {
+                    n_experts: 128,
+                    n_used: 8,
+                    n_ff: 768,
+                }),
+                ..llama(2048, 48, 32, 4, 6144)
+            },
             ShapeName::Gemma4E2b => Shape {
                 arch: "gemma4",
                 n_vocab: 262_144,
@@ -207,7 +236,15 @@ struct Planned {
 }
 
 pub(crate) fn synth(args: &Args) -> Result<()> {
-    let shape = args.shape.shape();
+    let mut shape = args.shape.shape();
+    if let Some(n) = args.layers {
+        ensure!(
+            n.get() <= shape.n_layer && shape.gemma4.is_none(),
+            "--layers takes at most the model's {}, and none of Gemma 4's",
+            shape.n_layer
+        );
+        shape.n_layer = n.get();
+    }
     let mut writer = Writer::new();
     let tensors = match args.lora_rank {
         None => {
@@ -272,6 +309,9 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
         let n = shape.n_layer * gemma4.n_input;
         matrix("per_layer_token_embd.weight".to_string(), shape.n_vocab, n)?;
     }
+    if let Some(experts) = &shape.experts {
+        plan_experts(experts, shape, &types, &mut tensors)?;
+    }
     let is_lfm2 = shape.arch == "lfm2";
     let output_norm = if is_lfm2 {
         "token_embd_norm"
@@ -282,6 +322,9 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
     for i in 0..shape.n_layer {
         tensors.push(ones(format!("blk.{i}.attn_norm.weight"), shape.n_embd));
         tensors.push(ones(format!("blk.{i}.ffn_norm.weight"), shape.n_embd));
+        if shape.arch == "qwen3moe" {
+            plan_head_norms(shape, i, &mut tensors);
+        }
         if is_lfm2 {
             plan_lfm2_layer(shape, i, &mut tensors);
         }
@@ -312,13 +355,51 @@ fn ones(name: String, n: usize) -> Planned {
     }
 }
 
+/// The norms of queries and keys of layer `i`.
+fn plan_head_norms(shape: &Shape, i: usize, tensors: &mut Vec<Planned>) {
+    for norm in ["attn_q_norm", "attn_k_norm"] {
+        tensors.push(ones(format!("blk.{i}.{norm}.weight"), shape.head_dim));
+    }
+}
+
+/// The routers and experts of all layers.
+fn plan_experts(
+    experts: &ExpertsShape,
+    shape: &Shape,
+    types: &quantize::Plan,
+    tensors: &mut Vec<Planned>,
+) -> Result<()> {
+    let (n, n_ff, n_embd) = (experts.n_experts, experts.n_ff, shape.n_embd);
+    for i in 0..shape.n_layer {
+        let deviation = Some(1.0 / (n_embd as f32).sqrt());
+        tensors.push(Planned {
+            name: format!("blk.{i}.ffn_gate_inp.weight"),
+            shape: vec![n_embd, n],
+            dtype: DType::F32,
+            deviation,
+        });
+        for (part, n_in, n_out) in [
+            ("ffn_gate_exps", n_embd, n_ff),
+            ("ffn_up_exps", n_embd, n_ff),
+            ("ffn_down_exps", n_ff, n_embd),
+        ] {
+            let name = format!("blk.{i}.{part}.weight");
+            let dtype = types.matrix_type(&name, n_in);
+            tensors.push(Planned {
+                dtype: dtype.with_context(|| format!("tensor {name}: no type fits its rows"))?,
+                name,
+                shape: vec![n_in, n_out, n],
+                deviation: Some(1.0 / (n_in as f32).sqrt()),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// What layer `i` of an LFM2 has besides.
 fn plan_lfm2_layer(shape: &Shape, i: usize, tensors: &mut Vec<Planned>) {
     if shape.attention_layers.contains(&i) {
-        for norm in ["attn_q_norm", "attn_k_norm"] {
-            tensors.push(ones(format!("blk.{i}.{norm}.weight"), shape.head_dim));
-        }
-        return;
+        return plan_head_norms(shape, i, tensors);
     }
     tensors.push(Planned {
         name: format!("blk.{i}.shortconv.conv.weight"),
@@ -456,6 +537,15 @@ fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<()> {
         ("vocab_size", count(shape.n_vocab)),
     ] {
         w.add(&format!("{}.{key}", shape.arch), value)?;
+    }
+    if let Some(experts) = &shape.experts {
+        for (key, n) in [
+            ("expert_count", experts.n_experts),
+            ("expert_used_count", experts.n_used),
+            ("expert_feed_forward_length", experts.n_ff),
+        ] {
+            w.add(&format!("{}.{key}", shape.arch), count(n))?;
+        }
     }
     let kv_key = format!("{}.attention.head_count_kv", shape.arch);
     if shape.attention_layers.is_empty() {
