@@ -140,6 +140,7 @@ fn peers() -> Vec<(&'static str, Vec<u8>)> {
         "phi3",
         "gemma2",
         "gemma4",
+        "gemma4moe",
         "lfm2",
         "lfm2moe",
         "qwen3moe",
@@ -387,7 +388,7 @@ fn tensors_that_an_architecture_always_has_are_missed() {
             }
             "glm4" => tensor.ends_with(".bias"),
             // Its larger models have none in some layers.
-            "gemma4" => tensor.ends_with("attn_v.weight"),
+            "gemma4" | "gemma4moe" => tensor.ends_with("attn_v.weight"),
             "llama3rope" | "exaone4" => tensor == "rope_freqs.weight",
             _ => false,
         };
@@ -399,6 +400,7 @@ fn tensors_that_an_architecture_always_has_are_missed() {
                 Err(error) => {
                     // Fused matrices are named by their parts.
                     let mut part = tensor.replace("attn_qkv", "attn_q");
+                    part = part.replace("ffn_gate_up_exps", "ffn_gate_exps");
                     if ["phi3", "glm4"].contains(&name) {
                         part = part.replace("ffn_up", "ffn_gate");
                     }

@@ -8,7 +8,7 @@ use std::fs::File;
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
 use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
-const MODELS: [&str; 25] = [
+const MODELS: [&str; 26] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -23,6 +23,7 @@ const MODELS: [&str; 25] = [
     "qwen3vl",
     "gemma2",
     "gemma4",
+    "gemma4moe",
     "lfm2",
     "lfm2moe",
     "qwen3moe",

@@ -193,6 +193,7 @@ fn exact_logits_are_those_of_transformers() {
         "qwen3vl",
         "gemma2",
         "gemma4",
+        "gemma4moe",
         "lfm2",
         "lfm2moe",
         "qwen3moe",

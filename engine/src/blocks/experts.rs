@@ -7,16 +7,18 @@
 
 use alloc::format;
 use alloc::vec::Vec;
-use core::ops::Range;
 
 use tandem_kernels::{
-    Activation, Input, Level, Pool, SharedMatrix, TileMut, gate, matmul, softmax,
+    Activation, Input, Level, Pool, SharedMatrix, TileMut, gate, matmul, rms_norm,
+    rms_norm_in_place, softmax,
 };
 
+use super::gated::{Gated, GatedConfig};
 use super::layer::Pass;
+use super::norm::{RowNorm, normalize};
 use crate::ModelError;
 use crate::exec::{LinearInput, Routes, Step};
-use crate::model::{Tensor, Tensors};
+use crate::model::{Norm, Tensor, Tensors};
 
 /// The most experts of a token.
 pub(crate) const MAX_USED: usize = 64;
@@ -43,6 +45,8 @@ pub struct ExpertsConfig {
     pub normalizes: bool,
     /// Multiplies the weights.
     pub weight_scale: f32,
+    /// Whether the router looks at the residual stream, normalized by itself, instead of the block's input.
+    pub routes_residual: bool,
 }
 
 /// How the router's outputs become weights.
@@ -63,12 +67,16 @@ pub struct Experts {
     pub config: ExpertsConfig,
     /// `[n_experts, n_embd]`.
     pub router: Tensor,
+    /// What normalizes the residual stream for the router, `[n_embd]`; empty where the router does not see it.
+    pub router_norm: Vec<f32>,
     /// Added to the weights for choosing by them alone, `[n_experts]`; empty where there is none.
     pub choice_bias: Vec<f32>,
-    /// The gates, `[n_experts n_ff, n_embd]`.
+    /// Multiplies the weights of each, `[n_experts]`; empty where there is none.
+    pub scales: Vec<f32>,
+    /// The gates, `[n_experts n_ff, n_embd]`; or of each expert its gates and then what is gated.
     pub gate: Tensor,
-    /// What is gated, `[n_experts n_ff, n_embd]`.
-    pub up: Tensor,
+    /// What is gated, `[n_experts n_ff, n_embd]`; none where it is with the gates.
+    pub up: Option<Tensor>,
     /// Back to the residual stream, `[n_experts n_embd, n_ff]`.
     pub down: Tensor,
 }
@@ -82,13 +90,31 @@ impl Experts {
     ) -> Result<Experts, ModelError> {
         let (n, n_ff, n_embd) = (config.n_experts, config.n_ff, tensors.n_embd());
         let name = |part: &str| format!("blk.{i}.{part}.weight");
+        let fused = name("ffn_gate_up_exps");
+        let is_fused = tensors.has(&fused);
+        let mut router_norm = Vec::new();
+        if config.routes_residual {
+            router_norm = tensors.needed_vector(&format!("blk.{i}.ffn_gate_inp.scale"), n_embd)?;
+            let root = libm::sqrtf(n_embd as f32);
+            router_norm.iter_mut().for_each(|scale| *scale /= root);
+        }
+        let scales = tensors.vector(&format!("blk.{i}.ffn_down_exps.scale"), n)?;
+        tensors.check_needed(i, "ffn_down_exps.scale", !scales.is_empty())?;
         let choice_bias = tensors.vector(&format!("blk.{i}.exp_probs_b.bias"), n)?;
         tensors.check_needed(i, "exp_probs_b.bias", !choice_bias.is_empty())?;
         Ok(Experts {
             router: tensors.matrix(&name("ffn_gate_inp"), n, n_embd)?,
             choice_bias,
-            gate: tensors.matrices(&name("ffn_gate_exps"), n, [n_ff, n_embd])?,
-            up: tensors.matrices(&name("ffn_up_exps"), n, [n_ff, n_embd])?,
+            router_norm,
+            scales,
+            gate: match is_fused {
+                true => tensors.matrices(&fused, n, [2 * n_ff, n_embd])?,
+                false => tensors.matrices(&name("ffn_gate_exps"), n, [n_ff, n_embd])?,
+            },
+            up: match is_fused {
+                true => None,
+                false => Some(tensors.matrices(&name("ffn_up_exps"), n, [n_ff, n_embd])?),
+            },
             down: tensors.matrices(&name("ffn_down_exps"), n, [n_embd, n_ff])?,
             config: config.clone(),
         })
@@ -96,7 +122,8 @@ impl Experts {
 
     /// Bytes that a token reads.
     pub(crate) fn bytes_per_token(&self) -> usize {
-        let all = self.gate.n_bytes() + self.up.n_bytes() + self.down.n_bytes();
+        let up = self.up.as_ref().map_or(0, Tensor::n_bytes);
+        let all = self.gate.n_bytes() + up + self.down.n_bytes();
         all / self.config.n_experts * self.config.n_used + self.router.n_bytes()
     }
 
@@ -118,7 +145,7 @@ impl Experts {
             to.copy_from_slice(&s.h.f32[*row as usize * n_embd..][..n_embd]);
         }
         let wants_q8 = |w: &Tensor| w.dtype().is_quantized() && !step.exact;
-        let either = wants_q8(&self.gate) || wants_q8(&self.up);
+        let either = wants_q8(&self.gate) || self.up.as_ref().is_some_and(wants_q8);
         let x = s.experts.input.rows(step, [n_slots, n_embd], either);
         {
             let inner = &mut s.experts.inner.f32[..n_slots * n_ff];
@@ -138,7 +165,8 @@ impl Experts {
             let (mut slots, mut y) = (slots.tile(0, j), y.tile(0, j));
             let outputs = j * task..j * task + y.n_cols();
             for (expert, group) in routes.groups() {
-                let down = one_of(&self.down, expert, n_embd, outputs.clone());
+                let first = expert * n_embd;
+                let down = first + outputs.start..first + outputs.end;
                 let mut slots = slots.rows(group.clone());
                 let x = pick(&inner, wants_q8(&self.down)).tokens(group, n_ff);
                 matmul(step.level, &self.down.view(), down, &x, &mut slots);
@@ -183,24 +211,30 @@ impl Experts {
             }
         };
         let wants_q8 = |w: &Tensor| w.dtype().is_quantized() && !step.exact;
+        // Where an expert's gates begin, and what is gated.
+        let (up, gate_rows, up_first) = match &self.up {
+            Some(up) => (up, n_ff, 0),
+            None => (&self.gate, 2 * n_ff, n_ff),
+        };
         for (expert, group) in routes.groups() {
-            let outputs = one_of(&self.gate, expert, n_ff, start..start + n);
+            let of_gate = expert * gate_rows + start..expert * gate_rows + start + n;
+            let of_up = of_gate.start + up_first..of_gate.end + up_first;
             for first in group.clone().step_by(n_block) {
                 let slots = first..group.end.min(first + n_block);
                 let part = |w: &Tensor| pick(x, wants_q8(w)).tokens(slots.clone(), n_embd);
-                let mut up = TileMut::new(&mut buffer[..slots.len() * n], n);
-                let (gate_w, up_w) = (self.gate.view(), self.up.view());
-                matmul(step.level, &up_w, outputs.clone(), &part(&self.up), &mut up);
+                let mut gated = TileMut::new(&mut buffer[..slots.len() * n], n);
+                matmul(step.level, &up.view(), of_up.clone(), &part(up), &mut gated);
                 let mut y = y.rows(slots.clone());
+                let gate_w = &self.gate;
                 matmul(
                     step.level,
-                    &gate_w,
-                    outputs.clone(),
-                    &part(&self.gate),
+                    &gate_w.view(),
+                    of_gate.clone(),
+                    &part(gate_w),
                     &mut y,
                 );
                 for t in 0..slots.len() {
-                    gate(step.level, self.config.activation, y.row(t), up.row(t));
+                    gate(step.level, self.config.activation, y.row(t), gated.row(t));
                 }
             }
         }
@@ -216,7 +250,18 @@ impl Experts {
             ..
         } = pass;
         let (n_embd, n) = (config.n_embd, self.config.n_experts);
-        let h = Input::F32(&s.h.f32[..n_rows * n_embd]);
+        let len = n_rows * n_embd;
+        if !self.router_norm.is_empty() {
+            // The experts' output is there only later.
+            let rows = s.x[..len].chunks_exact(n_embd);
+            for (x, y) in rows.zip(s.experts.output.chunks_exact_mut(n_embd)) {
+                rms_norm(step.level, x, &self.router_norm, config.norm_eps, y);
+            }
+        }
+        let h = Input::F32(match self.router_norm.is_empty() {
+            true => &s.h.f32[..len],
+            false => &s.experts.output[..len],
+        });
         let logits = &mut s.experts.logits[..n_rows * n];
         {
             let task = task_outputs(n);
@@ -265,14 +310,82 @@ impl Experts {
             false => 1.0,
         };
         let scale = self.config.weight_scale;
-        weights.iter_mut().for_each(|w| *w = *w / sum * scale);
+        for (weight, e) in weights.iter_mut().zip(chosen) {
+            let own = self.scales.get(*e as usize).copied().unwrap_or(1.0);
+            *weight = *weight / sum * scale * own;
+        }
     }
 }
 
-/// The rows `outputs` of expert number `expert`, which has `n_out` of the rows of `w`.
-fn one_of(w: &Tensor, expert: usize, n_out: usize, outputs: Range<usize>) -> Range<usize> {
-    debug_assert!((expert + 1) * n_out <= w.n_rows());
-    expert * n_out + outputs.start..expert * n_out + outputs.end
+/// A dense network beside experts (Gemma 4's 26B): `y = norm(dense(norm x)) + norm(experts(norm x))`, where the
+/// layer normalizes for the dense one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct DenseAndExperts {
+    /// The dense network.
+    pub dense: Gated,
+    /// On its output.
+    pub dense_norm: Norm,
+    /// Before the experts.
+    pub pre_norm: Norm,
+    /// The experts.
+    pub experts: Experts,
+    /// On their output.
+    pub experts_norm: Norm,
+}
+
+impl DenseAndExperts {
+    /// Those of layer `i`.
+    pub(crate) fn load(
+        config: &DenseAndExpertsConfig,
+        tensors: &mut Tensors<'_, '_>,
+        i: usize,
+    ) -> Result<DenseAndExperts, ModelError> {
+        Ok(DenseAndExperts {
+            dense: Gated::load(&config.dense, tensors, i)?,
+            dense_norm: tensors.norm(&format!("blk.{i}.post_ffw_norm_1"))?,
+            pre_norm: tensors.norm(&format!("blk.{i}.pre_ffw_norm_2"))?,
+            experts: Experts::load(&config.experts, tensors, i)?,
+            experts_norm: tensors.norm(&format!("blk.{i}.post_ffw_norm_2"))?,
+        })
+    }
+
+    /// The rows in `scratch.h`, which are those in `scratch.x` normalized, to `scratch.y`.
+    pub(super) fn forward(&self, pass: &mut Pass<'_, '_>) {
+        let len = pass.n_rows() * pass.config.n_embd;
+        self.dense.forward(pass);
+        let eps = pass.config.norm_eps;
+        let level = pass.step.level;
+        let s = &mut *pass.scratch;
+        let n_embd = pass.config.n_embd;
+        for (y, kept) in s.y[..len]
+            .chunks_exact_mut(n_embd)
+            .zip(s.experts.dense.chunks_exact_mut(n_embd))
+        {
+            rms_norm(level, y, &self.dense_norm.weight, eps, kept);
+        }
+        let norm = RowNorm::new(pass.config, &self.pre_norm);
+        normalize(&pass.step, norm, &s.x[..len], &mut s.h.f32);
+        self.experts.forward(pass);
+        let s = &mut *pass.scratch;
+        for (y, kept) in s.y[..len]
+            .chunks_exact_mut(n_embd)
+            .zip(s.experts.dense.chunks_exact(n_embd))
+        {
+            rms_norm_in_place(level, y, &self.experts_norm.weight, eps);
+            y.iter_mut().zip(kept).for_each(|(y, x)| *y += x);
+        }
+    }
+}
+
+/// Hyperparameters of a dense network beside experts.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct DenseAndExpertsConfig {
+    /// Of the dense network.
+    pub dense: GatedConfig,
+    /// Of the experts.
+    pub experts: ExpertsConfig,
 }
 
 /// The form of `x` that weights want.

@@ -126,6 +126,7 @@ fn after_mixer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
         Ffn::Gated(gated) => gated.forward(pass),
         Ffn::Mlp(mlp) => mlp.forward(pass),
         Ffn::Experts(experts) => experts.forward(pass),
+        Ffn::DenseAndExperts(both) => both.forward(pass),
     }
     add_results(pass, w.post_ffn_norm.as_ref());
 

@@ -49,6 +49,8 @@ pub(crate) struct ExpertScratch {
     pub inner: Activations,
     /// `[n_slots, n_embd]`.
     pub output: Vec<f32>,
+    /// The output of a dense network beside the experts, `[n_batch, n_embd]`.
+    pub dense: Vec<f32>,
 }
 
 impl ExpertScratch {
@@ -61,6 +63,7 @@ impl ExpertScratch {
             input: Activations::new(n_slots, widths.n_embd)?,
             inner: Activations::new(n_slots, experts.n_ff)?,
             output: zeroed(n_slots.saturating_mul(widths.n_embd))?,
+            dense: zeroed(n_batch.saturating_mul(experts.n_dense))?,
         })
     }
 
@@ -70,8 +73,10 @@ impl ExpertScratch {
         let input = Activations::row_bytes(widths.n_embd);
         let inner = Activations::row_bytes(experts.n_ff);
         let output = size_of::<f32>() * widths.n_embd;
+        let dense = size_of::<f32>() * experts.n_dense;
         let logits = size_of::<f32>() * experts.n_experts;
-        experts.n_used * (input + inner + output) + logits + Routes::row_bytes(experts.n_used)
+        let slots = experts.n_used * (input + inner + output);
+        slots + logits + dense + Routes::row_bytes(experts.n_used)
     }
 }
 
@@ -101,13 +106,23 @@ struct ExpertWidths {
     n_experts: usize,
     n_used: usize,
     n_ff: usize,
+    /// Outputs of a dense network beside them.
+    n_dense: usize,
 }
 
 impl ExpertWidths {
     fn of(config: &Config) -> ExpertWidths {
         let mut widths = ExpertWidths::default();
         for layer in &config.layers {
-            if let FfnConfig::Experts(experts) = &layer.ffn {
+            let experts = match &layer.ffn {
+                FfnConfig::Experts(experts) => Some(experts),
+                FfnConfig::DenseAndExperts(both) => {
+                    widths.n_dense = config.n_embd;
+                    Some(&both.experts)
+                }
+                _ => None,
+            };
+            if let Some(experts) = experts {
                 widths.n_experts = widths.n_experts.max(experts.n_experts);
                 widths.n_used = widths.n_used.max(experts.n_used);
                 widths.n_ff = widths.n_ff.max(experts.n_ff);

@@ -8,7 +8,8 @@ use tandem_kernels::{RopeScaling, RopeStyle};
 use super::arch::{self, Architecture};
 use crate::ModelError;
 use crate::blocks::{
-    AttentionConfig, ExpertsConfig, GatedConfig, MlpConfig, PerLayerConfig, ShortConvConfig,
+    AttentionConfig, DenseAndExpertsConfig, ExpertsConfig, GatedConfig, MlpConfig, PerLayerConfig,
+    ShortConvConfig,
 };
 
 /// Which normalization stands before each block.
@@ -82,15 +83,18 @@ pub enum FfnConfig {
     Mlp(MlpConfig),
     /// Several gated ones, of which each token uses some.
     Experts(ExpertsConfig),
+    /// A gated one and experts beside it.
+    DenseAndExperts(DenseAndExpertsConfig),
 }
 
 impl FfnConfig {
-    /// Elements inside, of an expert where there are such.
+    /// Elements inside, of an expert where there are such and nothing else.
     pub fn n_ff(&self) -> usize {
         match self {
             FfnConfig::Gated(config) => config.n_ff,
             FfnConfig::Mlp(config) => config.n_ff,
             FfnConfig::Experts(config) => config.n_ff,
+            FfnConfig::DenseAndExperts(config) => config.dense.n_ff,
         }
     }
 }

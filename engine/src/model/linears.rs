@@ -126,6 +126,9 @@ impl Linears {
                 FfnConfig::Gated(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
                 FfnConfig::Mlp(c) => table.add(i, &c.linears(config.n_embd), &[]),
                 FfnConfig::Experts(_) => {}
+                FfnConfig::DenseAndExperts(c) => {
+                    table.add(i, &c.dense.linears(config.n_embd), c.dense.fused());
+                }
             }
             if let Some(c) = &config.per_layer {
                 table.add(i, &c.linears(config.n_embd), &[]);

@@ -16,7 +16,9 @@ use super::config::{Config, FfnConfig, MixerConfig, NormKind};
 use super::linears::{LinearInfo, Linears};
 use super::tensor::Tensor;
 use super::weights::{Ffn, Layer, Linear, Mixer, Norm, RopeFactors};
-use crate::blocks::{Attention, Experts, Gated, Mlp, PerLayer, PerLayerEmbeddings, ShortConv};
+use crate::blocks::{
+    Attention, DenseAndExperts, Experts, Gated, Mlp, PerLayer, PerLayerEmbeddings, ShortConv,
+};
 use crate::{CompositionError, ModelError};
 
 /// All weights of a model.
@@ -103,7 +105,10 @@ impl<'a> Tensors<'_, 'a> {
             ffn: match &layer.ffn {
                 FfnConfig::Gated(c) => Ffn::Gated(Gated::load(c, self, i)?),
                 FfnConfig::Mlp(c) => Ffn::Mlp(Mlp::load(c, self, i)?),
-                FfnConfig::Experts(c) => Ffn::Experts(Experts::load(c, self, i)?),
+                FfnConfig::Experts(c) => Ffn::Experts(Box::new(Experts::load(c, self, i)?)),
+                FfnConfig::DenseAndExperts(c) => {
+                    Ffn::DenseAndExperts(Box::new(DenseAndExperts::load(c, self, i)?))
+                }
             },
             post_ffn_norm: self.optional_norm(&name("post_ffw_norm"))?,
             per_layer: match &config.per_layer {
@@ -130,6 +135,11 @@ impl<'a> Tensors<'_, 'a> {
         let scale = self.vector(&format!("blk.{i}.{tensor}"), 1)?;
         self.check_needed(i, tensor, !scale.is_empty())?;
         Ok(scale.first().copied().unwrap_or(1.0))
+    }
+
+    /// Whether the file has a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.gguf.tensor(name).is_some()
     }
 
     pub(crate) fn n_embd(&self) -> usize {

@@ -243,6 +243,7 @@ impl Model {
         let all = linears.chain(per_layer).chain([self.output()]);
         let experts = self.layers().iter().map(|layer| match &layer.ffn {
             Ffn::Experts(experts) => experts.bytes_per_token(),
+            Ffn::DenseAndExperts(both) => both.experts.bytes_per_token(),
             _ => 0,
         });
         all.map(|linear| linear.w.n_bytes()).chain(experts).sum()

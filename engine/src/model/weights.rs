@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 
 use super::linears::LinearId;
 use super::tensor::Tensor;
-use crate::blocks::{Attention, Experts, Gated, Mlp, PerLayer, ShortConv};
+use crate::blocks::{Attention, DenseAndExperts, Experts, Gated, Mlp, PerLayer, ShortConv};
 
 /// The weights of one layer: `x += mixer(norm(x))`, then `x += ffn(norm(x))`.
 #[derive(Debug)]
@@ -50,7 +50,9 @@ pub enum Ffn {
     /// One without a gate.
     Mlp(Mlp),
     /// Several gated ones, of which each token uses some.
-    Experts(Experts),
+    Experts(Box<Experts>),
+    /// A gated one and experts beside it.
+    DenseAndExperts(Box<DenseAndExperts>),
 }
 
 /// `y = w x + bias`.
@@ -103,6 +105,7 @@ impl Layer {
             Ffn::Gated(ffn) => ffn.linears().into(),
             Ffn::Mlp(ffn) => ffn.linears().into_iter().collect(),
             Ffn::Experts(_) => ArrayVec::new(),
+            Ffn::DenseAndExperts(both) => both.dense.linears().into(),
         };
         let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
         mixer.into_iter().chain(ffn).chain(per_layer)

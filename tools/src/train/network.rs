@@ -310,7 +310,10 @@ impl Layer {
                     up: Fixed::new(&mlp.up, deltas),
                     down: Fixed::new(&mlp.down, deltas),
                 }),
-                _ => bail!("a layer of a kind that cannot be trained"),
+                _ => bail!(
+                    "{} cannot be trained: its feed-forward networks are experts",
+                    config.arch.name()
+                ),
             },
             post_ffn_norm: norm_of(&w.post_ffn_norm),
         })

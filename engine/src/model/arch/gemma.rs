@@ -2,7 +2,9 @@
 
 use tandem_kernels::Activation;
 
-use super::{Architecture, COMMON, EmbeddingScale, ModuleName, OwnRope, ScoreScale, Windows};
+use super::{
+    Architecture, COMMON, EmbeddingScale, ExpertForm, ModuleName, OwnRope, ScoreScale, Windows,
+};
 
 pub(super) const GEMMA2: Architecture = Architecture {
     name: "gemma2",
@@ -45,7 +47,7 @@ pub(super) const GEMMA3: Architecture = Architecture {
     ..COMMON
 };
 
-/// E2B, E4B, 12B and 31B; the experts of 26B-A4B are refused by the number of experts.
+/// E2B, E4B, 12B, 31B, and 26B-A4B with experts.
 pub(super) const GEMMA4: Architecture = Architecture {
     name: "gemma4",
     windows: Windows::AllBut {
@@ -65,6 +67,7 @@ pub(super) const GEMMA4: Architecture = Architecture {
     values_may_be_keys: true,
     shares_kv: true,
     has_per_layer_inputs: true,
+    experts: ExpertForm::BesideDense,
     needed: &[
         "attn_q_norm.weight",
         "attn_k_norm.weight",
@@ -73,6 +76,7 @@ pub(super) const GEMMA4: Architecture = Architecture {
         "layer_output_scale.weight",
         // Of the layers that see all tokens: without it all of a head would be turned.
         "rope_freqs.weight",
+        "ffn_down_exps.scale",
     ],
     modules: &[
         ModuleName::new("self_attn.q_proj", "attn_q"),

@@ -2,7 +2,7 @@
 
 use tandem_kernels::RopeStyle;
 
-use super::{Architecture, COMMON, EmbeddingScale, ModuleName};
+use super::{Architecture, COMMON, EmbeddingScale, ExpertForm, ModuleName};
 
 pub(super) const GRANITE: Architecture = Architecture {
     name: "granite",
@@ -19,6 +19,6 @@ pub(super) const GRANITE: Architecture = Architecture {
 
 pub(super) const GRANITEMOE: Architecture = Architecture {
     name: "granitemoe",
-    has_experts: true,
+    experts: ExpertForm::Alone,
     ..GRANITE
 };

@@ -8,11 +8,11 @@ use alloc::vec::Vec;
 use tandem_formats::{Array, Gguf, Value};
 use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, RopeStyle, SharedMatrix};
 
-use super::{Architecture, EmbeddingScale, NoRope, ScoreScale, Windows, key};
+use super::{Architecture, EmbeddingScale, ExpertForm, NoRope, ScoreScale, Windows, key};
 use crate::ModelError;
 use crate::blocks::{
-    AttentionConfig, ExpertsConfig, GatedConfig, Gating, MAX_USED, MlpConfig, PerLayerConfig,
-    ShortConvConfig, Temperature,
+    AttentionConfig, DenseAndExpertsConfig, ExpertsConfig, GatedConfig, Gating, MAX_USED,
+    MlpConfig, PerLayerConfig, ShortConvConfig, Temperature,
 };
 use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind, RopeConfig};
 
@@ -234,8 +234,9 @@ impl<'g, 'a> Keys<'g, 'a> {
     fn ffns(&self, n_layer: usize) -> Result<Vec<FfnConfig>, ModelError> {
         let name = "feed_forward_length";
         let experts = self.experts()?;
+        let beside = self.arch.experts == ExpertForm::BesideDense;
         let n_dense = match self.gguf.get_u64(&self.key("leading_dense_block_count"))? {
-            _ if experts.is_none() => n_layer,
+            _ if experts.is_none() || beside => n_layer,
             Some(n) => usize::try_from(n).unwrap_or(usize::MAX).min(n_layer),
             None => 0,
         };
@@ -251,6 +252,15 @@ impl<'g, 'a> Keys<'g, 'a> {
             true => FfnConfig::Gated(GatedConfig { n_ff, activation }),
             false => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
         };
+        if let (Some(experts), true) = (self.experts()?, beside) {
+            let both = |n_ff| {
+                FfnConfig::DenseAndExperts(DenseAndExpertsConfig {
+                    dense: GatedConfig { n_ff, activation },
+                    experts: experts.clone(),
+                })
+            };
+            return Ok(n_ffs.into_iter().map(both).collect());
+        }
         let dense = n_ffs.into_iter().take(n_dense).map(ffn);
         Ok(dense.chain(experts).collect())
     }
@@ -288,6 +298,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             gating,
             normalizes: norm.unwrap_or(true),
             weight_scale: self.scale("expert_weights_scale")?,
+            routes_residual: self.arch.experts == ExpertForm::BesideDense,
         }))
     }
 
@@ -515,7 +526,7 @@ impl<'g, 'a> Keys<'g, 'a> {
     fn refuse_unsupported(&self) -> Result<(), ModelError> {
         let unsupported = |feature| Err(ModelError::Unsupported { feature });
         let n_experts = self.gguf.get_u64(&self.key("expert_count"))?.unwrap_or(0);
-        if n_experts > 0 && !self.arch.has_experts {
+        if n_experts > 0 && self.arch.experts == ExpertForm::None {
             return unsupported("a mixture of experts");
         }
         if self

@@ -1,6 +1,6 @@
 //! LFM2 and LFM2.5, with experts and without.
 
-use super::{Architecture, COMMON, ModuleName};
+use super::{Architecture, COMMON, ExpertForm, ModuleName};
 
 pub(super) const LFM2: Architecture = Architecture {
     name: "lfm2",
@@ -23,7 +23,7 @@ pub(super) const LFM2: Architecture = Architecture {
 
 pub(super) const LFM2MOE: Architecture = Architecture {
     name: "lfm2moe",
-    has_experts: true,
+    experts: ExpertForm::Alone,
     needed: &[
         "attn_q_norm.weight",
         "attn_k_norm.weight",

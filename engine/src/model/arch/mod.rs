@@ -84,8 +84,7 @@ pub struct Architecture {
     has_per_layer_inputs: bool,
     /// Whether layers without KV heads are short convolutions.
     has_short_convs: bool,
-    /// Whether files may have experts in the place of feed-forward networks.
-    has_experts: bool,
+    experts: ExpertForm,
     /// What files call the norm before the output.
     output_norm: &'static str,
     /// Tensors of a layer that are optional in general but not here: without them the result would be
@@ -110,6 +109,16 @@ enum EmbeddingScale {
     RootOfWidth,
     /// A number in the file, which has others for the blocks' outputs and the logits' divisor, too.
     InFile,
+}
+
+/// Where files may have experts.
+#[derive(Debug, PartialEq)]
+enum ExpertForm {
+    None,
+    /// In the place of the feed-forward network.
+    Alone,
+    /// Beside it, with a router that looks at the residual stream.
+    BesideDense,
 }
 
 /// What multiplies the scores of attention, where the file does not say.
@@ -217,7 +226,7 @@ const COMMON: Architecture = Architecture {
     shares_kv: false,
     has_per_layer_inputs: false,
     has_short_convs: false,
-    has_experts: false,
+    experts: ExpertForm::None,
     output_norm: "output_norm",
     needed: &[],
     needed_keys: &[],

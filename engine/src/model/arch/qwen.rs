@@ -1,6 +1,6 @@
 //! Qwen 2, 2.5 and 3, also with experts, and the text side of Qwen 3 VL.
 
-use super::{Architecture, COMMON};
+use super::{Architecture, COMMON, ExpertForm};
 
 pub(super) const QWEN2: Architecture = Architecture {
     name: "qwen2",
@@ -22,6 +22,6 @@ pub(super) const QWEN3VL: Architecture = Architecture {
 
 pub(super) const QWEN3MOE: Architecture = Architecture {
     name: "qwen3moe",
-    has_experts: true,
+    experts: ExpertForm::Alone,
     ..QWEN3
 };
