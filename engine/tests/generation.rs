@@ -268,3 +268,17 @@ fn options_that_do_not_fit_are_refused() {
     let error = Model::open("no-such-file.gguf").unwrap_err().to_string();
     assert!(error.contains("no-such-file.gguf"), "{error}");
 }
+
+/// A model that has learned its positions knows none behind them.
+#[test]
+fn a_context_longer_than_the_learned_positions_is_refused() {
+    let Some(path) = common::shared("peer/logits/gpt2-f16.gguf") else {
+        return;
+    };
+    let model = Model::open(path).unwrap();
+    let n = model.position_embd().unwrap().n_rows();
+    assert!(model.session().threads(1).n_ctx(n).build().is_ok());
+    let refused = model.session().threads(1).n_ctx(n + 1).build();
+    let message = refused.err().unwrap().to_string();
+    assert!(message.contains("positions"), "{message}");
+}

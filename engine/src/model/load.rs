@@ -27,6 +27,8 @@ pub(super) struct Weights {
     /// `[n_vocab, n_embd]`.
     pub token_embd: Tensor,
     pub per_layer: Option<PerLayerEmbeddings>,
+    /// `[n_positions, n_embd]`.
+    pub positions: Option<Tensor>,
     pub layers: Vec<Layer>,
     pub output_norm: Norm,
     pub output: Linear,
@@ -56,9 +58,21 @@ impl Weights {
                 bias: Vec::new(),
             },
         };
+        if output.bias.is_empty() && config.arch.needs("output.bias") {
+            return Err(ModelError::MissingTensor {
+                name: "output.bias".to_string(),
+            });
+        }
         let per_layer = match &config.per_layer {
             Some(c) => Some(PerLayerEmbeddings::load(c, &mut tensors)?),
             None => None,
+        };
+        let positions = match config.arch.has_positions() {
+            true => {
+                let n = config.n_ctx_train;
+                Some(tensors.matrix("position_embd.weight", n, config.n_embd)?)
+            }
+            false => None,
         };
         let rope_factors = tensors.rope_factors()?;
         let layers = (0..config.layers.len()).map(|i| tensors.layer(i));
@@ -68,6 +82,7 @@ impl Weights {
         Ok(Weights {
             token_embd,
             per_layer,
+            positions,
             layers,
             output_norm,
             output,
@@ -101,7 +116,10 @@ impl<'a> Tensors<'_, 'a> {
                 }
             },
             post_mixer_norm: self.optional_norm(&name("post_attention_norm"))?,
-            ffn_norm: self.pre_norm(&name("ffn_norm"))?,
+            ffn_norm: match config.arch.shares_norm() {
+                true => None,
+                false => self.pre_norm(&name("ffn_norm"))?,
+            },
             ffn: match &layer.ffn {
                 FfnConfig::Gated(c) => Ffn::Gated(Gated::load(c, self, i)?),
                 FfnConfig::Mlp(c) => Ffn::Mlp(Mlp::load(c, self, i)?),
@@ -198,7 +216,8 @@ impl<'a> Tensors<'_, 'a> {
         })?;
         // Of one matrix the third dimension may be left out.
         let n_found = t.shape().get(2).copied().unwrap_or(1);
-        let (all_rows, is_deeper) = (n_rows * n, t.shape().iter().skip(3).any(|n| *n != 1));
+        let is_deeper = t.shape().iter().skip(3).any(|n| *n != 1);
+        let all_rows = n_rows.saturating_mul(n);
         if n_found != n || is_deeper || t.n_rows() != all_rows || t.n_cols() != n_cols {
             return Err(shape_error(&t, all_rows, n_cols));
         }
@@ -320,9 +339,11 @@ impl<'a> Tensors<'_, 'a> {
         let weight = self.vector(&format!("{name}.weight"), n_embd)?;
         let bias = match kind {
             NormKind::Rms => Vec::new(), // a bias stays unused and is refused as such
+            NormKind::Layer if !self.config.arch.has_norm_bias() => Vec::new(),
             NormKind::Layer => self.vector(&format!("{name}.bias"), n_embd)?,
         };
-        if kind == NormKind::Layer && bias.is_empty() && !weight.is_empty() {
+        let needs_bias = kind == NormKind::Layer && self.config.arch.has_norm_bias();
+        if needs_bias && bias.is_empty() && !weight.is_empty() {
             return Err(ModelError::MissingTensor {
                 name: format!("{name}.bias"),
             });

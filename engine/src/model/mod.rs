@@ -150,6 +150,12 @@ impl Model {
         self.0.weights.per_layer.as_ref()
     }
 
+    /// An embedding for each position, `[n_positions, n_embd]`, which is added to the token's; in models with
+    /// such, which know no position behind these.
+    pub fn position_embd(&self) -> Option<&Tensor> {
+        self.0.weights.positions.as_ref()
+    }
+
     /// Normalization after the last layer.
     pub fn output_norm(&self) -> &Norm {
         &self.0.weights.output_norm

@@ -19,7 +19,8 @@ pub struct Layer {
     pub mixer: Mixer,
     /// On the mixer's output, before it is added.
     pub post_mixer_norm: Option<Norm>,
-    /// Before the feed-forward network, where there is one.
+    /// Before the feed-forward network, where there is one of its own. Of parallel blocks without one the
+    /// mixer's serves both.
     pub ffn_norm: Option<Norm>,
     /// What works on each token by itself.
     pub ffn: Ffn,

@@ -19,7 +19,7 @@ use crate::buffer::zeroed;
 use crate::exec::{
     Batch, BatchPart, Job, MAX_SPANS, Ranks, Scratch, Step, batch_floats, matmul_many,
 };
-use crate::model::Layer;
+use crate::model::{Layer, Tensor};
 use crate::{Composition, Model, Sequence, SessionError};
 
 /// Rows of logits computed at once where several are asked for.
@@ -316,9 +316,12 @@ impl Worker {
                 continue;
             };
             let x = &mut scratch.x[place.rows.start * n_embd..place.rows.end * n_embd];
-            embed(&self.model, span.tokens, x);
-            tokens.push(span.tokens);
             let first = span.sequence.tokens().len();
+            embed(&self.model, span.tokens, x);
+            if let Some(positions) = self.model.position_embd() {
+                add_positions(positions, first, x, &mut scratch.y[..n_embd]);
+            }
+            tokens.push(span.tokens);
             let frequencies = span.sequence.frequencies();
             for (angles, frequencies) in scratch.angles.iter_mut().zip(frequencies) {
                 angles.turn(frequencies, place.rows.start, first, place.rows.len());
@@ -555,6 +558,15 @@ fn sort(places: &mut [Place], spans: &[Span<'_>]) {
 }
 
 /// The embeddings of `tokens` into `x`, `[n_tokens, n_embd]`. The ids were checked.
+/// Adds the embeddings of positions `first` and up to the rows of `x`, by way of `row`, `[n_embd]`.
+fn add_positions(positions: &Tensor, first: usize, x: &mut [f32], row: &mut [f32]) {
+    let table = positions.view();
+    for (i, x) in x.chunks_exact_mut(row.len()).enumerate() {
+        quant::dequantize(table.dtype(), table.row(first + i), row);
+        x.iter_mut().zip(&*row).for_each(|(x, p)| *x += p);
+    }
+}
+
 fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) {
     let (config, table) = (model.config(), model.token_embd().view());
     for (id, x) in tokens.iter().zip(x.chunks_exact_mut(config.n_embd)) {

@@ -96,6 +96,12 @@ impl Sequence {
         }
         let config = model.config();
         check_kv_type(config, options.kv_type)?;
+        let positions = model.position_embd();
+        if positions.is_some_and(|table| options.n_ctx > table.n_rows()) {
+            return Err(SessionError::Options {
+                reason: "the context is longer than the model has positions for",
+            });
+        }
         let size = kv_size(options);
         let states = config.layers.iter().map(|layer| match &layer.mixer {
             MixerConfig::Attention(attention) if attention.has_keys() => {

@@ -115,6 +115,11 @@ impl Network {
         let output = model.output();
         let has_output_terms = deltas.contains_key(&output.id);
         let is_tied = output.w.is_same(model.token_embd());
+        ensure!(
+            !config.is_parallel && model.position_embd().is_none(),
+            "{} cannot be trained: its blocks are parallel, or its positions learned",
+            config.arch.name()
+        );
         let layers = model.layers().iter();
         let layers: anyhow::Result<_> =
             layers.map(|w| Layer::new(config, w, &mut deltas)).collect();

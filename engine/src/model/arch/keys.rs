@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use tandem_formats::{Array, Gguf, Value};
 use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, RopeStyle, SharedMatrix};
 
-use super::{Architecture, EmbeddingScale, ExpertForm, NoRope, ScoreScale, Windows, key};
+use super::{Architecture, EmbeddingScale, ExpertForm, NoRope, Parallel, ScoreScale, Windows, key};
 use crate::ModelError;
 use crate::blocks::{
     AttentionConfig, DenseAndExpertsConfig, ExpertsConfig, GatedConfig, Gating, MAX_USED,
@@ -190,7 +190,16 @@ impl<'g, 'a> Keys<'g, 'a> {
             },
             logit_scale: match arch.embedding_scale {
                 EmbeddingScale::InFile => 1.0 / self.scale("logit_scale")?,
+                _ if arch.scales_logits => self.scale("logit_scale")?,
                 _ => 1.0,
+            },
+            is_parallel: match arch.parallel {
+                Parallel::No => false,
+                Parallel::OneNorm => true,
+                Parallel::InFile => {
+                    let is_parallel = self.gguf.get_bool(&self.key("use_parallel_residual"))?;
+                    is_parallel.unwrap_or(true)
+                }
             },
             logit_softcap: self.nonzero("final_logit_softcapping")?,
         })
@@ -211,6 +220,7 @@ impl<'g, 'a> Keys<'g, 'a> {
     ) -> Option<usize> {
         let is_left_out = match self.arch.no_rope {
             NoRope::Nowhere => false,
+            NoRope::Everywhere => true,
             NoRope::Every(n) => (i + 1).is_multiple_of(n),
             NoRope::BesideWindows => has_windows && is_global,
         };
@@ -310,7 +320,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             return Ok(None);
         }
         let n_input = self.needed(name)?;
-        if n_input * n_layer > MAX_DIMENSION {
+        if n_input.saturating_mul(n_layer) > MAX_DIMENSION {
             return Err(self.wrong(name, "the number is far too large"));
         }
         Ok(Some(PerLayerConfig {
@@ -537,7 +547,8 @@ impl<'g, 'a> Keys<'g, 'a> {
         {
             return unsupported("experts in groups");
         }
-        if self.gguf.get_bool(&self.key("use_parallel_residual"))? == Some(true) {
+        let is_parallel = self.gguf.get_bool(&self.key("use_parallel_residual"))?;
+        if is_parallel == Some(true) && self.arch.parallel != Parallel::InFile {
             return unsupported("parallel residuals");
         }
         // Converters have the rows of such files in another order than those of others of its kind.

@@ -2,9 +2,11 @@
 //! what it differs from the others. `keys` reads the hyperparameters by it; no arithmetic of the
 //! network asks for an architecture's name.
 
+mod cohere;
 mod exaone;
 mod gemma;
 mod glm;
+mod gpt;
 mod granite;
 mod hunyuan;
 mod keys;
@@ -27,7 +29,7 @@ use super::config::{Config, NormKind};
 use crate::ModelError;
 
 /// All architectures.
-const ALL: [&Architecture; 24] = [
+const ALL: [&Architecture; 28] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -49,6 +51,10 @@ const ALL: [&Architecture; 24] = [
     &nemotron::NEMOTRON,
     &starcoder::STARCODER2,
     &lfm::LFM2,
+    &cohere::COHERE2,
+    &phi::PHI2,
+    &gpt::GPTNEOX,
+    &gpt::GPT2,
     &lfm::LFM2MOE,
     &qwen::QWEN3MOE,
     &granite::GRANITEMOE,
@@ -71,6 +77,13 @@ pub struct Architecture {
     pre_norms: bool,
     /// Whether heads are normalized after they are turned instead of before.
     norm_after_rope: bool,
+    parallel: Parallel,
+    /// Whether norms with a mean have a bias, too.
+    norm_bias: bool,
+    /// Whether the file has a number that logits are multiplied with.
+    scales_logits: bool,
+    /// Whether the file has an embedding for each position, which is added to the token's.
+    has_positions: bool,
     /// Whether queries and keys are normalized as whole rows instead of head by head.
     norms_rows: bool,
     score_scale: ScoreScale,
@@ -133,10 +146,21 @@ enum ScoreScale {
     },
 }
 
+/// Whether the feed-forward network of a layer sees what its mixer saw, instead of what that gave.
+#[derive(Debug, PartialEq)]
+enum Parallel {
+    No,
+    /// It does, behind the mixer's norm.
+    OneNorm,
+    /// Where the file says so, behind a norm of its own.
+    InFile,
+}
+
 /// Which layers do not turn their heads.
 #[derive(Debug)]
 enum NoRope {
     Nowhere,
+    Everywhere,
     /// Every n-th.
     Every(usize),
     /// Those that see all tokens, where others have a window.
@@ -219,6 +243,10 @@ const COMMON: Architecture = Architecture {
     no_rope: NoRope::Nowhere,
     pre_norms: true,
     norm_after_rope: false,
+    parallel: Parallel::No,
+    norm_bias: true,
+    scales_logits: false,
+    has_positions: false,
     norms_rows: false,
     score_scale: ScoreScale::OfHead,
     norms_values: false,
@@ -274,6 +302,19 @@ impl Architecture {
 
     pub(crate) fn has_pre_norms(&self) -> bool {
         self.pre_norms
+    }
+
+    pub(crate) fn has_norm_bias(&self) -> bool {
+        self.norm_bias
+    }
+
+    /// Whether the mixer's norm serves the feed-forward network, too.
+    pub(crate) fn shares_norm(&self) -> bool {
+        self.parallel == Parallel::OneNorm
+    }
+
+    pub(crate) fn has_positions(&self) -> bool {
+        self.has_positions
     }
 
     pub(crate) fn output_norm(&self) -> &'static str {
