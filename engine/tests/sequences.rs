@@ -364,9 +364,37 @@ fn a_window_s_ring_gives_the_bits_of_a_whole_cache() {
     }
 }
 
+/// A convolution remembers enough columns to go back by 32 tokens, and says so where it is more.
+#[test]
+fn convolutions_go_back_by_some_tokens() {
+    let Some(path) = shared("peer/logits/lfm2-f16.gguf") else {
+        return;
+    };
+    let model = Model::open(path).unwrap();
+    let ids = tokens(90, 1, model.config().n_vocab);
+    let new = || Session::new(&model, ThreadPool::new(2), options(&model)).unwrap();
+    let mut session = new();
+    for back in [1, 2, 3, 15, 31, 32] {
+        session.eval(&ids[session.tokens().len()..]).unwrap();
+        let kept = ids.len() - back;
+        assert_eq!(session.rewind(kept), kept);
+        let mut fresh = new();
+        fresh.eval(&ids[..kept]).unwrap();
+        let other = [7, 8, 9, 10];
+        let again = session.eval(&other).unwrap().to_vec();
+        assert_eq!(fresh.eval(&other).unwrap(), again, "{back}");
+        session.rewind(0);
+    }
+    session.eval(&ids).unwrap();
+    assert_eq!(session.rewind(ids.len() - 34), 0);
+    assert!(session.tokens().is_empty());
+    let mut fresh = new();
+    assert_eq!(session.eval(&ids).unwrap(), fresh.eval(&ids).unwrap());
+}
+
 #[test]
 fn a_fork_goes_on_like_what_it_was_made_of() {
-    for (name, model) in models(&["gemma3-f16"]) {
+    for (name, model) in models(&["gemma3-f16", "gemma4-f16", "lfm2-f16"]) {
         let mut options = options(&model);
         options.n_batch = 16;
         let n_vocab = model.config().n_vocab;
@@ -400,7 +428,7 @@ fn a_fork_goes_on_like_what_it_was_made_of() {
 
 #[test]
 fn a_saved_sequence_goes_on_as_if_nothing_had_happened() {
-    for (name, model) in models(&["gemma3-f16", "llama-q4_k"]) {
+    for (name, model) in models(&["gemma3-f16", "llama-q4_k", "gemma4-f16", "lfm2moe-f16"]) {
         let composition = compositions(&model, AdapterType::Q8).swap_remove(1);
         let mut options = options(&model);
         options.n_batch = 16;

@@ -6,7 +6,7 @@ use tandem_kernels::{DType, quant};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::BundleError;
-use crate::{Gguf, Tensor};
+use crate::{Gguf, Tensor, Value};
 
 /// Bytes hashed at each end of a tensor.
 const SAMPLE_BYTES: usize = 4096;
@@ -38,20 +38,18 @@ impl BaseFingerprint {
             .get_str("general.architecture")?
             .ok_or_else(|| missing("general.architecture"))?;
         let head_count = alloc::format!("{arch}.attention.head_count");
-        let n_head = base
-            .get_u64(&head_count)?
-            .ok_or_else(|| missing(&head_count))?;
-        let n_head_kv = base
-            .get_u64(&alloc::format!("{head_count}_kv"))?
-            .unwrap_or(n_head);
+        let n_head = counts(base, &head_count)?;
+        let n_head = n_head.ok_or_else(|| missing(&head_count))?;
+        let n_head_kv = counts(base, &alloc::format!("{head_count}_kv"))?;
+        let n_head_kv = n_head_kv.unwrap_or_else(|| n_head.clone());
 
         let mut tensors: Vec<&Tensor<'_>> = base.tensors().iter().collect();
         tensors.sort_unstable_by_key(|t| t.name);
 
         let mut structure = Xxh3::new();
         text(&mut structure, arch);
-        structure.update(&n_head.to_le_bytes());
-        structure.update(&n_head_kv.to_le_bytes());
+        structure.update(&n_head);
+        structure.update(&n_head_kv);
         let mut vectors = Xxh3::new();
         let mut content = Xxh3::new();
         for t in tensors {
@@ -81,6 +79,21 @@ impl BaseFingerprint {
             content: content.digest128(),
         })
     }
+}
+
+/// A number's bytes, or those of a list's length and of its numbers, one for each layer.
+fn counts(base: &Gguf<'_>, key: &str) -> Result<Option<Vec<u8>>, BundleError> {
+    let Some(Value::Array(list)) = base.get(key) else {
+        let count = base.get_u64(key)?;
+        return Ok(count.map(|n| n.to_le_bytes().to_vec()));
+    };
+    let mut bytes = (list.len() as u64).to_le_bytes().to_vec();
+    for value in list.iter_values().into_iter().flatten() {
+        let count = value.as_integer().map(u64::try_from);
+        let count = count.and_then(Result::ok).unwrap_or(u64::MAX);
+        bytes.extend(count.to_le_bytes());
+    }
+    Ok(Some(bytes))
 }
 
 /// A string after its length, so that two strings are not one longer one.
