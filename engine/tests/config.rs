@@ -152,6 +152,14 @@ fn keys_that_change_the_result_are_honoured_or_refused() {
     ] {
         refused("gemma2", key, None, key);
     }
+    refused(
+        "lfm2moe",
+        "lfm2moe.expert_gating_func",
+        None,
+        "expert_gating_func",
+    );
+    let causal = Some(Value::Bool(false));
+    refused("gemma3", "gemma3.attention.causal", causal, "later tokens");
     let no_rope = Some(Value::Bool(false));
     refused(
         "granite",

@@ -7,6 +7,8 @@ mod common;
 mod made_up;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::{pocket, shared};
 use made_up::adapter;
@@ -15,6 +17,8 @@ use tandem_engine::{
     AdapterType, Composition, Config, DType, Model, PackedAdapter, Sequence, Session, SessionError,
     SessionOptions, Span, ThreadPool, Worker,
 };
+
+use tandem_kernels::Pool;
 
 /// The peers' models of these names that are here, and always the fixture.
 fn models(peers: &[&str]) -> Vec<(String, Model)> {
@@ -372,7 +376,11 @@ fn convolutions_go_back_by_some_tokens() {
     };
     let model = Model::open(path).unwrap();
     let ids = tokens(90, 1, model.config().n_vocab);
-    let new = || Session::new(&model, ThreadPool::new(2), options(&model)).unwrap();
+    let new = || {
+        let mut options = options(&model);
+        options.n_batch = 16;
+        Session::new(&model, ThreadPool::new(2), options).unwrap()
+    };
     let mut session = new();
     for back in [1, 2, 3, 15, 31, 32] {
         session.eval(&ids[session.tokens().len()..]).unwrap();
@@ -390,6 +398,79 @@ fn convolutions_go_back_by_some_tokens() {
     assert!(session.tokens().is_empty());
     let mut fresh = new();
     assert_eq!(session.eval(&ids).unwrap(), fresh.eval(&ids).unwrap());
+}
+
+/// A pass that is broken off behind some layers leaves a sequence as it was, whatever its layers remember.
+#[test]
+fn an_interrupted_pass_leaves_no_trace() {
+    let peers = ["llama-q4_k", "gemma3-f16", "gemma4-f16", "lfm2-f16"];
+    for (name, model) in models(&peers) {
+        let mut options = options(&model);
+        options.n_batch = 40;
+        let n_vocab = model.config().n_vocab;
+        let ids = tokens(80, 1, n_vocab);
+        let interrupt = Arc::new(AtomicBool::new(false));
+        let mut n_broken = 0;
+        // Breaks the second pass off from inside, by counting its steps.
+        for n_steps in [3, 10, 20, 30] {
+            let left = Arc::new(AtomicUsize::new(usize::MAX));
+            let pool = Interrupting {
+                interrupt: Arc::clone(&interrupt),
+                n_steps: Arc::clone(&left),
+            };
+            let mut worker = Worker::new(&model, pool, &options).unwrap();
+            worker.set_interrupt(Some(Arc::clone(&interrupt)));
+            let mut sequence = Sequence::new(&model, &options).unwrap();
+            let mut feed = |sequence: &mut Sequence, tokens: &[u32]| {
+                let mut logits = vec![0.0; n_vocab];
+                let span = Span {
+                    sequence,
+                    tokens,
+                    logits: &mut logits,
+                };
+                worker.forward(&mut [span]).map(|()| logits)
+            };
+            feed(&mut sequence, &ids[..40]).unwrap();
+            left.store(n_steps, Ordering::Relaxed);
+            let broken = feed(&mut sequence, &ids[40..]);
+            left.store(usize::MAX, Ordering::Relaxed);
+            interrupt.store(false, Ordering::Relaxed);
+            let Err(error) = broken else {
+                continue; // It had no more steps.
+            };
+            assert_eq!(error, SessionError::Interrupted, "{name}");
+            n_broken += 1;
+            assert_eq!(sequence.tokens(), &ids[..40]);
+            // Fewer tokens this time, so that what is there before them counts.
+            let logits = feed(&mut sequence, &ids[40..42]).unwrap();
+            let mut fresh = Sequence::new(&model, &options).unwrap();
+            feed(&mut fresh, &ids[..40]).unwrap();
+            assert!(feed(&mut fresh, &ids[40..42]).unwrap() == logits, "{name}");
+        }
+        assert!(n_broken >= 2, "{name}: {n_broken}");
+    }
+}
+
+/// A pool that sets a flag behind so many runs.
+struct Interrupting {
+    interrupt: Arc<AtomicBool>,
+    n_steps: Arc<AtomicUsize>,
+}
+
+impl Pool for Interrupting {
+    fn n_threads(&self) -> usize {
+        1
+    }
+
+    fn run_on(&self, _: usize, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..n_tasks).for_each(task);
+        let left = self.n_steps.load(Ordering::Relaxed);
+        if left != usize::MAX {
+            self.n_steps
+                .store(left.saturating_sub(1), Ordering::Relaxed);
+            self.interrupt.fetch_or(left <= 1, Ordering::Relaxed);
+        }
+    }
 }
 
 #[test]

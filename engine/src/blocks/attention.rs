@@ -1,4 +1,4 @@
-//! Attention with rotary positions and grouped queries:
+//! Attention with grouped queries and, as a rule, rotary positions:
 //! `y = o attention(rope(q x), rope(k x), v x)`.
 
 use alloc::format;

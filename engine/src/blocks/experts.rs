@@ -306,7 +306,8 @@ impl Experts {
             *weight = logits[*e as usize];
         }
         let sum: f32 = match self.config.normalizes {
-            true => weights.iter().sum(),
+            // Not below what an f16 can be, as llama.cpp has it: sigmoids may all be 0.
+            true => weights.iter().sum::<f32>().max(6.1e-5),
             false => 1.0,
         };
         let scale = self.config.weight_scale;

@@ -19,8 +19,8 @@ pub(crate) struct Scratch {
     pub x: Vec<f32>,
     /// The normalized residual stream, `[n_batch, n_embd]`.
     pub h: Activations,
-    /// What linears compute, one after the other: queries, keys and values, and what a block adds to
-    /// the residual stream, `[n_batch, n_embd]`.
+    /// What linears compute, one after the other: queries, keys and values, or what a convolution is made of,
+    /// and then what a block adds to the residual stream, `[n_batch, n_embd]`.
     pub y: Vec<f32>,
     /// What is inside a block: attention's output or the gated network's, as the input of the linear
     /// that leads back.

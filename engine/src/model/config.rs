@@ -69,7 +69,7 @@ pub struct LayerConfig {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum MixerConfig {
-    /// Attention with rotary positions.
+    /// Attention.
     Attention(AttentionConfig),
     /// A gated short convolution.
     ShortConv(ShortConvConfig),

@@ -31,7 +31,7 @@ pub struct LinearInfo {
     pub id: LinearId,
     /// Its name: that of its tensor where it has one of its own, without `.weight`: `blk.0.attn_q`.
     pub name: String,
-    /// Its layer, counted from 0; none for the output.
+    /// Its layer, counted from 0; none for the output, and for what serves all layers.
     pub layer: Option<usize>,
     /// The name without the layer: `attn_q`.
     pub part: &'static str,

@@ -36,7 +36,7 @@ pub struct Layer {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Mixer {
-    /// Attention with rotary positions.
+    /// Attention.
     Attention(Box<Attention>),
     /// A gated short convolution.
     ShortConv(Box<ShortConv>),

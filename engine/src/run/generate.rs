@@ -383,11 +383,18 @@ impl<'s> Generation<'s> {
             self.drafts.note_pass(1, clock.seconds());
             return Ok(self.sampler.pick(logits));
         }
-        let result = self.pass.evaluate(self.session, last);
-        if result.is_err() {
-            self.pass.draft.clear();
+        match self.pass.evaluate(self.session, last) {
+            Ok(()) => {}
+            Err(SessionError::Interrupted) => {
+                self.pass.draft.clear();
+                return Err(SessionError::Interrupted);
+            }
+            // What failed may be the guesses': nothing was evaluated, and the token goes alone.
+            Err(_) => {
+                self.pass.draft.clear();
+                return Ok(self.sampler.pick(self.session.step(last)?));
+            }
         }
-        result?;
         self.drafts.note_pass(n_rows, clock.seconds());
         Ok(self.sampler.pick(&mut self.pass.logits[..n_vocab]))
     }

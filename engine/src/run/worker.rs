@@ -557,7 +557,6 @@ fn sort(places: &mut [Place], spans: &[Span<'_>]) {
     }
 }
 
-/// The embeddings of `tokens` into `x`, `[n_tokens, n_embd]`. The ids were checked.
 /// Adds the embeddings of positions `first` and up to the rows of `x`, by way of `row`, `[n_embd]`.
 fn add_positions(positions: &Tensor, first: usize, x: &mut [f32], row: &mut [f32]) {
     let table = positions.view();
@@ -567,6 +566,7 @@ fn add_positions(positions: &Tensor, first: usize, x: &mut [f32], row: &mut [f32
     }
 }
 
+/// The embeddings of `tokens` into `x`, `[n_tokens, n_embd]`. The ids were checked.
 fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) {
     let (config, table) = (model.config(), model.token_embd().view());
     for (id, x) in tokens.iter().zip(x.chunks_exact_mut(config.n_embd)) {

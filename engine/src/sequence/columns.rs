@@ -9,7 +9,7 @@ use crate::SessionError;
 use crate::blocks::ShortConvConfig;
 use crate::buffer::zeroed;
 
-/// So many tokens can be taken back: those that guesses went before, and some of a prompt's end.
+/// So many tokens can be taken back at least: guesses that did not come.
 const BACK: usize = 32;
 
 /// The last input columns of one layer's convolution: a ring, in which a position's place is taken by a later
@@ -31,9 +31,19 @@ impl Columns {
         self.n_places
     }
 
+    /// Places for what an output depends on, and for a batch besides: one that fails leaves the columns before
+    /// it as they were.
+    fn places(config: &ShortConvConfig, n_batch: usize) -> usize {
+        config.n_taps.saturating_add(n_batch.max(BACK))
+    }
+
     /// Bytes of a layer's columns; `None` where that overflows.
-    pub(crate) fn n_bytes(config: &ShortConvConfig, n_channels: usize) -> Option<usize> {
-        let n = (config.n_taps + BACK).checked_mul(n_channels)?;
+    pub(crate) fn n_bytes(
+        config: &ShortConvConfig,
+        n_channels: usize,
+        n_batch: usize,
+    ) -> Option<usize> {
+        let n = Columns::places(config, n_batch).checked_mul(n_channels)?;
         n.checked_mul(size_of::<f32>())
     }
 
@@ -45,8 +55,9 @@ impl Columns {
     pub(crate) fn new(
         config: &ShortConvConfig,
         n_channels: usize,
+        n_batch: usize,
     ) -> Result<Columns, SessionError> {
-        let n_places = config.n_taps + BACK;
+        let n_places = Columns::places(config, n_batch);
         Ok(Columns {
             n_channels,
             n_taps: config.n_taps,

@@ -109,7 +109,7 @@ impl Sequence {
             }
             MixerConfig::Attention(_) => Ok(MixerState::None),
             MixerConfig::ShortConv(conv) => {
-                Columns::new(conv, config.n_embd).map(MixerState::Columns)
+                Columns::new(conv, config.n_embd, size.n_batch).map(MixerState::Columns)
             }
         });
         let states = states.collect::<Result<_, _>>()?;
@@ -134,7 +134,9 @@ impl Sequence {
                     size.n_bytes(attention)?
                 }
                 MixerConfig::Attention(_) => 0,
-                MixerConfig::ShortConv(conv) => Columns::n_bytes(conv, config.n_embd)?,
+                MixerConfig::ShortConv(conv) => {
+                    Columns::n_bytes(conv, config.n_embd, size.n_batch)?
+                }
             };
             sum.checked_add(n_bytes)
         })
@@ -165,7 +167,8 @@ impl Sequence {
 
     /// Forgets all tokens but the first `n`, and returns how many are left: `n`, or none where a layer
     /// has forgotten what the token after the first `n` sees. Layers with a window can go back to
-    /// `n_batch` tokens before the farthest that was evaluated, convolutions to 32, all others anywhere.
+    /// `n_batch` tokens before the farthest that was evaluated, convolutions to 32 at least, all others
+    /// anywhere.
     pub fn rewind(&mut self, n: usize) -> usize {
         // None at all is done in any case: states may be those of a restoring that failed.
         if n > 0 && n >= self.tokens.len() {

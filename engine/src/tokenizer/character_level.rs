@@ -10,10 +10,7 @@ use tokenizers::models::bpe::BPE;
 use super::byte_level::{read_merges, read_tokens};
 use super::error::TokenizerError;
 use super::text_index::TextIndex;
-use super::vocab::byte_of;
-
-/// What a space is written as.
-const SPACE: &str = "\u{2581}";
+use super::vocab::{SPACE_MARK, byte_of};
 
 pub(super) struct CharacterLevel {
     index: TextIndex,
@@ -73,7 +70,7 @@ impl CharacterLevel {
             ids.push(id);
             return Ok(());
         }
-        let written: String = piece.replace(' ', SPACE);
+        let written: String = piece.replace(' ', SPACE_MARK);
         let tokens = self.bpe.tokenize(&written);
         let tokens = tokens.map_err(|e| TokenizerError::Bpe {
             message: e.to_string(),

@@ -61,11 +61,11 @@ impl SentencePiece {
     ) -> Result<(), TokenizerError> {
         let mut escaped = Vec::with_capacity(text.len() + text.len() / 4 + SPACE_MARK.len());
         if space_first {
-            escaped.extend_from_slice(SPACE_MARK);
+            escaped.extend_from_slice(SPACE_MARK.as_bytes());
         }
         for &byte in text {
             match byte {
-                b' ' => escaped.extend_from_slice(SPACE_MARK),
+                b' ' => escaped.extend_from_slice(SPACE_MARK.as_bytes()),
                 byte => escaped.push(byte),
             }
         }

@@ -521,11 +521,11 @@ pub(super) fn byte_of(text: &[u8]) -> Option<u8> {
 }
 
 /// SentencePiece's mark for a space, U+2581.
-pub(super) const SPACE_MARK: &[u8] = "\u{2581}".as_bytes();
+pub(super) const SPACE_MARK: &str = "\u{2581}";
 
 fn push_unescaped(mut text: &[u8], out: &mut Vec<u8>) {
     while let Some((&byte, rest)) = text.split_first() {
-        if let Some(after) = text.strip_prefix(SPACE_MARK) {
+        if let Some(after) = text.strip_prefix(SPACE_MARK.as_bytes()) {
             out.push(b' ');
             text = after;
         } else {

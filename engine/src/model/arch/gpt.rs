@@ -1,8 +1,11 @@
 //! GPT-2, and GPT-NeoX: Pythia.
+//!
+//! Neither has names for Hugging Face's modules: there a fused projection's rows are in another order (NeoX), or
+//! it is transposed (GPT-2), so PEFT's adapters are refused. llama.cpp's, by tensors, are taken.
 
 use tandem_kernels::Activation;
 
-use super::{Architecture, COMMON, ModuleName, NoRope, Parallel};
+use super::{Architecture, COMMON, NoRope, Parallel};
 use crate::model::config::NormKind;
 
 /// GELU by its tanh formula, as llama.cpp has it: files do not tell which one a model was trained with.
@@ -19,12 +22,7 @@ pub(super) const GPTNEOX: Architecture = Architecture {
         "ffn_up.bias",
         "ffn_down.bias",
     ],
-    modules: &[
-        ModuleName::new("attention.query_key_value", "attn_qkv"),
-        ModuleName::new("attention.dense", "attn_output"),
-        ModuleName::new("mlp.dense_h_to_4h", "ffn_up"),
-        ModuleName::new("mlp.dense_4h_to_h", "ffn_down"),
-    ],
+    modules: &[],
     ..COMMON
 };
 
@@ -41,11 +39,6 @@ pub(super) const GPT2: Architecture = Architecture {
         "ffn_up.bias",
         "ffn_down.bias",
     ],
-    modules: &[
-        ModuleName::new("attn.c_attn", "attn_qkv"),
-        ModuleName::new("attn.c_proj", "attn_output"),
-        ModuleName::new("mlp.c_fc", "ffn_up"),
-        ModuleName::new("mlp.c_proj", "ffn_down"),
-    ],
+    modules: &[],
     ..COMMON
 };

@@ -19,7 +19,7 @@ use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind
 /// The most KV heads: each is at least one task of an attention step.
 const MAX_HEAD_KV: usize = SharedMatrix::<f32>::MAX_TILES;
 
-/// Above this a row's buffers could overflow on 32-bit machines; no model comes near.
+/// So that sums and products of a few dimensions do not overflow; no model comes near.
 const MAX_DIMENSION: usize = 1 << 24;
 
 /// The most layers; no model comes near.
@@ -243,36 +243,39 @@ impl<'g, 'a> Keys<'g, 'a> {
     /// Each layer's feed-forward network.
     fn ffns(&self, n_layer: usize) -> Result<Vec<FfnConfig>, ModelError> {
         let name = "feed_forward_length";
-        let experts = self.experts()?;
-        let beside = self.arch.experts == ExpertForm::BesideDense;
-        let n_dense = match self.gguf.get_u64(&self.key("leading_dense_block_count"))? {
-            _ if experts.is_none() || beside => n_layer,
-            Some(n) => usize::try_from(n).unwrap_or(usize::MAX).min(n_layer),
-            None => 0,
+        let (experts, activation) = (self.experts()?, self.arch.activation);
+        let n_ffs = self.counts(name, n_layer)?;
+        // Dense networks come first, or stand beside the experts.
+        let n_dense = match (&experts, &self.arch.experts) {
+            (None, _) | (_, ExpertForm::BesideDense) => n_layer,
+            (Some(_), _) => {
+                let n = self.gguf.get_u64(&self.key("leading_dense_block_count"))?;
+                usize::try_from(n.unwrap_or(0))
+                    .unwrap_or(usize::MAX)
+                    .min(n_layer)
+            }
         };
-        let experts = (n_dense..n_layer).zip(experts.iter().cycle());
-        let experts = experts.map(|(_, experts)| FfnConfig::Experts(experts.clone()));
-        let n_ffs = match self.counts(name, n_layer)? {
-            Some(n_ffs) => n_ffs,
-            None if n_dense == 0 => Vec::new(),
-            None => return Err(self.missing(name)),
-        };
-        let activation = self.arch.activation;
-        let ffn = |n_ff| match self.arch.is_gated {
-            true => FfnConfig::Gated(GatedConfig { n_ff, activation }),
-            false => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
-        };
-        if let (Some(experts), true) = (self.experts()?, beside) {
-            let both = |n_ff| {
-                FfnConfig::DenseAndExperts(DenseAndExpertsConfig {
-                    dense: GatedConfig { n_ff, activation },
-                    experts: experts.clone(),
-                })
-            };
-            return Ok(n_ffs.into_iter().map(both).collect());
+        let mut all = Vec::new();
+        if n_dense > 0 {
+            let n_ffs = n_ffs.ok_or_else(|| self.missing(name))?;
+            all.extend(n_ffs.into_iter().take(n_dense).map(|n_ff| {
+                let gated = GatedConfig { n_ff, activation };
+                match (&experts, self.arch.is_gated) {
+                    (_, false) => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
+                    (Some(experts), true) if self.arch.experts == ExpertForm::BesideDense => {
+                        FfnConfig::DenseAndExperts(DenseAndExpertsConfig {
+                            dense: gated,
+                            experts: experts.clone(),
+                        })
+                    }
+                    (_, true) => FfnConfig::Gated(gated),
+                }
+            }));
         }
-        let dense = n_ffs.into_iter().take(n_dense).map(ffn);
-        Ok(dense.chain(experts).collect())
+        if let Some(experts) = experts {
+            all.resize(n_layer, FfnConfig::Experts(experts));
+        }
+        Ok(all)
     }
 
     /// The experts of the layers that have such.
@@ -535,6 +538,9 @@ impl<'g, 'a> Keys<'g, 'a> {
     /// Features that would change the result without leaving a trace in the tensors' names.
     fn refuse_unsupported(&self) -> Result<(), ModelError> {
         let unsupported = |feature| Err(ModelError::Unsupported { feature });
+        if self.gguf.get_bool(&self.key("attention.causal"))? == Some(false) {
+            return unsupported("attention that sees later tokens");
+        }
         let n_experts = self.gguf.get_u64(&self.key("expert_count"))?.unwrap_or(0);
         if n_experts > 0 && self.arch.experts == ExpertForm::None {
             return unsupported("a mixture of experts");

@@ -24,6 +24,7 @@ pub(super) const LFM2: Architecture = Architecture {
 pub(super) const LFM2MOE: Architecture = Architecture {
     name: "lfm2moe",
     experts: ExpertForm::Alone,
+    needed_keys: &["expert_gating_func"],
     needed: &[
         "attn_q_norm.weight",
         "attn_k_norm.weight",
