@@ -142,6 +142,7 @@ fn peers() -> Vec<(&'static str, Vec<u8>)> {
         "gemma4",
         "gemma4moe",
         "lfm2",
+        "qwen35",
         "cohere2",
         "phi2",
         "gptneox",

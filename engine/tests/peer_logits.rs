@@ -8,7 +8,7 @@ use std::fs::File;
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
 use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
-const MODELS: [&str; 30] = [
+const MODELS: [&str; 31] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -25,6 +25,7 @@ const MODELS: [&str; 30] = [
     "gemma4",
     "gemma4moe",
     "lfm2",
+    "qwen35",
     "cohere2",
     "phi2",
     "gptneox",

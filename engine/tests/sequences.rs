@@ -114,6 +114,7 @@ fn a_prompt_in_pieces_has_the_bits_of_the_whole() {
         "gemma2-f16",
         "gemma4-f16",
         "lfm2-f16",
+        "qwen35-f16",
         "qwen3moe-f16",
     ];
     for (name, model) in models(&peers) {
@@ -233,6 +234,7 @@ fn a_pass_of_several_sequences_gives_each_the_bits_that_it_gets_alone() {
         "gemma2-f16",
         "gemma4-f16",
         "lfm2-f16",
+        "qwen35-f16",
         "qwen3moe-f16",
     ];
     for (name, model) in models(&peers) {
@@ -403,7 +405,13 @@ fn convolutions_go_back_by_some_tokens() {
 /// A pass that is broken off behind some layers leaves a sequence as it was, whatever its layers remember.
 #[test]
 fn an_interrupted_pass_leaves_no_trace() {
-    let peers = ["llama-q4_k", "gemma3-f16", "gemma4-f16", "lfm2-f16"];
+    let peers = [
+        "llama-q4_k",
+        "gemma3-f16",
+        "gemma4-f16",
+        "lfm2-f16",
+        "qwen35-f16",
+    ];
     for (name, model) in models(&peers) {
         let mut options = options(&model);
         options.n_batch = 40;
@@ -475,7 +483,7 @@ impl Pool for Interrupting {
 
 #[test]
 fn a_fork_goes_on_like_what_it_was_made_of() {
-    for (name, model) in models(&["gemma3-f16", "gemma4-f16", "lfm2-f16"]) {
+    for (name, model) in models(&["gemma3-f16", "gemma4-f16", "lfm2-f16", "qwen35-f16"]) {
         let mut options = options(&model);
         options.n_batch = 16;
         let n_vocab = model.config().n_vocab;
@@ -509,7 +517,13 @@ fn a_fork_goes_on_like_what_it_was_made_of() {
 
 #[test]
 fn a_saved_sequence_goes_on_as_if_nothing_had_happened() {
-    for (name, model) in models(&["gemma3-f16", "llama-q4_k", "gemma4-f16", "lfm2moe-f16"]) {
+    for (name, model) in models(&[
+        "gemma3-f16",
+        "llama-q4_k",
+        "gemma4-f16",
+        "lfm2moe-f16",
+        "qwen35-f16",
+    ]) {
         let composition = compositions(&model, AdapterType::Q8).swap_remove(1);
         let mut options = options(&model);
         options.n_batch = 16;

@@ -195,6 +195,7 @@ fn exact_logits_are_those_of_transformers() {
         "gemma4",
         "gemma4moe",
         "lfm2",
+        "qwen35",
         "cohere2",
         "phi2",
         "gptneox",

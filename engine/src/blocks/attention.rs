@@ -38,6 +38,9 @@ pub struct AttentionConfig {
     pub norms_rows: bool,
     /// Whether values are normalized head by head, without a weight.
     pub norms_values: bool,
+    /// Whether the query projection gives a gate behind each head, by whose sigmoid attention's output is
+    /// multiplied.
+    pub has_gate: bool,
     /// Whether the keys' projection, before it is normalized and turned, gives the values, too.
     pub values_are_keys: bool,
     /// The earlier layer whose keys and values are seen in the place of own ones.
@@ -65,9 +68,17 @@ impl Temperature {
 }
 
 impl AttentionConfig {
-    /// Outputs of the query projection: all query heads.
+    /// Elements of all query heads.
     pub fn n_q(&self) -> usize {
         self.n_head * self.head_dim
+    }
+
+    /// Outputs of the query projection: the heads, and their gates where they have such.
+    pub fn n_q_proj(&self) -> usize {
+        match self.has_gate {
+            true => 2 * self.n_q(),
+            false => self.n_q(),
+        }
     }
 
     /// Outputs of the key or value projection: all KV heads.
@@ -92,7 +103,7 @@ impl AttentionConfig {
             ..linear(part, n_out, n_embd, 0)
         };
         let mut all = ArrayVec::new();
-        all.push(turned("attn_q", self.n_q()));
+        all.push(turned("attn_q", self.n_q_proj()));
         if self.has_keys() {
             all.push(turned("attn_k", self.n_kv()));
         }
@@ -117,7 +128,7 @@ impl AttentionConfig {
 pub struct Attention {
     /// Its hyperparameters.
     pub config: AttentionConfig,
-    /// Queries, `[n_q, n_embd]`.
+    /// Queries, `[n_q_proj, n_embd]`.
     pub q: Linear,
     /// Keys, `[n_kv, n_embd]`; none where another layer's are seen.
     pub k: Option<Linear>,
@@ -205,7 +216,7 @@ impl Attention {
             scratch: s,
             ..
         } = &mut *pass;
-        let (q_y, k_v) = s.y.split_at_mut(n_rows * self.config.n_q());
+        let (q_y, k_v) = s.y.split_at_mut(n_rows * self.config.n_q_proj());
         let (k_y, v_y) = k_v[..2 * n_rows * n_kv].split_at_mut(n_rows * n_kv);
         let job = |linear, y| Job { linear, y };
         let (q_job, k_job) = (job(&self.q, q_y), job(k, k_y));
@@ -219,7 +230,7 @@ impl Attention {
                 matmul_many(step, h, [q_job, k_job], &mut s.ranks);
             }
         }
-        self.store(pass, i, n_rows * self.config.n_q());
+        self.store(pass, i, n_rows * self.config.n_q_proj());
         self.attend(pass, i);
     }
 
@@ -262,7 +273,7 @@ impl Attention {
         let h = s.h.input(step, config.n_embd, &[&self.q]);
         let q = Job {
             linear: &self.q,
-            y: &mut s.y[..n_rows * self.config.n_q()],
+            y: &mut s.y[..n_rows * self.config.n_q_proj()],
         };
         matmul_many(step, h, [q], &mut s.ranks);
         self.attend(pass, i);
@@ -306,6 +317,9 @@ impl Attention {
         } = pass;
         let (n_rows, n_embd) = (step.batch.n_rows(), config.n_embd);
         let n_q = self.config.n_q();
+        if self.config.has_gate {
+            part_gates(&self.config, &mut s.y[..n_rows * 2 * n_q], &mut s.gates);
+        }
         let q = &mut s.y[..n_rows * n_q];
         Heads::new(self, config, &self.q_norm, &s.angles).turn(step, q, n_q);
         if let Some(temperature) = &self.config.temperature {
@@ -318,6 +332,10 @@ impl Attention {
             }
         }
         self.attend_spans(step, spans, i, q, &mut s.inner.f32);
+        if self.config.has_gate {
+            let attended = s.inner.f32[..n_rows * n_q].iter_mut().zip(&s.gates);
+            attended.for_each(|(x, gate)| *x /= 1.0 + libm::expf(-gate));
+        }
 
         let attended = s.inner.input(step, n_q, &[&self.o]);
         let o = Job {
@@ -359,6 +377,16 @@ impl Attention {
                 task -= span.n_tasks();
             }
         });
+    }
+}
+
+/// Parts the rows of `q` `[n_rows, n_head, 2, head_dim]` into the queries, which move to its beginning, `[n_rows,
+/// n_q]`, and their gates, `[n_rows, n_q]` of `gates` (which may be longer).
+fn part_gates(config: &AttentionConfig, q: &mut [f32], gates: &mut [f32]) {
+    let d = config.head_dim;
+    for i in 0..q.len() / (2 * d) {
+        gates[i * d..(i + 1) * d].copy_from_slice(&q[(2 * i + 1) * d..][..d]);
+        q.copy_within(2 * i * d..(2 * i + 1) * d, i * d);
     }
 }
 

@@ -40,6 +40,7 @@ pub(crate) fn layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward(pass, i),
         Mixer::ShortConv(conv) => conv.forward(pass, i),
+        Mixer::DeltaNet(net) => net.forward(pass, i),
     }
     after_mixer(pass, i, w);
 }
@@ -56,6 +57,7 @@ pub(crate) fn layer_to_narrow<'p>(
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward_state(pass, i),
         Mixer::ShortConv(conv) => conv.forward(pass, i),
+        Mixer::DeltaNet(net) => net.forward(pass, i),
     }
     pass.step.batch = narrow.batch;
     if narrow.batch.n_rows() == 0 {
@@ -79,7 +81,7 @@ pub(crate) fn layer_to_narrow<'p>(
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward_rows(pass, i),
         // Its results are there, of all rows.
-        Mixer::ShortConv(_) => narrow.keep(&mut pass.scratch.y, n_embd),
+        Mixer::ShortConv(_) | Mixer::DeltaNet(_) => narrow.keep(&mut pass.scratch.y, n_embd),
     }
     after_mixer(pass, i, w);
 }

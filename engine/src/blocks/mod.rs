@@ -2,6 +2,8 @@
 //! weights and how they are loaded, and what it computes.
 
 mod attention;
+mod conv;
+mod delta_net;
 mod experts;
 mod gated;
 mod layer;
@@ -11,6 +13,7 @@ mod per_layer;
 mod short_conv;
 
 pub use attention::{Attention, AttentionConfig, Temperature};
+pub use delta_net::{DeltaNet, DeltaNetConfig};
 pub(crate) use experts::MAX_USED;
 pub use experts::{DenseAndExperts, DenseAndExpertsConfig, Experts, ExpertsConfig, Gating};
 pub use gated::{Gated, GatedConfig};

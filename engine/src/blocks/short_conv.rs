@@ -2,11 +2,10 @@
 //! `in h`, and `conv` sums the last few tokens' products, each channel by itself with weights of its own.
 
 use alloc::format;
-use alloc::vec;
-use alloc::vec::Vec;
 
-use tandem_kernels::{SharedMatrix, add_product, multiply_by, product};
+use tandem_kernels::{SharedMatrix, multiply_by, product};
 
+use super::conv::{At, Taps};
 use super::layer::Pass;
 use crate::ModelError;
 use crate::exec::{Job, Step, matmul_many};
@@ -41,8 +40,7 @@ pub struct ShortConv {
     pub config: ShortConvConfig,
     /// To the gates and what is gated: `b`, `c`, `x`, `[3 n_embd, n_embd]`.
     pub in_proj: Linear,
-    /// The weights of the tokens, the oldest first, `[n_taps, n_embd]`.
-    pub taps: Vec<f32>,
+    taps: Taps,
     /// Back to the residual stream, `[n_embd, n_embd]`.
     pub out_proj: Linear,
 }
@@ -55,20 +53,11 @@ impl ShortConv {
         i: usize,
     ) -> Result<ShortConv, ModelError> {
         let in_proj = tensors.linear(&format!("blk.{i}.shortconv.in_proj"))?;
-        let (n_taps, n_embd) = (config.n_taps, in_proj.w.n_cols());
         let name = format!("blk.{i}.shortconv.conv.weight");
-        // The file has those of a channel together.
-        let by_channel = tensors.float_matrix(&name, n_embd, n_taps)?;
-        let mut taps = vec![0.0; by_channel.len()];
-        for (channel, weights) in by_channel.chunks_exact(n_taps).enumerate() {
-            for (tap, weight) in weights.iter().enumerate() {
-                taps[tap * n_embd + channel] = *weight;
-            }
-        }
         Ok(ShortConv {
             config: config.clone(),
+            taps: Taps::load(tensors, &name, in_proj.w.n_cols(), config.n_taps)?,
             in_proj,
-            taps,
             out_proj: tensors.linear(&format!("blk.{i}.shortconv.out_proj"))?,
         })
     }
@@ -118,7 +107,7 @@ impl ShortConv {
         bcx: &[f32],
         y: &mut [f32],
     ) {
-        let (n, n_taps) = (self.out_proj.w.n_cols(), self.config.n_taps);
+        let n = self.out_proj.w.n_cols();
         let n_rows = y.len() / n;
         let task = TASK_CHANNELS.max(n.div_ceil(SharedMatrix::<f32>::MAX_TILES));
         let n_places = columns.n_places();
@@ -131,14 +120,11 @@ impl ShortConv {
                 let third = |k: usize| &bcx[(3 * t + k) * n..][channels.clone()];
                 let [b, c, x] = [third(0), third(1), third(2)];
                 product(step.level, b, x, ring.row((first + t) % n_places));
-                y.row(t).fill(0.0);
-                // Before the text there is nothing.
-                for tap in (n_taps - 1).saturating_sub(first + t)..n_taps {
-                    let position = first + t + tap + 1 - n_taps;
-                    let weights = &self.taps[tap * n..][channels.clone()];
-                    let column = ring.row(position % n_places);
-                    add_product(step.level, weights, column, y.row(t));
-                }
+                let at = At {
+                    position: first + t,
+                    channels: channels.clone(),
+                };
+                self.taps.sum(step.level, &mut ring, at, y.row(t));
                 multiply_by(step.level, c, y.row(t));
             }
         });

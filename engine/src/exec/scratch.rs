@@ -29,6 +29,8 @@ pub(crate) struct Scratch {
     pub per_layer: Vec<f32>,
     /// A token's part of them, `[n_layer n_input]`.
     pub per_layer_row: Vec<f32>,
+    /// Gates on attention's output, `[n_batch, n_q]`; empty where there are none.
+    pub gates: Vec<f32>,
     /// Of experts.
     pub experts: ExpertScratch,
     /// Rotary angles of the rows, for each rope of the model.
@@ -95,6 +97,7 @@ struct Widths {
     n_embd: usize,
     y: usize,
     inner: usize,
+    gates: usize,
     /// Of all layers' own inputs.
     per_layer: usize,
     experts: ExpertWidths,
@@ -135,19 +138,27 @@ impl ExpertWidths {
 impl Widths {
     fn of(config: &Config) -> Widths {
         let n_embd = config.n_embd;
-        let qkv = config.attentions().map(|c| c.n_q() + 2 * c.n_kv());
-        let convolves = |layer: &LayerConfig| matches!(layer.mixer, MixerConfig::ShortConv(_));
-        let bcx = match config.layers.iter().any(convolves) {
-            true => 3 * n_embd,
-            false => 0,
+        let qkv = config.attentions().map(|c| c.n_q_proj() + 2 * c.n_kv());
+        let y_of = |layer: &LayerConfig| match &layer.mixer {
+            MixerConfig::Attention(_) => 0,
+            MixerConfig::ShortConv(_) => 3 * n_embd,
+            MixerConfig::DeltaNet(net) => net.n_inner(),
         };
-        let mixed = config.attentions().map(|c| c.n_q()).chain([bcx / 3]);
+        let inner_of = |layer: &LayerConfig| match &layer.mixer {
+            MixerConfig::Attention(attention) => attention.n_q(),
+            MixerConfig::ShortConv(_) => n_embd,
+            MixerConfig::DeltaNet(net) => net.n_v(),
+        };
+        let others = config.layers.iter().map(y_of).max().unwrap_or(0);
+        let mixed = config.layers.iter().map(inner_of);
+        let gated = config.attentions().filter(|c| c.has_gate);
         let inside = config.layers.iter().map(|layer| layer.ffn.n_ff());
         let n_input = config.per_layer.as_ref().map_or(0, |c| c.n_input);
         Widths {
             n_embd,
-            y: qkv.fold(n_embd.max(bcx), usize::max),
+            y: qkv.fold(n_embd.max(others), usize::max),
             inner: mixed.chain(inside).fold(n_input, usize::max),
+            gates: gated.map(|c| c.n_q()).max().unwrap_or(0),
             per_layer: n_input * config.layers.len(),
             experts: ExpertWidths::of(config),
         }
@@ -172,6 +183,7 @@ impl Scratch {
             inner: Activations::new(n_batch, widths.inner)?,
             per_layer: zeroed(n_batch.saturating_mul(widths.per_layer))?,
             per_layer_row: zeroed(widths.per_layer)?,
+            gates: zeroed(n_batch.saturating_mul(widths.gates))?,
             experts: ExpertScratch::new(&widths, n_batch)?,
             angles: angles.collect::<Result<_, SessionError>>()?,
             ranks: Ranks::default(),
@@ -182,7 +194,8 @@ impl Scratch {
     pub(crate) fn n_bytes(config: &Config, n_batch: usize) -> Option<usize> {
         let widths = Widths::of(config);
         let angles: usize = config.ropes.iter().map(|rope| rope.n_rot).sum();
-        let a_row = size_of::<f32>() * (widths.n_embd + widths.y + widths.per_layer + angles)
+        let a_row = size_of::<f32>()
+            * (widths.n_embd + widths.y + widths.gates + widths.per_layer + angles)
             + Activations::row_bytes(widths.n_embd)
             + Activations::row_bytes(widths.inner)
             + ExpertScratch::row_bytes(&widths);

@@ -8,8 +8,8 @@ use tandem_kernels::{RopeScaling, RopeStyle};
 use super::arch::{self, Architecture};
 use crate::ModelError;
 use crate::blocks::{
-    AttentionConfig, DenseAndExpertsConfig, ExpertsConfig, GatedConfig, MlpConfig, PerLayerConfig,
-    ShortConvConfig,
+    AttentionConfig, DeltaNetConfig, DenseAndExpertsConfig, ExpertsConfig, GatedConfig, MlpConfig,
+    PerLayerConfig, ShortConvConfig,
 };
 
 /// Which normalization stands before each block.
@@ -73,6 +73,8 @@ pub enum MixerConfig {
     Attention(AttentionConfig),
     /// A gated short convolution.
     ShortConv(ShortConvConfig),
+    /// A gated delta net.
+    DeltaNet(DeltaNetConfig),
 }
 
 /// A layer's feed-forward network.

@@ -121,6 +121,7 @@ impl Linears {
             match &layer.mixer {
                 MixerConfig::Attention(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
                 MixerConfig::ShortConv(c) => table.add(i, &c.linears(config.n_embd), &[]),
+                MixerConfig::DeltaNet(c) => table.add(i, &c.linears(config.n_embd), &[]),
             }
             match &layer.ffn {
                 FfnConfig::Gated(c) => table.add(i, &c.linears(config.n_embd), c.fused()),

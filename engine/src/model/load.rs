@@ -17,7 +17,8 @@ use super::linears::{LinearInfo, Linears};
 use super::tensor::Tensor;
 use super::weights::{Ffn, Layer, Linear, Mixer, Norm, RopeFactors};
 use crate::blocks::{
-    Attention, DenseAndExperts, Experts, Gated, Mlp, PerLayer, PerLayerEmbeddings, ShortConv,
+    Attention, DeltaNet, DenseAndExperts, Experts, Gated, Mlp, PerLayer, PerLayerEmbeddings,
+    ShortConv,
 };
 use crate::{CompositionError, ModelError};
 
@@ -105,6 +106,7 @@ impl<'a> Tensors<'_, 'a> {
         let config = self.config;
         let layer = &config.layers[i];
         let name = |part: &str| format!("blk.{i}.{part}");
+        let (ffn_norm, post_mixer_norm) = (config.arch.ffn_norm(), "post_attention_norm");
         let layer = Layer {
             mixer_norm: self.pre_norm(&name("attn_norm"))?,
             mixer: match &layer.mixer {
@@ -114,11 +116,15 @@ impl<'a> Tensors<'_, 'a> {
                 MixerConfig::ShortConv(c) => {
                     Mixer::ShortConv(Box::new(ShortConv::load(c, self, i)?))
                 }
+                MixerConfig::DeltaNet(c) => Mixer::DeltaNet(Box::new(DeltaNet::load(c, self, i)?)),
             },
-            post_mixer_norm: self.optional_norm(&name("post_attention_norm"))?,
+            post_mixer_norm: match ffn_norm == post_mixer_norm {
+                true => None,
+                false => self.optional_norm(&name(post_mixer_norm))?,
+            },
             ffn_norm: match config.arch.shares_norm() {
                 true => None,
-                false => self.pre_norm(&name("ffn_norm"))?,
+                false => self.pre_norm(&name(ffn_norm))?,
             },
             ffn: match &layer.ffn {
                 FfnConfig::Gated(c) => Ffn::Gated(Gated::load(c, self, i)?),

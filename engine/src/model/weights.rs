@@ -7,7 +7,9 @@ use arrayvec::ArrayVec;
 
 use super::linears::LinearId;
 use super::tensor::Tensor;
-use crate::blocks::{Attention, DenseAndExperts, Experts, Gated, Mlp, PerLayer, ShortConv};
+use crate::blocks::{
+    Attention, DeltaNet, DenseAndExperts, Experts, Gated, Mlp, PerLayer, ShortConv,
+};
 
 /// The weights of one layer: `x += mixer(norm(x))`, then `x += ffn(norm(x))`.
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub enum Mixer {
     Attention(Box<Attention>),
     /// A gated short convolution.
     ShortConv(Box<ShortConv>),
+    /// A gated delta net.
+    DeltaNet(Box<DeltaNet>),
 }
 
 /// What works on each token by itself.
@@ -92,15 +96,16 @@ impl Layer {
     pub(crate) fn has_state(&self) -> bool {
         match &self.mixer {
             Mixer::Attention(attention) => attention.config.has_keys(),
-            Mixer::ShortConv(_) => true,
+            Mixer::ShortConv(_) | Mixer::DeltaNet(_) => true,
         }
     }
 
     /// The linears, in the order of their ids. What experts have is none of them: adapters cannot change it.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let mixer: ArrayVec<&Linear, 4> = match &self.mixer {
+        let mixer: ArrayVec<&Linear, 5> = match &self.mixer {
             Mixer::Attention(attention) => attention.linears().collect(),
             Mixer::ShortConv(conv) => conv.linears().into_iter().collect(),
+            Mixer::DeltaNet(net) => net.linears().into(),
         };
         let ffn: ArrayVec<&Linear, 3> = match &self.ffn {
             Ffn::Gated(ffn) => ffn.linears().into(),

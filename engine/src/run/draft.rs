@@ -84,6 +84,11 @@ impl Drafts {
         }
     }
 
+    /// The prompt and what was generated, where tokens are guessed.
+    pub(super) fn text(&self) -> &[u32] {
+        &self.text
+    }
+
     /// Notes the next token of the text.
     pub(super) fn push(&mut self, token: u32) {
         if self.max_draft > 0 {

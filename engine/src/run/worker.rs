@@ -177,7 +177,8 @@ impl Worker {
     /// Evaluates tokens of several sequences in one pass, each with its own composition. Weights are
     /// read once for all of them.
     ///
-    /// What a sequence gets is to the bit what it would get alone. On an error nothing was evaluated.
+    /// What a sequence gets is to the bit what it would get alone. On an error nothing was evaluated; where layers
+    /// are delta nets, a sequence may have forgotten tokens then, as [`Sequence::rewind`] says.
     ///
     /// # Errors
     ///
@@ -189,8 +190,17 @@ impl Worker {
         let places = places(spans, self.model.config().n_vocab);
         #[cfg(feature = "std")]
         let start = Instant::now();
-        self.run_layers(spans, &places)?;
-        self.compute_logits(spans, &places)?;
+        for span in spans.iter_mut().filter(|span| span.tokens.len() > 1) {
+            span.sequence.keep_states();
+        }
+        let computed = self.run_layers(spans, &places);
+        let computed = computed.and_then(|()| self.compute_logits(spans, &places));
+        if computed.is_err() {
+            for span in spans.iter_mut() {
+                span.sequence.go_back(span.sequence.tokens().len());
+            }
+        }
+        computed?;
         #[cfg(feature = "std")]
         if let [
             Span {
@@ -233,7 +243,11 @@ impl Worker {
         places
             .iter_mut()
             .for_each(|place| place.n_wanted = n_wanted);
-        self.run_layers(&mut spans, &places)?;
+        spans[0].sequence.keep_states();
+        if let Err(error) = self.run_layers(&mut spans, &places) {
+            spans[0].sequence.go_back(spans[0].sequence.tokens().len());
+            return Err(error);
+        }
         let n_vocab = self.model.config().n_vocab;
         let most_rows = (LOGIT_FLOATS / n_vocab).clamp(LOGIT_ROWS, MANY_LOGIT_ROWS);
         let mut logits = zeroed(most_rows.min(n_wanted) * n_vocab)?;
@@ -244,7 +258,10 @@ impl Worker {
                 composition: spans[0].sequence.composition(),
             };
             let logits = &mut logits[..rows.len() * n_vocab];
-            self.output(&[part], rows, logits)?;
+            if let Err(error) = self.output(&[part], rows, logits) {
+                spans[0].sequence.go_back(spans[0].sequence.tokens().len());
+                return Err(error);
+            }
             each(logits);
         }
         spans[0].sequence.push(tokens);

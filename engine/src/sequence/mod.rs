@@ -1,6 +1,7 @@
 //! Sequences: tokens that were evaluated, and what the model's layers remember of them.
 
 mod columns;
+mod delta;
 mod kv;
 mod save;
 
@@ -10,6 +11,7 @@ use alloc::vec::Vec;
 use tandem_kernels::{DType, rope_frequencies};
 
 pub(crate) use columns::Columns;
+pub(crate) use delta::Delta;
 pub(crate) use kv::{Kv, KvSize};
 
 use crate::blocks::AttentionConfig;
@@ -24,6 +26,8 @@ pub(crate) enum MixerState {
     Kv(Kv),
     /// Of a convolution: its last input columns.
     Columns(Columns),
+    /// Of a delta net.
+    Delta(Delta),
     /// Nothing: it sees what an earlier layer remembers.
     None,
 }
@@ -111,6 +115,7 @@ impl Sequence {
             MixerConfig::ShortConv(conv) => {
                 Columns::new(conv, config.n_embd, size.n_batch).map(MixerState::Columns)
             }
+            MixerConfig::DeltaNet(net) => Delta::new(net, size.n_batch).map(MixerState::Delta),
         });
         let states = states.collect::<Result<_, _>>()?;
         let ropes = config.ropes.iter();
@@ -137,6 +142,7 @@ impl Sequence {
                 MixerConfig::ShortConv(conv) => {
                     Columns::n_bytes(conv, config.n_embd, size.n_batch)?
                 }
+                MixerConfig::DeltaNet(net) => Delta::n_bytes(net, size.n_batch)?,
             };
             sum.checked_add(n_bytes)
         })
@@ -153,6 +159,7 @@ impl Sequence {
         let states = self.states.iter().map(|state| match state {
             MixerState::Kv(kv) => kv.fork().map(MixerState::Kv),
             MixerState::Columns(columns) => columns.fork().map(MixerState::Columns),
+            MixerState::Delta(delta) => delta.fork().map(MixerState::Delta),
             MixerState::None => Ok(MixerState::None),
         });
         Ok(Sequence {
@@ -167,16 +174,28 @@ impl Sequence {
 
     /// Forgets all tokens but the first `n`, and returns how many are left: `n`, or none where a layer
     /// has forgotten what the token after the first `n` sees. Layers with a window can go back to
-    /// `n_batch` tokens before the farthest that was evaluated, convolutions to 32 at least, all others
+    /// `n_batch` tokens before the farthest that was evaluated, convolutions to 32 at least, delta nets to
+    /// before the last pass of several tokens and nowhere between, so that fewer may be left; all others
     /// anywhere.
     pub fn rewind(&mut self, n: usize) -> usize {
         // None at all is done in any case: states may be those of a restoring that failed.
         if n > 0 && n >= self.tokens.len() {
             return self.tokens.len();
         }
+        self.go_back(n)
+    }
+
+    /// As [`Sequence::rewind`], also where a pass failed on its way.
+    pub(crate) fn go_back(&mut self, n: usize) -> usize {
+        let targets = self.states.iter().map(|state| match state {
+            MixerState::Delta(delta) => delta.target(n),
+            _ => n,
+        });
+        let n = targets.min().unwrap_or(n);
         let can = |state: &MixerState| match state {
             MixerState::Kv(kv) => kv.can_rewind(n),
             MixerState::Columns(columns) => columns.can_rewind(n),
+            MixerState::Delta(delta) => delta.columns.can_rewind(n),
             MixerState::None => true,
         };
         let n = match self.states.iter().all(can) {
@@ -187,11 +206,21 @@ impl Sequence {
             match state {
                 MixerState::Kv(kv) => kv.rewind(n),
                 MixerState::Columns(columns) => columns.rewind(n),
+                MixerState::Delta(delta) => delta.rewind(n),
                 MixerState::None => {}
             }
         }
         self.tokens.truncate(n);
         n
+    }
+
+    /// Keeps the states that tokens cannot be taken out of, to go back to.
+    pub(crate) fn keep_states(&mut self) {
+        for state in &mut self.states {
+            if let MixerState::Delta(delta) = state {
+                delta.keep();
+            }
+        }
     }
 
     /// Keeps what was evaluated of `tokens` from their beginning, as far as it can go back, and forgets

@@ -28,6 +28,7 @@ impl Sequence {
         let states = self.states.iter().map(|state| match state {
             MixerState::Kv(kv) => kv.saved_bytes(),
             MixerState::Columns(columns) => columns.saved_bytes(),
+            MixerState::Delta(delta) => delta.saved_bytes(),
             MixerState::None => 0,
         });
         let n_bytes = BODY + HASH_BYTES + 8 + 4 * self.tokens.len() + states.sum::<usize>();
@@ -45,6 +46,7 @@ impl Sequence {
             match state {
                 MixerState::Kv(kv) => kv.save(&mut out),
                 MixerState::Columns(columns) => columns.save(&mut out),
+                MixerState::Delta(delta) => delta.save(&mut out),
                 MixerState::None => {}
             }
         }
@@ -103,6 +105,7 @@ impl Sequence {
             let restored = match state {
                 MixerState::Kv(kv) => kv.restore(&mut rest, positions.clone()),
                 MixerState::Columns(columns) => columns.restore(&mut rest, positions.clone()),
+                MixerState::Delta(delta) => delta.restore(&mut rest, positions.clone()),
                 MixerState::None => Some(()),
             };
             restored.ok_or_else(damaged)?;

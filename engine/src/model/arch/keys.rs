@@ -6,13 +6,15 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use tandem_formats::{Array, Gguf, Value};
-use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, RopeStyle, SharedMatrix};
+use tandem_kernels::{
+    MAX_DELTA_COLUMNS, MAX_HEAD_DIM, MAX_QUERY_GROUP, RopeScaling, RopeStyle, SharedMatrix,
+};
 
 use super::{Architecture, EmbeddingScale, ExpertForm, NoRope, Parallel, ScoreScale, Windows, key};
 use crate::ModelError;
 use crate::blocks::{
-    AttentionConfig, DenseAndExpertsConfig, ExpertsConfig, GatedConfig, Gating, MAX_USED,
-    MlpConfig, PerLayerConfig, ShortConvConfig, Temperature,
+    AttentionConfig, DeltaNetConfig, DenseAndExpertsConfig, ExpertsConfig, GatedConfig, Gating,
+    MAX_USED, MlpConfig, PerLayerConfig, ShortConvConfig, Temperature,
 };
 use crate::model::config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind, RopeConfig};
 
@@ -35,7 +37,7 @@ const MAX_TAPS: usize = 64;
 fn attentions(mixers: &[MixerConfig]) -> impl Iterator<Item = &AttentionConfig> {
     mixers.iter().filter_map(|mixer| match mixer {
         MixerConfig::Attention(attention) => Some(attention),
-        MixerConfig::ShortConv(_) => None,
+        _ => None,
     })
 }
 
@@ -141,7 +143,7 @@ impl<'g, 'a> Keys<'g, 'a> {
         self.refuse_unsupported()?;
         let arch = self.arch;
         let n_embd = self.needed("embedding_length")?;
-        let n_layer = self.needed("block_count")?;
+        let n_layer = self.n_layer()?;
         if n_layer > MAX_LAYERS {
             return Err(self.wrong("block_count", "more than 1024 layers are not supported"));
         }
@@ -203,6 +205,17 @@ impl<'g, 'a> Keys<'g, 'a> {
             },
             logit_softcap: self.nonzero("final_logit_softcapping")?,
         })
+    }
+
+    /// Layers, without those behind them that predict further tokens.
+    fn n_layer(&self) -> Result<usize, ModelError> {
+        let n_layer = self.needed("block_count")?;
+        let name = "nextn_predict_layers";
+        match self.gguf.get_u64(&self.key(name))?.map(usize::try_from) {
+            None | Some(Ok(0)) => Ok(n_layer),
+            Some(Ok(n)) if self.arch.delta_nets.is_some() && n < n_layer => Ok(n_layer - n),
+            Some(_) => Err(self.wrong(name, "such layers are not supported here")),
+        }
     }
 
     /// A factor; 1 where there is none, and where converters wrote 0 for that.
@@ -344,8 +357,13 @@ impl<'g, 'a> Keys<'g, 'a> {
         let temperature = self.temperature()?;
         let softcap = self.nonzero("attn_logit_softcapping")?;
         let scale = self.positive("attention.scale")?;
+        let (delta_net, recurrent) = (self.delta_net()?, self.recurrent(n_layer)?);
         let mut all = Vec::<MixerConfig>::new();
         for (i, (n_head, n_head_kv)) in n_heads.into_iter().zip(n_heads_kv).enumerate() {
+            if let Some(net) = delta_net.as_ref().filter(|_| recurrent[i]) {
+                all.push(MixerConfig::DeltaNet(net.clone()));
+                continue;
+            }
             if n_head_kv == 0 {
                 all.push(MixerConfig::ShortConv(self.short_conv(n_embd)?));
                 continue;
@@ -367,6 +385,7 @@ impl<'g, 'a> Keys<'g, 'a> {
                 norm_after_rope: self.arch.norm_after_rope,
                 norms_rows: self.arch.norms_rows,
                 norms_values: self.arch.norms_values,
+                has_gate: self.arch.gates_attention,
                 values_are_keys: self.arch.values_may_be_keys && self.lacks_values(i),
                 shared_kv: None,
                 temperature,
@@ -377,6 +396,68 @@ impl<'g, 'a> Keys<'g, 'a> {
         }
         self.share_kv(&mut all)?;
         Ok(all)
+    }
+
+    /// Which layers are delta nets: as the file lists them, or all but every so many.
+    fn recurrent(&self, n_layer: usize) -> Result<Vec<bool>, ModelError> {
+        let Some(every) = self.arch.delta_nets else {
+            return Ok(vec![false; n_layer]);
+        };
+        let name = "attention.recurrent_layers";
+        let every = self.count("full_attention_interval")?.unwrap_or(every);
+        let Some(found) = self.gguf.get(&self.key(name)) else {
+            return Ok((0..n_layer)
+                .map(|i| !(i + 1).is_multiple_of(every))
+                .collect());
+        };
+        let wrong = || self.wrong(name, "a yes or no for each layer is wanted");
+        let Value::Array(list) = found else {
+            return Err(wrong());
+        };
+        let list = list.iter_values().into_iter().flatten();
+        let layers = list.map(|value| match value {
+            Value::Bool(is_recurrent) => Some(is_recurrent),
+            other => other.as_integer().map(|n| n != 0),
+        });
+        let mut layers = layers.collect::<Option<Vec<bool>>>().ok_or_else(wrong)?;
+        // The list may go on to layers that predict further tokens.
+        match layers.len() >= n_layer {
+            true => {
+                layers.truncate(n_layer);
+                Ok(layers)
+            }
+            false => Err(wrong()),
+        }
+    }
+
+    fn delta_net(&self) -> Result<Option<DeltaNetConfig>, ModelError> {
+        if self.arch.delta_nets.is_none() {
+            return Ok(None);
+        }
+        let (k_name, v_name) = ("ssm.group_count", "ssm.time_step_rank");
+        let (dim_name, inner_name) = ("ssm.state_size", "ssm.inner_size");
+        let net = DeltaNetConfig {
+            n_head_k: self.needed(k_name)?,
+            n_head_v: self.needed(v_name)?,
+            head_dim: self.needed(dim_name)?,
+            n_taps: self.needed("ssm.conv_kernel")?,
+        };
+        if net.head_dim > MAX_DELTA_COLUMNS {
+            return Err(self.wrong(dim_name, "heads are longer than 256 elements"));
+        }
+        if net.n_head_v > MAX_HEAD_KV {
+            return Err(self.wrong(v_name, "more than 1024 are not supported"));
+        }
+        if !net.n_head_v.is_multiple_of(net.n_head_k) {
+            return Err(self.wrong(k_name, "it does not divide the value heads"));
+        }
+        if self.needed(inner_name)? != net.n_v() {
+            return Err(self.wrong(inner_name, "it is not the value heads' elements"));
+        }
+        if net.n_taps > MAX_TAPS {
+            return Err(self.wrong("ssm.conv_kernel", "the convolution is far too long"));
+        }
+        Ok(Some(net))
     }
 
     fn short_conv(&self, n_embd: usize) -> Result<ShortConvConfig, ModelError> {
@@ -419,7 +500,7 @@ impl<'g, 'a> Keys<'g, 'a> {
                         && other.head_dim == layer.head_dim
                         && other.n_head_kv == layer.n_head_kv
                 }
-                MixerConfig::ShortConv(_) => false,
+                _ => false,
             };
             layer.shared_kv = own.iter().rposition(same);
             layer.values_are_keys = false;

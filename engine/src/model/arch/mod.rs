@@ -29,7 +29,7 @@ use super::config::{Config, NormKind};
 use crate::ModelError;
 
 /// All architectures.
-const ALL: [&Architecture; 28] = [
+const ALL: [&Architecture; 29] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -57,6 +57,7 @@ const ALL: [&Architecture; 28] = [
     &gpt::GPT2,
     &lfm::LFM2MOE,
     &qwen::QWEN3MOE,
+    &qwen::QWEN35,
     &granite::GRANITEMOE,
 ];
 
@@ -98,6 +99,13 @@ pub struct Architecture {
     /// Whether layers without KV heads are short convolutions.
     has_short_convs: bool,
     experts: ExpertForm,
+    /// Whether layers that are no full attention are delta nets, and how many layers bring one that is, where the
+    /// file does not say.
+    delta_nets: Option<usize>,
+    /// Whether queries come with a gate on the output of attention.
+    gates_attention: bool,
+    /// What files call the norm before the feed-forward network.
+    ffn_norm: &'static str,
     /// What files call the norm before the output.
     output_norm: &'static str,
     /// Tensors of a layer that are optional in general but not here: without them the result would be
@@ -255,6 +263,9 @@ const COMMON: Architecture = Architecture {
     has_per_layer_inputs: false,
     has_short_convs: false,
     experts: ExpertForm::None,
+    delta_nets: None,
+    gates_attention: false,
+    ffn_norm: "ffn_norm",
     output_norm: "output_norm",
     needed: &[],
     needed_keys: &[],
@@ -315,6 +326,10 @@ impl Architecture {
 
     pub(crate) fn has_positions(&self) -> bool {
         self.has_positions
+    }
+
+    pub(crate) fn ffn_norm(&self) -> &'static str {
+        self.ffn_norm
     }
 
     pub(crate) fn output_norm(&self) -> &'static str {

@@ -1,6 +1,6 @@
-//! Qwen 2, 2.5 and 3, also with experts, and the text side of Qwen 3 VL.
+//! Qwen 2, 2.5, 3 and 3.5, and the text side of Qwen 3 VL.
 
-use super::{Architecture, COMMON, ExpertForm};
+use super::{Architecture, COMMON, ExpertForm, ModuleName};
 
 pub(super) const QWEN2: Architecture = Architecture {
     name: "qwen2",
@@ -23,5 +23,23 @@ pub(super) const QWEN3VL: Architecture = Architecture {
 pub(super) const QWEN3MOE: Architecture = Architecture {
     name: "qwen3moe",
     experts: ExpertForm::Alone,
+    ..QWEN3
+};
+
+/// Adapters of Hugging Face's have the value heads of its delta nets in another order, and are refused there.
+pub(super) const QWEN35: Architecture = Architecture {
+    name: "qwen35",
+    delta_nets: Some(4),
+    gates_attention: true,
+    ffn_norm: "post_attention_norm",
+    modules: &[
+        ModuleName::new("self_attn.q_proj", "attn_q"),
+        ModuleName::new("self_attn.k_proj", "attn_k"),
+        ModuleName::new("self_attn.v_proj", "attn_v"),
+        ModuleName::new("self_attn.o_proj", "attn_output"),
+        ModuleName::new("mlp.gate_proj", "ffn_gate"),
+        ModuleName::new("mlp.up_proj", "ffn_up"),
+        ModuleName::new("mlp.down_proj", "ffn_down"),
+    ],
     ..QWEN3
 };
