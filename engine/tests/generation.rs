@@ -11,6 +11,7 @@ use tandem_engine::{
     Error, MAX_DRAFT, Message, Model, Prompt, Sampling, SessionError, StopReason, ThreadPool,
     argmax,
 };
+use tandem_formats::{Gguf, Value, Writer};
 
 const TEXT: &str = "This package contains the manual.";
 
@@ -133,6 +134,69 @@ fn guessed_tokens_change_no_text() {
         }
     }
     assert!(n_accepted > 100, "{n_accepted}");
+}
+
+/// A peer's model with a vocabulary, which it lacks.
+fn with_vocabulary(name: &str) -> Option<Model> {
+    let bytes = std::fs::read(common::shared(&format!("peer/logits/{name}-f16.gguf"))?).unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let mut writer = Writer::new();
+    for (key, value) in gguf
+        .metadata()
+        .filter(|(key, _)| !key.starts_with("tokenizer"))
+    {
+        writer.add(key, *value).unwrap();
+    }
+    let n = gguf.tensor("token_embd.weight").unwrap().n_rows();
+    let texts: Vec<String> = (0..n).map(|i| format!("t{i} ")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    writer
+        .add("tokenizer.ggml.model", Value::Str("llama"))
+        .unwrap();
+    writer.add_strings("tokenizer.ggml.tokens", &texts).unwrap();
+    for t in gguf.tensors() {
+        writer.add_tensor(t.name, t.shape(), t.dtype).unwrap();
+    }
+    let data: Vec<_> = gguf.tensors().iter().map(|t| t.data).collect();
+    Some(Model::from_bytes(writer.to_vec(&data).unwrap()).unwrap())
+}
+
+/// The same for all that layers remember: windows, shared caches, convolutions, delta nets, which cannot forget
+/// single tokens.
+#[test]
+fn guessed_tokens_change_no_text_whatever_layers_remember() {
+    for name in ["gemma3", "gemma4", "lfm2", "qwen35", "qwen3moe"] {
+        let Some(model) = with_vocabulary(name) else {
+            continue;
+        };
+        let prompt: Vec<u32> = (0..60).map(|i| 300 + i % 7).collect();
+        let mut n_failed = 0;
+        for temperature in [0.0, 0.5, 1.5] {
+            let answer = |max_draft: usize| {
+                let mut session = model.session().threads(2).n_ctx(200).build().unwrap();
+                let mut sampling = greedy(100).seed(5).max_draft(max_draft);
+                sampling.temperature = temperature;
+                let mut generation = session.generate(&prompt[..], &sampling).unwrap();
+                let text: Result<String, _> = generation.by_ref().collect();
+                let counts = generation.draft_counts();
+                let ids = generation.tokens().to_vec();
+                drop(generation);
+                // What is left of it goes on alike.
+                let known = [&prompt[..], &ids[..]].concat();
+                let rest = session.keep_prefix(&known);
+                let next = session.eval(rest).unwrap().to_vec();
+                ((text.unwrap(), ids, next), counts)
+            };
+            let (plain, _) = answer(0);
+            for max_draft in [1, 5, MAX_DRAFT] {
+                let (drafted, counts) = answer(max_draft);
+                assert!(drafted == plain, "{name} {temperature} {max_draft}");
+                n_failed += counts.drafted - counts.accepted;
+            }
+        }
+        println!("{name}: {n_failed} guesses failed");
+        assert!(n_failed > 0, "{name}");
+    }
 }
 
 /// Whoever breaks off in the middle of a guess finds the session as if there had been none.

@@ -12,6 +12,8 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)^2`.
     ReluSquared,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
 }
 
 impl Activation {
@@ -31,6 +33,7 @@ impl Activation {
                 let x = if x < 0.0 { 0.0 } else { x };
                 x * x
             }
+            Activation::Sigmoid => 1.0 / (1.0 + exp(-x)),
         }
     }
 }
@@ -50,6 +53,7 @@ multilevel! {
             Activation::ReluSquared => {
                 pairs.for_each(|(g, u)| *g = Activation::ReluSquared.apply(*g) * u);
             }
+            Activation::Sigmoid => pairs.for_each(|(g, u)| *g = Activation::Sigmoid.apply(*g) * u),
         }
     }
 }
@@ -63,6 +67,7 @@ multilevel! {
             Activation::ReluSquared => {
                 x.iter_mut().for_each(|x| *x = Activation::ReluSquared.apply(*x));
             }
+            Activation::Sigmoid => x.iter_mut().for_each(|x| *x = Activation::Sigmoid.apply(*x)),
         }
     }
 }

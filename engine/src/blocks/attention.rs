@@ -6,7 +6,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
-use tandem_kernels::{Pool, RopeStyle, SharedMatrix, attention, rms_norm_in_place, rope};
+use tandem_kernels::{
+    Activation, Pool, RopeStyle, SharedMatrix, attention, gate, rms_norm_in_place, rope,
+};
 
 use super::layer::{Pass, SpanRows};
 use crate::ModelError;
@@ -333,8 +335,12 @@ impl Attention {
         }
         self.attend_spans(step, spans, i, q, &mut s.inner.f32);
         if self.config.has_gate {
-            let attended = s.inner.f32[..n_rows * n_q].iter_mut().zip(&s.gates);
-            attended.for_each(|(x, gate)| *x /= 1.0 + libm::expf(-gate));
+            let (attended, gates) = (
+                &mut s.inner.f32[..n_rows * n_q],
+                &mut s.gates[..n_rows * n_q],
+            );
+            gate(step.level, Activation::Sigmoid, gates, attended);
+            attended.copy_from_slice(gates);
         }
 
         let attended = s.inner.input(step, n_q, &[&self.o]);

@@ -277,10 +277,11 @@ impl Layer {
                 config.arch.name()
             );
         };
-        let (Some(k), Some(v), false) = (&attention.k, &attention.v, attention.config.norms_values)
+        let c = &attention.config;
+        let (Some(k), Some(v), false) = (&attention.k, &attention.v, c.norms_values || c.has_gate)
         else {
             bail!(
-                "{} cannot be trained: it shares keys and values between layers, or normalizes values",
+                "{} cannot be trained: its attention shares keys, normalizes values or has gates",
                 config.arch.name()
             );
         };

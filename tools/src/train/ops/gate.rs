@@ -72,6 +72,13 @@ impl CustomOp2 for Gate {
                     *d_up = d * positive * positive;
                 }
             }),
+            Activation::Sigmoid => arch.dispatch(|| {
+                for (((x, up), d), (dx, d_up)) in all {
+                    let s = 1.0 / (1.0 + exp(-*x));
+                    *dx = d * up * s * (1.0 - s);
+                    *d_up = d * s;
+                }
+            }),
         }
         Ok((
             Some(like(gate_tensor, grad_gate)?),

@@ -171,6 +171,7 @@ fn gates() {
         Activation::Silu,
         Activation::GeluTanh,
         Activation::ReluSquared,
+        Activation::Sigmoid,
     ] {
         let (gate, up) = (random(5, 19, 1), random(5, 19, 2));
         // The functions' bends lie within a few units.
