@@ -64,6 +64,10 @@ enum ShapeName {
     Gemma4E2b,
     #[value(name = "lfm2-1.2b")]
     Lfm2_1_2b,
+    #[value(name = "qwen3.5-0.8b")]
+    Qwen35_08b,
+    #[value(name = "qwen3.5-2b")]
+    Qwen35_2b,
     #[value(name = "qwen3-30b-a3b")]
     Qwen3_30bA3b,
 }
@@ -95,6 +99,13 @@ struct ExpertsShape {
     n_used: usize,
     n_ff: usize,
 }
+
+/// Of Qwen 3.5's delta nets: heads of keys and values, their elements, tokens that the convolution sums, and how
+/// many layers bring one of full attention.
+const DELTA_HEADS: usize = 16;
+const DELTA_HEAD_DIM: usize = 128;
+const DELTA_TAPS: usize = 4;
+const QWEN35_FULL_EVERY: usize = 4;
 
 /// Tokens that one of LFM2's convolutions sums.
 const LFM2_TAPS: usize = 3;
@@ -146,6 +157,14 @@ impl ShapeName {
             attention_layers: &[],
             experts: None,
         };
+        let qwen35 = |n_embd, n_ff| Shape {
+            arch: "qwen35",
+            n_vocab: 248_320,
+            head_dim: 256,
+            n_ctx: 262_144,
+            rope_base: 1e7,
+            ..llama(n_embd, 24, 8, 2, n_ff)
+        };
         match self {
             ShapeName::Llama32_1b => llama(2048, 16, 32, 8, 8192),
             ShapeName::Llama32_3b => llama(3072, 28, 24, 8, 8192),
@@ -194,6 +213,8 @@ impl ShapeName {
                 attention_layers: &[2, 5, 8, 10, 12, 14],
                 ..llama(2048, 16, 32, 8, 8192)
             },
+            ShapeName::Qwen35_08b => qwen35(1024, 3584),
+            ShapeName::Qwen35_2b => qwen35(2048, 6144),
             ShapeName::Qwen3_30bA3b => Shape {
                 arch: "qwen3moe",
                 n_vocab: 151_936,
@@ -321,7 +342,14 @@ fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
     tensors.push(ones(format!("{output_norm}.weight"), shape.n_embd));
     for i in 0..shape.n_layer {
         tensors.push(ones(format!("blk.{i}.attn_norm.weight"), shape.n_embd));
-        tensors.push(ones(format!("blk.{i}.ffn_norm.weight"), shape.n_embd));
+        let ffn_norm = match shape.arch {
+            "qwen35" => "post_attention_norm",
+            _ => "ffn_norm",
+        };
+        tensors.push(ones(format!("blk.{i}.{ffn_norm}.weight"), shape.n_embd));
+        if shape.arch == "qwen35" {
+            plan_qwen35_layer(shape, i, &mut tensors);
+        }
         if shape.arch == "qwen3moe" {
             plan_head_norms(shape, i, &mut tensors);
         }
@@ -353,6 +381,28 @@ fn ones(name: String, n: usize) -> Planned {
         dtype: DType::F32,
         deviation: None,
     }
+}
+
+/// What layer `i` of a Qwen 3.5 has besides.
+fn plan_qwen35_layer(shape: &Shape, i: usize, tensors: &mut Vec<Planned>) {
+    if (i + 1).is_multiple_of(QWEN35_FULL_EVERY) {
+        return plan_head_norms(shape, i, tensors);
+    }
+    let random = |name: &str, shape: Vec<usize>| Planned {
+        name: format!("blk.{i}.{name}"),
+        shape,
+        dtype: DType::F32,
+        deviation: Some(0.5),
+    };
+    let n_channels = 3 * DELTA_HEADS * DELTA_HEAD_DIM;
+    tensors.push(random("ssm_conv1d.weight", vec![DELTA_TAPS, n_channels]));
+    // Next to nothing is forgotten, so that nothing grows, either.
+    tensors.push(Planned {
+        deviation: Some(1e-4),
+        ..random("ssm_a", vec![DELTA_HEADS])
+    });
+    tensors.push(random("ssm_dt.bias", vec![DELTA_HEADS]));
+    tensors.push(ones(format!("blk.{i}.ssm_norm.weight"), DELTA_HEAD_DIM));
 }
 
 /// The norms of queries and keys of layer `i`.
@@ -547,6 +597,18 @@ fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<()> {
             w.add(&format!("{}.{key}", shape.arch), count(n))?;
         }
     }
+    if shape.arch == "qwen35" {
+        for (key, n) in [
+            ("full_attention_interval", QWEN35_FULL_EVERY),
+            ("ssm.conv_kernel", DELTA_TAPS),
+            ("ssm.state_size", DELTA_HEAD_DIM),
+            ("ssm.group_count", DELTA_HEADS),
+            ("ssm.time_step_rank", DELTA_HEADS),
+            ("ssm.inner_size", DELTA_HEADS * DELTA_HEAD_DIM),
+        ] {
+            w.add(&format!("qwen35.{key}"), count(n))?;
+        }
+    }
     let kv_key = format!("{}.attention.head_count_kv", shape.arch);
     if shape.attention_layers.is_empty() {
         w.add(&kv_key, count(shape.n_head_kv))?;
@@ -562,11 +624,16 @@ fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<()> {
     match &shape.gemma4 {
         Some(gemma4) => gemma4.metadata(w, shape)?,
         None => {
+            // A quarter of Qwen 3.5's heads is turned.
+            let n_rot = match shape.arch {
+                "qwen35" => shape.head_dim / 4,
+                _ => shape.head_dim,
+            };
             for (key, n) in [
                 ("feed_forward_length", shape.n_ff),
                 ("attention.key_length", shape.head_dim),
                 ("attention.value_length", shape.head_dim),
-                ("rope.dimension_count", shape.head_dim),
+                ("rope.dimension_count", n_rot),
             ] {
                 w.add(&format!("{}.{key}", shape.arch), count(n))?;
             }
