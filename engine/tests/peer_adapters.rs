@@ -137,6 +137,7 @@ fn every_recipe_agrees_with_peft() {
         ("gemma2", 3),
         ("gemma4", 3),
         ("lfm2", 3),
+        ("qwen35", 3),
         ("qwen3moe", 3),
     ] {
         let model = Model::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();

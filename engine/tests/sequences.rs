@@ -402,6 +402,37 @@ fn convolutions_go_back_by_some_tokens() {
     assert_eq!(session.eval(&ids).unwrap(), fresh.eval(&ids).unwrap());
 }
 
+/// A delta net cannot forget single tokens: it goes back to before the last pass of several, and says so.
+#[test]
+fn delta_nets_go_back_to_before_the_last_pass() {
+    let Some(path) = shared("peer/logits/qwen35-f16.gguf") else {
+        return;
+    };
+    let model = Model::open(path).unwrap();
+    let ids = tokens(90, 1, model.config().n_vocab);
+    let new = || {
+        let mut options = options(&model);
+        options.n_batch = 16;
+        Session::new(&model, ThreadPool::new(2), options).unwrap()
+    };
+    let mut session = new();
+    session.eval(&ids[..40]).unwrap();
+    session.eval(&ids[40..50]).unwrap();
+    for token in &ids[50..53] {
+        session.step(*token).unwrap();
+    }
+    assert_eq!(session.rewind(53), 53);
+    // The tokens that are missing are told.
+    assert_eq!(session.keep_prefix(&ids[..51]), &ids[40..51]);
+    assert_eq!(session.tokens(), &ids[..40]);
+    let again = session.eval(&ids[40..60]).unwrap().to_vec();
+    let mut fresh = new();
+    assert_eq!(fresh.eval(&ids[..60]).unwrap(), again);
+    // Farther than that it remembers nothing.
+    assert_eq!(session.rewind(30), 0);
+    assert_eq!(session.eval(&ids[..60]).unwrap(), again);
+}
+
 /// A pass that is broken off behind some layers leaves a sequence as it was, whatever its layers remember.
 #[test]
 fn an_interrupted_pass_leaves_no_trace() {

@@ -95,6 +95,7 @@ impl Adapter {
             // Checked before rows are moved by it.
             check(base, &name, &lora)?;
             base.to_file_order(&name, &mut lora.b.values, lora.b.n_cols);
+            base.inputs_to_file_order(&name, &mut lora.a.values, lora.a.n_cols);
             lora.module = name;
             modules.push(lora);
         }
@@ -141,6 +142,7 @@ impl Adapter {
         let turn = |(name, lora): (&String, &Lora)| {
             let mut lora = lora.clone();
             base.to_hf_order(name, &mut lora.b.values, lora.b.n_cols);
+            base.inputs_to_hf_order(name, &mut lora.a.values, lora.a.n_cols);
             lora.module = base.hf_name(name).unwrap_or_else(|| name.clone());
             lora
         };

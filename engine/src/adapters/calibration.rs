@@ -86,7 +86,7 @@ impl Calibration {
                     .ok_or_else(|| CompositionError::UnknownModule {
                         name: module.clone(),
                     })?;
-            let name = tensor_in(base, layer.unwrap_or(0), tensor)?;
+            let name = tensor_in(base, layer.unwrap_or(first_with(base, tensor)), tensor)?;
             let mut parts = parts.clone();
             for rows in [&mut parts.p, &mut parts.p2].into_iter().flatten() {
                 // Checked before rows are moved by it.
@@ -108,7 +108,7 @@ impl Calibration {
         modules: BTreeMap<Module, Parts>,
     ) -> Result<Calibration, CompositionError> {
         for (layer, tensor) in modules.keys() {
-            tensor_in(base, layer.unwrap_or(0), tensor)?;
+            tensor_in(base, layer.unwrap_or(first_with(base, tensor)), tensor)?;
         }
         Ok(Calibration { modules })
     }
@@ -148,12 +148,13 @@ impl Calibration {
     ) -> Result<PackedAdapter, CompositionError> {
         let (mut factors, mut biases) = (Users::new(), Users::new());
         for ((layer, module), parts) in &self.modules {
-            let name = tensor_in(base, layer.unwrap_or(0), module)?;
-            // Layers that have parts of their own go without the shared ones.
+            let name = tensor_in(base, layer.unwrap_or(first_with(base, module)), module)?;
+            // Layers that have parts of their own go without the shared ones, and those of another kind too.
             let layers: Vec<usize> = match layer {
                 Some(layer) => vec![*layer],
                 None => (0..base.n_layer())
                     .filter(|i| !self.modules.contains_key(&(Some(*i), module.clone())))
+                    .filter(|i| base.of_layer(*i, module).is_some())
                     .collect(),
             };
             let wrong = |reason| CompositionError::Calibration {
@@ -280,6 +281,14 @@ impl Calibration {
         }
         Ok(shared)
     }
+}
+
+/// The first layer that has the tensor `module`, or the first of all where none has.
+fn first_with(base: &Linears, module: &str) -> usize {
+    let mut layers = 0..base.n_layer();
+    layers
+        .find(|i| base.of_layer(*i, module).is_some())
+        .unwrap_or(0)
 }
 
 /// That the adapters' products for one tensor of the base are of one shape: of some tensors they may be

@@ -18,7 +18,7 @@ use super::conv::{At, Taps};
 use super::layer::Pass;
 use crate::ModelError;
 use crate::exec::{Job, Step, matmul_many};
-use crate::model::{Linear, LinearSpec, Tensors};
+use crate::model::{Linear, LinearSpec, Tensors, ValueHeads};
 use crate::sequence::{Delta, MixerState};
 
 /// Channels of a task of the convolution.
@@ -62,13 +62,35 @@ impl DeltaNetConfig {
     }
 
     pub(crate) fn linears(&self, n_embd: usize) -> [LinearSpec; 5] {
-        let linear = LinearSpec::new;
+        let heads = ValueHeads {
+            are_inputs: false,
+            first: 0,
+            len: self.head_dim,
+            n_head_k: self.n_head_k,
+            n_head_v: self.n_head_v,
+        };
+        let linear = |part, n_out, heads| LinearSpec {
+            value_heads: Some(heads),
+            ..LinearSpec::new(part, n_out, n_embd, 0)
+        };
+        let behind_keys = ValueHeads {
+            first: 2 * self.n_k(),
+            ..heads
+        };
+        let single = ValueHeads { len: 1, ..heads };
+        let inputs = ValueHeads {
+            are_inputs: true,
+            ..heads
+        };
         [
-            linear("attn_qkv", self.n_channels(), n_embd, 0),
-            linear("attn_gate", self.n_v(), n_embd, 0),
-            linear("ssm_beta", self.n_head_v, n_embd, 0),
-            linear("ssm_alpha", self.n_head_v, n_embd, 0),
-            linear("ssm_out", n_embd, self.n_v(), 1),
+            linear("attn_qkv", self.n_channels(), behind_keys),
+            linear("attn_gate", self.n_v(), heads),
+            linear("ssm_beta", self.n_head_v, single),
+            linear("ssm_alpha", self.n_head_v, single),
+            LinearSpec {
+                value_heads: Some(inputs),
+                ..LinearSpec::new("ssm_out", n_embd, self.n_v(), 1)
+            },
         ]
     }
 

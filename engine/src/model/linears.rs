@@ -43,6 +43,25 @@ pub struct LinearInfo {
     pub group: usize,
     /// Elements of each of the heads that its outputs are, where they are turned by positions.
     pub turned_head: Option<usize>,
+    /// The heads of values among its outputs or inputs, where Hugging Face has them in another order.
+    pub value_heads: Option<ValueHeads>,
+}
+
+/// Value heads, several to a key head. Files have them in turn, number `j` with key head `j % n_head_k`; Hugging
+/// Face has those of a key head together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ValueHeads {
+    /// Whether they are the linear's inputs instead of outputs.
+    pub are_inputs: bool,
+    /// Where they begin.
+    pub first: usize,
+    /// Elements of a head.
+    pub len: usize,
+    /// Key heads.
+    pub n_head_k: usize,
+    /// Value heads.
+    pub n_head_v: usize,
 }
 
 /// A linear as the block that it belongs to declares it.
@@ -53,6 +72,7 @@ pub(crate) struct LinearSpec {
     /// Counts the inputs of the block.
     pub group: usize,
     pub turned_head: Option<usize>,
+    pub value_heads: Option<ValueHeads>,
 }
 
 impl LinearSpec {
@@ -64,6 +84,7 @@ impl LinearSpec {
             n_in,
             group,
             turned_head: None,
+            value_heads: None,
         }
     }
 }
@@ -228,6 +249,12 @@ impl Linears {
             .max_by_key(|parts| parts.linears.len())
     }
 
+    /// What the tensor of this name, without layer and `.weight`, may hold in a layer.
+    pub(crate) fn of_layer(&self, layer: usize, tensor: &str) -> Option<&[TensorParts]> {
+        let possible = self.0.by_tensor.get(&format!("blk.{layer}.{tensor}"))?;
+        Some(possible)
+    }
+
     fn has_module(&self, tensor: &str) -> bool {
         self.arch().modules().iter().any(|m| m.tensor == tensor)
     }
@@ -263,11 +290,41 @@ impl Linears {
     /// `name`, with or without its layer.
     pub(crate) fn to_file_order(&self, name: &str, rows: &mut [f32], n_cols: usize) {
         self.reorder(name, rows, n_cols, |row, half| row % 2 * half + row / 2);
+        if let Some(heads) = self.value_heads(name).filter(|heads| !heads.are_inputs) {
+            heads.reorder(rows, n_cols, |j, k, per_k| j % k * per_k + j / k);
+        }
     }
 
     /// The inverse of [`Linears::to_file_order`].
     pub(crate) fn to_hf_order(&self, name: &str, rows: &mut [f32], n_cols: usize) {
         self.reorder(name, rows, n_cols, |row, half| row % half * 2 + row / half);
+        if let Some(heads) = self.value_heads(name).filter(|heads| !heads.are_inputs) {
+            heads.reorder(rows, n_cols, |j, k, per_k| j % per_k * k + j / per_k);
+        }
+    }
+
+    /// As [`Linears::to_file_order`] for the columns of rows `[n_rows, n_in]`.
+    pub(crate) fn inputs_to_file_order(&self, name: &str, rows: &mut [f32], n_in: usize) {
+        if let Some(heads) = self.value_heads(name).filter(|heads| heads.are_inputs) {
+            for row in rows.chunks_exact_mut(n_in.max(1)) {
+                heads.reorder(row, 1, |j, k, per_k| j % k * per_k + j / k);
+            }
+        }
+    }
+
+    /// The inverse of [`Linears::inputs_to_file_order`].
+    pub(crate) fn inputs_to_hf_order(&self, name: &str, rows: &mut [f32], n_in: usize) {
+        if let Some(heads) = self.value_heads(name).filter(|heads| heads.are_inputs) {
+            for row in rows.chunks_exact_mut(n_in.max(1)) {
+                heads.reorder(row, 1, |j, k, per_k| j % per_k * k + j / per_k);
+            }
+        }
+    }
+
+    fn value_heads(&self, name: &str) -> Option<ValueHeads> {
+        let mut all = self.iter();
+        let linear = all.find(|linear| linear.name == name || linear.part == name);
+        linear.and_then(|linear| linear.value_heads)
     }
 
     /// Row `row` of every head becomes what `from(row, half a head)` was, where the tensor's rows are
@@ -292,6 +349,29 @@ impl Linears {
                 to.copy_from_slice(&rows[from(row, head_dim / 2) * n_cols..][..n_cols]);
             }
             rows.copy_from_slice(&head);
+        }
+    }
+}
+
+impl ValueHeads {
+    /// Head `j` becomes what head `from(j, n_head_k, heads to a key head)` was; `rows` `[n, n_cols]` has one for
+    /// each output or input.
+    fn reorder(
+        &self,
+        rows: &mut [f32],
+        n_cols: usize,
+        from: impl Fn(usize, usize, usize) -> usize,
+    ) {
+        let head = self.len * n_cols;
+        let heads =
+            rows.get_mut(self.first * n_cols..(self.first + self.n_head_v * self.len) * n_cols);
+        let Some(heads) = heads.filter(|_| head > 0) else {
+            return;
+        };
+        let old = heads.to_vec();
+        for (j, to) in heads.chunks_exact_mut(head).enumerate() {
+            let j = from(j, self.n_head_k, self.n_head_v / self.n_head_k);
+            to.copy_from_slice(&old[j * head..][..head]);
         }
     }
 }
@@ -359,6 +439,7 @@ impl Table {
             n_in,
             group,
             turned_head: spec.turned_head,
+            value_heads: spec.value_heads,
         });
     }
 }

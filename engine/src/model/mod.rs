@@ -24,7 +24,7 @@ pub use arch::{Architecture, ModuleName};
 use bytes::ModelBytes;
 pub use config::{Config, FfnConfig, LayerConfig, MixerConfig, NormKind, RopeConfig};
 pub(crate) use linears::{FusedSpec, LinearSpec};
-pub use linears::{LinearId, LinearInfo, Linears, TensorParts};
+pub use linears::{LinearId, LinearInfo, Linears, TensorParts, ValueHeads};
 pub(crate) use load::Tensors;
 use load::Weights;
 pub use tensor::Tensor;

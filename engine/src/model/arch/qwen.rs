@@ -26,7 +26,6 @@ pub(super) const QWEN3MOE: Architecture = Architecture {
     ..QWEN3
 };
 
-/// Adapters of Hugging Face's have the value heads of its delta nets in another order, and are refused there.
 pub(super) const QWEN35: Architecture = Architecture {
     name: "qwen35",
     delta_nets: Some(4),
@@ -37,6 +36,11 @@ pub(super) const QWEN35: Architecture = Architecture {
         ModuleName::new("self_attn.k_proj", "attn_k"),
         ModuleName::new("self_attn.v_proj", "attn_v"),
         ModuleName::new("self_attn.o_proj", "attn_output"),
+        ModuleName::new("linear_attn.in_proj_qkv", "attn_qkv"),
+        ModuleName::new("linear_attn.in_proj_z", "attn_gate"),
+        ModuleName::new("linear_attn.in_proj_b", "ssm_beta"),
+        ModuleName::new("linear_attn.in_proj_a", "ssm_alpha"),
+        ModuleName::new("linear_attn.out_proj", "ssm_out"),
         ModuleName::new("mlp.gate_proj", "ffn_gate"),
         ModuleName::new("mlp.up_proj", "ffn_up"),
         ModuleName::new("mlp.down_proj", "ffn_down"),
