@@ -224,6 +224,7 @@ fn a_composition_computes_what_the_changed_weights_do() {
         "gemma4",
         "lfm2",
         "qwen35",
+        "qwen35moe",
         "cohere2",
         "phi2",
         "gptneox",
@@ -249,7 +250,13 @@ fn a_composition_computes_what_the_changed_weights_do() {
             let is_matrix = gguf
                 .tensor(&format!("{name}.weight"))
                 .is_some_and(|t| t.shape().len() == 2);
-            let others = ["token_embd", "conv.conv", "ssm_conv1d", "ffn_gate_inp"];
+            let others = [
+                "token_embd",
+                "conv.conv",
+                "ssm_conv1d",
+                "ffn_gate_inp",
+                "ffn_gate_inp_shexp",
+            ];
             is_matrix && !others.iter().any(|other| name.ends_with(other))
         };
         let mut loras = Vec::new();

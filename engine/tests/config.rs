@@ -152,6 +152,19 @@ fn keys_that_change_the_result_are_honoured_or_refused() {
     ] {
         refused("gemma2", key, None, key);
     }
+    let recurrent = "qwen35.attention.recurrent_layers";
+    refused("qwen35", recurrent, Some(Value::U32(1)), recurrent);
+    let inner = "qwen35.ssm.inner_size";
+    refused("qwen35", inner, Some(Value::U32(65)), inner);
+    let heads = "qwen35.ssm.group_count";
+    refused("qwen35", heads, Some(Value::U32(3)), heads);
+    // Without the list every fourth layer is full attention, as it says.
+    if let Some(config) = changed("qwen35", recurrent, None) {
+        let config = config.unwrap();
+        let is_full = |i: &usize| matches!(config.layers[*i].mixer, MixerConfig::Attention(_));
+        let full: Vec<usize> = (0..config.layers.len()).filter(is_full).collect();
+        assert_eq!(full, [3, 7]);
+    }
     refused(
         "lfm2moe",
         "lfm2moe.expert_gating_func",

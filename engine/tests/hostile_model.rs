@@ -143,6 +143,7 @@ fn peers() -> Vec<(&'static str, Vec<u8>)> {
         "gemma4moe",
         "lfm2",
         "qwen35",
+        "qwen35moe",
         "cohere2",
         "phi2",
         "gptneox",
@@ -347,7 +348,7 @@ fn wrong_values_are_named_in_every_architecture() {
             keys.remove("nemotron.attention.layer_norm_rms_epsilon");
         }
         // A list in any case, of what makes no difference for text.
-        keys.remove("qwen35.rope.dimension_sections");
+        keys.remove(&format!("{arch}.rope.dimension_sections"));
         // The older of two keys for one thing is not looked at beside the newer.
         if keys.contains(&format!("{arch}.rope.scaling.yarn_beta_fast")) {
             keys.remove(&format!("{arch}.rope.scale_linear"));
@@ -407,7 +408,7 @@ fn tensors_that_an_architecture_always_has_are_missed() {
                 Err(error) => {
                     // Fused matrices are named by their parts.
                     let mut part = match name {
-                        "qwen35" => tensor.to_string(),
+                        "qwen35" | "qwen35moe" => tensor.to_string(),
                         _ => tensor.replace("attn_qkv", "attn_q"),
                     };
                     part = part.replace("ffn_gate_up_exps", "ffn_gate_exps");

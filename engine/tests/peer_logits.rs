@@ -8,7 +8,7 @@ use std::fs::File;
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
 use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
-const MODELS: [&str; 31] = [
+const MODELS: [&str; 32] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -26,6 +26,7 @@ const MODELS: [&str; 31] = [
     "gemma4moe",
     "lfm2",
     "qwen35",
+    "qwen35moe",
     "cohere2",
     "phi2",
     "gptneox",

@@ -176,6 +176,7 @@ fn is_matrix(name: &str, shape: &[usize]) -> bool {
         "conv.weight",
         "conv1d.weight",
         "ffn_gate_inp.weight",
+        "ffn_gate_inp_shexp.weight",
         "position_embd.weight",
     ];
     let is_other = name.contains("_norm") || others.iter().any(|other| name.ends_with(other));

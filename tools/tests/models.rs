@@ -196,6 +196,7 @@ fn exact_logits_are_those_of_transformers() {
         "gemma4moe",
         "lfm2",
         "qwen35",
+        "qwen35moe",
         "cohere2",
         "phi2",
         "gptneox",

@@ -18,7 +18,7 @@ use super::layer::Pass;
 use super::norm::{RowNorm, normalize};
 use crate::ModelError;
 use crate::exec::{LinearInput, Routes, Step};
-use crate::model::{Norm, Tensor, Tensors};
+use crate::model::{Linear, Norm, Tensor, Tensors};
 
 /// The most experts of a token.
 pub(crate) const MAX_USED: usize = 64;
@@ -47,6 +47,8 @@ pub struct ExpertsConfig {
     pub weight_scale: f32,
     /// Whether the router looks at the residual stream, normalized by itself, instead of the block's input.
     pub routes_residual: bool,
+    /// An expert besides that all tokens use.
+    pub shared: Option<GatedConfig>,
 }
 
 /// How the router's outputs become weights.
@@ -79,6 +81,18 @@ pub struct Experts {
     pub up: Option<Tensor>,
     /// Back to the residual stream, `[n_experts n_embd, n_ff]`.
     pub down: Tensor,
+    /// The expert that all tokens use.
+    pub shared: Option<SharedExpert>,
+}
+
+/// An expert that all tokens use, each as much as the sigmoid of a gate says.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SharedExpert {
+    /// The expert.
+    pub network: Gated,
+    /// `[1, n_embd]`.
+    pub gate: Tensor,
 }
 
 impl Experts {
@@ -116,8 +130,21 @@ impl Experts {
                 false => Some(tensors.matrices(&name("ffn_up_exps"), n, [n_ff, n_embd])?),
             },
             down: tensors.matrices(&name("ffn_down_exps"), n, [n_embd, n_ff])?,
+            shared: match &config.shared {
+                None => None,
+                Some(shared) => Some(SharedExpert {
+                    network: Gated::load(shared, tensors, i)?,
+                    gate: tensors.matrix(&name("ffn_gate_inp_shexp"), 1, n_embd)?,
+                }),
+            },
             config: config.clone(),
         })
+    }
+
+    /// The linears, in the order of their ids: those of the expert that all tokens use.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let shared = self.shared.iter();
+        shared.flat_map(|shared| shared.network.linears())
     }
 
     /// Bytes that a token reads.
@@ -129,6 +156,9 @@ impl Experts {
 
     /// The rows in `scratch.h` to `scratch.y`, both `[n_rows, n_embd]`.
     pub(super) fn forward(&self, pass: &mut Pass<'_, '_>) {
+        if let Some(shared) = &self.shared {
+            shared.forward(pass);
+        }
         self.route(pass);
         let n_rows = pass.n_rows();
         let Pass {
@@ -161,6 +191,7 @@ impl Experts {
         let slots = &mut s.experts.output[..n_slots * n_embd];
         let slots = SharedMatrix::new(slots, n_embd, n_slots, task);
         let y = SharedMatrix::new(&mut s.y[..n_rows * n_embd], n_embd, n_rows, task);
+        let shared = self.shared.as_ref().map(|_| &s.experts.dense);
         step.pool.run(n_embd.div_ceil(task), &|j| {
             let (mut slots, mut y) = (slots.tile(0, j), y.tile(0, j));
             let outputs = j * task..j * task + y.n_cols();
@@ -173,7 +204,10 @@ impl Experts {
             }
             for row in 0..n_rows {
                 let y = y.row(row);
-                y.fill(0.0);
+                match shared {
+                    Some(shared) => y.copy_from_slice(&shared[row * n_embd..][outputs.clone()]),
+                    None => y.fill(0.0),
+                }
                 let own = row * self.config.n_used..(row + 1) * self.config.n_used;
                 for (slot, weight) in routes.slots[own.clone()].iter().zip(&routes.weights[own]) {
                     let outputs = &*slots.row(*slot as usize);
@@ -314,6 +348,32 @@ impl Experts {
         for (weight, e) in weights.iter_mut().zip(chosen) {
             let own = self.scales.get(*e as usize).copied().unwrap_or(1.0);
             *weight = *weight / sum * scale * own;
+        }
+    }
+}
+
+impl SharedExpert {
+    /// The rows in `scratch.h` to `scratch.experts.dense`, both `[n_rows, n_embd]`.
+    fn forward(&self, pass: &mut Pass<'_, '_>) {
+        self.network.forward(pass);
+        let (n_rows, n_embd) = (pass.n_rows(), pass.config.n_embd);
+        let s = &mut *pass.scratch;
+        // The router's outputs come only later.
+        let gates = &mut s.experts.logits[..n_rows];
+        let h = Input::F32(&s.h.f32[..n_rows * n_embd]);
+        let level = pass.step.level;
+        matmul(
+            level,
+            &self.gate.view(),
+            0..1,
+            &h,
+            &mut TileMut::new(gates, 1),
+        );
+        let rows = s.y[..n_rows * n_embd].chunks_exact(n_embd);
+        let outputs = s.experts.dense.chunks_exact_mut(n_embd);
+        for ((y, out), gate) in rows.zip(outputs).zip(gates) {
+            let weight = 1.0 / (1.0 + libm::expf(-*gate));
+            out.iter_mut().zip(y).for_each(|(out, y)| *out = weight * y);
         }
     }
 }

@@ -15,23 +15,37 @@ pub struct GatedConfig {
     pub n_ff: usize,
     /// The gate's activation function.
     pub activation: Activation,
+    /// Whether it is an expert that all tokens share, which files call otherwise.
+    pub is_shared: bool,
 }
 
 impl GatedConfig {
     pub(crate) fn linears(&self, n_embd: usize) -> [LinearSpec; 3] {
         let linear = LinearSpec::new;
+        let [gate, up, down] = self.parts();
         [
-            linear("ffn_gate", self.n_ff, n_embd, 0),
-            linear("ffn_up", self.n_ff, n_embd, 0),
-            linear("ffn_down", n_embd, self.n_ff, 1),
+            linear(gate, self.n_ff, n_embd, 0),
+            linear(up, self.n_ff, n_embd, 0),
+            linear(down, n_embd, self.n_ff, 1),
         ]
     }
 
+    /// What files call the linears of a layer.
+    fn parts(&self) -> [&'static str; 3] {
+        match self.is_shared {
+            true => ["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"],
+            false => ["ffn_gate", "ffn_up", "ffn_down"],
+        }
+    }
+
     pub(crate) fn fused(&self) -> &'static [FusedSpec] {
-        &[FusedSpec {
-            tensor: "ffn_up",
-            parts: &["ffn_gate", "ffn_up"],
-        }]
+        match self.is_shared {
+            true => &[],
+            false => &[FusedSpec {
+                tensor: "ffn_up",
+                parts: &["ffn_gate", "ffn_up"],
+            }],
+        }
     }
 }
 
@@ -56,11 +70,12 @@ impl Gated {
         tensors: &mut Tensors<'_, '_>,
         i: usize,
     ) -> Result<Gated, ModelError> {
+        let [gate, up, down] = config.parts();
         Ok(Gated {
             config: config.clone(),
-            gate: tensors.linear_of_layer(i, "ffn_gate", "ffn_up")?,
-            up: tensors.linear_of_layer(i, "ffn_up", "ffn_up")?,
-            down: tensors.linear_of_layer(i, "ffn_down", "")?,
+            gate: tensors.linear_of_layer(i, gate, up)?,
+            up: tensors.linear_of_layer(i, up, up)?,
+            down: tensors.linear_of_layer(i, down, "")?,
         })
     }
 

@@ -15,7 +15,9 @@ mod short_conv;
 pub use attention::{Attention, AttentionConfig, Temperature};
 pub use delta_net::{DeltaNet, DeltaNetConfig};
 pub(crate) use experts::MAX_USED;
-pub use experts::{DenseAndExperts, DenseAndExpertsConfig, Experts, ExpertsConfig, Gating};
+pub use experts::{
+    DenseAndExperts, DenseAndExpertsConfig, Experts, ExpertsConfig, Gating, SharedExpert,
+};
 pub use gated::{Gated, GatedConfig};
 pub(crate) use layer::{Narrow, Pass, SpanRows, layer, layer_to_narrow};
 pub use mlp::{Mlp, MlpConfig};

@@ -126,6 +126,9 @@ impl ExpertWidths {
                 _ => None,
             };
             if let Some(experts) = experts {
+                if experts.shared.is_some() {
+                    widths.n_dense = config.n_embd;
+                }
                 widths.n_experts = widths.n_experts.max(experts.n_experts);
                 widths.n_used = widths.n_used.max(experts.n_used);
                 widths.n_ff = widths.n_ff.max(experts.n_ff);

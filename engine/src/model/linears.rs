@@ -147,7 +147,11 @@ impl Linears {
             match &layer.ffn {
                 FfnConfig::Gated(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
                 FfnConfig::Mlp(c) => table.add(i, &c.linears(config.n_embd), &[]),
-                FfnConfig::Experts(_) => {}
+                FfnConfig::Experts(c) => {
+                    if let Some(shared) = &c.shared {
+                        table.add(i, &shared.linears(config.n_embd), shared.fused());
+                    }
+                }
                 FfnConfig::DenseAndExperts(c) => {
                     table.add(i, &c.dense.linears(config.n_embd), c.dense.fused());
                 }

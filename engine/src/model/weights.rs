@@ -110,7 +110,7 @@ impl Layer {
         let ffn: ArrayVec<&Linear, 3> = match &self.ffn {
             Ffn::Gated(ffn) => ffn.linears().into(),
             Ffn::Mlp(ffn) => ffn.linears().into_iter().collect(),
-            Ffn::Experts(_) => ArrayVec::new(),
+            Ffn::Experts(experts) => experts.linears().collect(),
             Ffn::DenseAndExperts(both) => both.dense.linears().into(),
         };
         let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);

@@ -272,7 +272,12 @@ impl<'g, 'a> Keys<'g, 'a> {
         if n_dense > 0 {
             let n_ffs = n_ffs.ok_or_else(|| self.missing(name))?;
             all.extend(n_ffs.into_iter().take(n_dense).map(|n_ff| {
-                let gated = GatedConfig { n_ff, activation };
+                let is_shared = false;
+                let gated = GatedConfig {
+                    n_ff,
+                    activation,
+                    is_shared,
+                };
                 match (&experts, self.arch.is_gated) {
                     (_, false) => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
                     (Some(experts), true) if self.arch.experts == ExpertForm::BesideDense => {
@@ -325,6 +330,14 @@ impl<'g, 'a> Keys<'g, 'a> {
             normalizes: norm.unwrap_or(true),
             weight_scale: self.scale("expert_weights_scale")?,
             routes_residual: self.arch.experts == ExpertForm::BesideDense,
+            shared: match self.arch.shares_expert {
+                false => None,
+                true => Some(GatedConfig {
+                    n_ff: self.needed("expert_shared_feed_forward_length")?,
+                    activation: self.arch.activation,
+                    is_shared: true,
+                }),
+            },
         }))
     }
 

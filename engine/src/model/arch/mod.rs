@@ -29,7 +29,7 @@ use super::config::{Config, NormKind};
 use crate::ModelError;
 
 /// All architectures.
-const ALL: [&Architecture; 29] = [
+const ALL: [&Architecture; 30] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -58,6 +58,7 @@ const ALL: [&Architecture; 29] = [
     &lfm::LFM2MOE,
     &qwen::QWEN3MOE,
     &qwen::QWEN35,
+    &qwen::QWEN35MOE,
     &granite::GRANITEMOE,
 ];
 
@@ -99,6 +100,8 @@ pub struct Architecture {
     /// Whether layers without KV heads are short convolutions.
     has_short_convs: bool,
     experts: ExpertForm,
+    /// Whether there is an expert besides that all tokens use.
+    shares_expert: bool,
     /// Whether layers that are no full attention are delta nets, and how many layers bring one that is, where the
     /// file does not say.
     delta_nets: Option<usize>,
@@ -263,6 +266,7 @@ const COMMON: Architecture = Architecture {
     has_per_layer_inputs: false,
     has_short_convs: false,
     experts: ExpertForm::None,
+    shares_expert: false,
     delta_nets: None,
     gates_attention: false,
     ffn_norm: "ffn_norm",
