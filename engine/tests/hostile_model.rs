@@ -320,6 +320,47 @@ fn every_missing_misshapen_or_unknown_tensor_is_named() {
     assert_eq!(load(&bytes), unused);
 }
 
+/// Layers behind the others that predict further tokens: left out where the file says that they are such.
+#[test]
+fn layers_that_predict_further_tokens_are_left_out() {
+    let Some(path) = common::shared("peer/logits/qwen35-f16.gguf") else {
+        return;
+    };
+    let bytes = std::fs::read(path).unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let with = |n_predict: u32| {
+        let mut writer = Writer::new();
+        for (key, value) in gguf.metadata() {
+            let value = match key {
+                "qwen35.block_count" => Value::U32(8 + n_predict),
+                _ => *value,
+            };
+            writer.add(key, value).unwrap();
+        }
+        writer
+            .add("qwen35.nextn_predict_layers", Value::U32(n_predict))
+            .unwrap();
+        for t in gguf.tensors() {
+            writer.add_tensor(t.name, t.shape(), t.dtype).unwrap();
+        }
+        writer
+            .add_tensor("blk.8.nextn.eh_proj.weight", &[1, 1], DType::F32)
+            .unwrap();
+        let mut data: Vec<_> = gguf.tensors().iter().map(|t| t.data).collect();
+        data.push(&[0; 4]);
+        Model::from_bytes(writer.to_vec(&data).unwrap())
+    };
+    assert_eq!(with(1).unwrap().layers().len(), 8);
+    assert!(
+        with(0)
+            .unwrap_err()
+            .to_string()
+            .contains("blk.8.nextn.eh_proj")
+    );
+    let message = with(u32::MAX - 8).unwrap_err().to_string();
+    assert!(message.contains("block_count"), "{message}");
+}
+
 /// The same for the other architectures, their keys as their files have them and those that they
 /// could have.
 #[test]

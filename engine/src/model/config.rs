@@ -41,6 +41,8 @@ pub struct Config {
     pub ropes: Vec<RopeConfig>,
     /// The layers, first to last.
     pub layers: Vec<LayerConfig>,
+    /// Layers that the file has behind these for predicting further tokens, and that are left out.
+    pub n_predict_layers: usize,
     /// What each layer gets for a token besides the layers before it.
     pub per_layer: Option<PerLayerConfig>,
     /// Multiplies the token embeddings.

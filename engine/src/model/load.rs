@@ -386,8 +386,17 @@ impl<'a> Tensors<'_, 'a> {
     }
 
     fn refuse_unused(&self) -> Result<(), ModelError> {
+        let n_layer = self.config.layers.len();
+        let left_out = n_layer..n_layer + self.config.n_predict_layers;
+        let is_left_out = |name: &str| {
+            let layer = name
+                .strip_prefix("blk.")
+                .and_then(|rest| rest.split('.').next());
+            let layer = layer.and_then(|layer| layer.parse().ok());
+            layer.is_some_and(|layer| left_out.contains(&layer))
+        };
         let mut tensors = self.gguf.tensors().iter();
-        match tensors.find(|t| !self.used.contains(t.name)) {
+        match tensors.find(|t| !self.used.contains(t.name) && !is_left_out(t.name)) {
             Some(t) => Err(ModelError::UnusedTensor {
                 name: t.name.to_string(),
             }),

@@ -143,7 +143,8 @@ impl<'g, 'a> Keys<'g, 'a> {
         self.refuse_unsupported()?;
         let arch = self.arch;
         let n_embd = self.needed("embedding_length")?;
-        let n_layer = self.n_layer()?;
+        let n_predict_layers = self.n_predict_layers()?;
+        let n_layer = self.needed("block_count")? - n_predict_layers;
         if n_layer > MAX_LAYERS {
             return Err(self.wrong("block_count", "more than 1024 layers are not supported"));
         }
@@ -180,6 +181,7 @@ impl<'g, 'a> Keys<'g, 'a> {
                 .ok_or_else(|| self.missing(eps_key))?,
             layers: layers.collect(),
             ropes,
+            n_predict_layers,
             per_layer: self.per_layer(n_layer)?,
             embedding_scale: match arch.embedding_scale {
                 EmbeddingScale::RootOfWidth => libm::sqrtf(n_embd as f32),
@@ -207,14 +209,14 @@ impl<'g, 'a> Keys<'g, 'a> {
         })
     }
 
-    /// Layers, without those behind them that predict further tokens.
-    fn n_layer(&self) -> Result<usize, ModelError> {
-        let n_layer = self.needed("block_count")?;
+    /// Layers behind the others that predict further tokens, fewer than there are in all.
+    fn n_predict_layers(&self) -> Result<usize, ModelError> {
         let name = "nextn_predict_layers";
-        match self.gguf.get_u64(&self.key(name))?.map(usize::try_from) {
-            None | Some(Ok(0)) => Ok(n_layer),
-            Some(Ok(n)) if self.arch.delta_nets.is_some() && n < n_layer => Ok(n_layer - n),
-            Some(_) => Err(self.wrong(name, "such layers are not supported here")),
+        let n = self.gguf.get_u64(&self.key(name))?.unwrap_or(0);
+        match usize::try_from(n) {
+            Ok(0) => Ok(0),
+            Ok(n) if self.arch.delta_nets.is_some() && n < self.needed("block_count")? => Ok(n),
+            _ => Err(self.wrong(name, "such layers are not supported here")),
         }
     }
 
