@@ -213,31 +213,7 @@ fn bake(lora: &Lora, weight: f32, w: &mut [f32], n_in: usize) {
 fn a_composition_computes_what_the_changed_weights_do() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/pocket-q8_0.gguf");
     let mut models = vec![std::fs::read(path).unwrap()];
-    for name in [
-        "llama",
-        "qwen2",
-        "qwen3",
-        "stablelm",
-        "gemma3",
-        "phi3",
-        "gemma2",
-        "gemma4",
-        "lfm2",
-        "qwen35",
-        "qwen35moe",
-        "cohere2",
-        "phi2",
-        "gptneox",
-        "qwen3moe",
-        "granite",
-        "exaone4",
-        "smollm3",
-        "glm4",
-        "olmo2",
-        "arcee",
-        "nemotron",
-        "starcoder2",
-    ] {
+    for name in common::peers::PEERS {
         if let Some(path) = shared(&format!("peer/logits/{name}-f16.gguf")) {
             models.push(std::fs::read(path).unwrap());
         }
@@ -252,6 +228,7 @@ fn a_composition_computes_what_the_changed_weights_do() {
                 .is_some_and(|t| t.shape().len() == 2);
             let others = [
                 "token_embd",
+                "position_embd",
                 "conv.conv",
                 "ssm_conv1d",
                 "ffn_gate_inp",

@@ -172,26 +172,31 @@ fn guessed_tokens_change_no_text_whatever_layers_remember() {
         let prompt: Vec<u32> = (0..60).map(|i| 300 + i % 7).collect();
         let mut n_failed = 0;
         for temperature in [0.0, 0.5, 1.5] {
-            let answer = |max_draft: usize| {
-                let mut session = model.session().threads(2).n_ctx(200).build().unwrap();
+            let answer = |max_draft: usize, n_ctx: usize| {
+                let mut session = model.session().threads(2).n_ctx(n_ctx).build().unwrap();
                 let mut sampling = greedy(100).seed(5).max_draft(max_draft);
                 sampling.temperature = temperature;
                 let mut generation = session.generate(&prompt[..], &sampling).unwrap();
                 let text: Result<String, _> = generation.by_ref().collect();
                 let counts = generation.draft_counts();
                 let ids = generation.tokens().to_vec();
+                let reason = generation.stop_reason();
                 drop(generation);
                 // What is left of it goes on alike.
-                let known = [&prompt[..], &ids[..]].concat();
+                let mut known = [&prompt[..], &ids[..]].concat();
+                known.truncate(n_ctx);
                 let rest = session.keep_prefix(&known);
                 let next = session.eval(rest).unwrap().to_vec();
-                ((text.unwrap(), ids, next), counts)
+                ((text.unwrap(), ids, reason, next), counts)
             };
-            let (plain, _) = answer(0);
-            for max_draft in [1, 5, MAX_DRAFT] {
-                let (drafted, counts) = answer(max_draft);
-                assert!(drafted == plain, "{name} {temperature} {max_draft}");
-                n_failed += counts.drafted - counts.accepted;
+            // With room for all, and with a context that gets full.
+            for n_ctx in [200, 90] {
+                let (plain, _) = answer(0, n_ctx);
+                for max_draft in [1, 5, MAX_DRAFT] {
+                    let (drafted, counts) = answer(max_draft, n_ctx);
+                    assert!(drafted == plain, "{name} {temperature} {max_draft}");
+                    n_failed += counts.drafted - counts.accepted;
+                }
             }
         }
         println!("{name}: {n_failed} guesses failed");

@@ -5,43 +5,10 @@ mod common;
 
 use std::fs::File;
 
+use common::peers::PEERS;
 use common::{divergence, eval_all, read_npy, relative_error, shared, tokens};
 use tandem_engine::{DType, Model, Session, SessionOptions, SharedPool, ThreadPool, argmax};
 
-const MODELS: [&str; 32] = [
-    "llama",
-    "llama3rope",
-    "qwen2",
-    "qwen3",
-    "stablelm",
-    "gemma3",
-    "phi3",
-    "mistral3",
-    "smollm3",
-    "ernie4_5",
-    "granite",
-    "qwen3vl",
-    "gemma2",
-    "gemma4",
-    "gemma4moe",
-    "lfm2",
-    "qwen35",
-    "qwen35moe",
-    "cohere2",
-    "phi2",
-    "gptneox",
-    "gpt2",
-    "lfm2moe",
-    "qwen3moe",
-    "granitemoe",
-    "exaone4",
-    "hunyuan-dense",
-    "glm4",
-    "olmo2",
-    "arcee",
-    "nemotron",
-    "starcoder2",
-];
 const N_VOCAB: usize = 512;
 
 #[test]
@@ -49,7 +16,7 @@ fn every_architecture_agrees_with_transformers() {
     if shared("peer/logits").is_none() {
         return;
     }
-    for name in MODELS {
+    for name in PEERS {
         let path = shared(&format!("peer/logits/{name}-f16.gguf")).unwrap();
         let expected = read_npy(&shared(&format!("peer/logits/{name}.hf-logits.npy")).unwrap());
         let logits = eval_all(&path, &tokens(name), |o| {
@@ -121,7 +88,7 @@ fn steps_agree_with_a_batch_for_every_architecture_and_cache() {
         return;
     }
     let pool = SharedPool::from(ThreadPool::new(2));
-    for name in MODELS {
+    for name in PEERS {
         let model = Model::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
         let tokens = tokens(name);
         let mut float_cache = Vec::new();

@@ -1,6 +1,8 @@
 //! The commands on real models and vocabularies, against what others computed.
 
 mod common;
+#[path = "../../engine/tests/common/peers.rs"]
+mod peers;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -178,40 +180,7 @@ fn exact_logits_are_those_of_transformers() {
     let Some(folder) = shared("peer/logits") else {
         return;
     };
-    for name in [
-        "llama",
-        "llama3rope",
-        "qwen2",
-        "qwen3",
-        "stablelm",
-        "gemma3",
-        "phi3",
-        "mistral3",
-        "smollm3",
-        "ernie4_5",
-        "granite",
-        "qwen3vl",
-        "gemma2",
-        "gemma4",
-        "gemma4moe",
-        "lfm2",
-        "qwen35",
-        "qwen35moe",
-        "cohere2",
-        "phi2",
-        "gptneox",
-        "gpt2",
-        "lfm2moe",
-        "qwen3moe",
-        "granitemoe",
-        "exaone4",
-        "hunyuan-dense",
-        "glm4",
-        "olmo2",
-        "arcee",
-        "nemotron",
-        "starcoder2",
-    ] {
+    for name in peers::PEERS {
         let logits = exact_logits(
             &folder.join(format!("{name}-f16.gguf")),
             &folder.join(format!("{name}.tokens.json")),

@@ -84,16 +84,14 @@ impl Drafts {
         }
     }
 
-    /// The prompt and what was generated, where tokens are guessed.
+    /// The prompt and what was generated.
     pub(super) fn text(&self) -> &[u32] {
         &self.text
     }
 
     /// Notes the next token of the text.
     pub(super) fn push(&mut self, token: u32) {
-        if self.max_draft > 0 {
-            self.text.push(token);
-        }
+        self.text.push(token);
     }
 
     /// Guesses at most `room` tokens after the text into `draft`: none where it would not pay.

@@ -66,8 +66,6 @@ pub struct Generation<'s> {
     decoder: StreamDecoder,
     stop_strings: StopStrings,
     n_prompt: usize,
-    /// What of the prompt is left to evaluate.
-    rest: Vec<u32>,
     tokens: Vec<u32>,
     drafts: Drafts,
     pass: Pass,
@@ -211,14 +209,13 @@ impl<'s> Generation<'s> {
     ) -> Generation<'s> {
         let mut sampler = Sampler::new(sampling.clone(), session.model().config().n_vocab);
         sampler.accept_all(prompt);
-        let rest = session.keep_prefix(prompt).to_vec();
+        session.keep_prefix(prompt);
         Generation {
             session,
             sampler,
             decoder,
             stop_strings: StopStrings::new(&sampling.stop),
             n_prompt: prompt.len(),
-            rest,
             tokens: Vec::new(),
             drafts: Drafts::new(prompt, sampling.max_draft),
             pass: Pass::default(),
@@ -243,14 +240,15 @@ impl<'s> Generation<'s> {
     /// Those of [`Session::eval`].
     pub fn prefill(&mut self) -> Result<usize, Error> {
         let n_batch = self.session.n_batch();
-        if self.stop_reason.is_none() && self.rest.len() > n_batch {
-            match self.session.feed(&self.rest[..n_batch]) {
-                Ok(()) => drop(self.rest.drain(..n_batch)),
+        if self.stop_reason.is_none() && self.n_left() > n_batch {
+            let n_done = self.session.tokens().len();
+            match self.session.feed(&self.drafts.text()[n_done..][..n_batch]) {
+                Ok(()) => {}
                 Err(SessionError::Interrupted) => self.cancel(),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(self.rest.len())
+        Ok(self.n_left())
     }
 
     /// Tokens of the prompt.
@@ -260,7 +258,8 @@ impl<'s> Generation<'s> {
 
     /// Tokens of the prompt that are still to be evaluated.
     pub fn n_left(&self) -> usize {
-        self.rest.len()
+        let n_done = self.session.tokens().len();
+        self.n_prompt.saturating_sub(n_done)
     }
 
     /// The tokens generated so far, one that ends the text included.
@@ -313,7 +312,7 @@ impl<'s> Generation<'s> {
     /// Those of [`Session::eval`].
     pub fn next_token(&mut self) -> Result<Option<u32>, Error> {
         let n_batch = self.session.n_batch();
-        while self.rest.len() > n_batch && self.stop_reason.is_none() {
+        while self.tokens.is_empty() && self.n_left() > n_batch && self.stop_reason.is_none() {
             self.prefill()?;
         }
         if self.stop_reason.is_some() {
@@ -356,27 +355,26 @@ impl<'s> Generation<'s> {
     /// Evaluates the last token, or what is left of the prompt, with guesses beside it where that pays, and
     /// picks the next one. Where there is none it notes why.
     fn evaluate_next(&mut self) -> Result<u32, SessionError> {
-        let Some(last) = self.tokens.last().copied() else {
-            let logits = self.session.eval(&self.rest)?;
-            self.rest.clear();
-            if self.max_tokens == 0 {
-                self.stop_reason = Some(StopReason::MaxTokens);
-                return Ok(0);
-            }
-            return Ok(self.sampler.pick(logits));
-        };
-        let n_done = self.session.tokens().len();
-        if n_done + 1 < self.n_prompt + self.tokens.len() {
-            let logits = self.session.eval(&self.drafts.text()[n_done..])?;
-            return Ok(self.sampler.pick(logits));
-        }
-        let n_left = self.session.n_ctx() - self.session.tokens().len();
-        if n_left == 0 {
+        let (text, n_done) = (self.drafts.text(), self.session.tokens().len());
+        if text.len() > self.session.n_ctx() {
             self.stop_reason = Some(StopReason::ContextFull);
             return Ok(0);
         }
+        let last = match &text[n_done..] {
+            [last] if !self.tokens.is_empty() => *last,
+            // The prompt's end, or what a delta net had to forget with guesses that failed.
+            several => {
+                let logits = self.session.eval(several)?;
+                if self.max_tokens == 0 {
+                    self.stop_reason = Some(StopReason::MaxTokens);
+                    return Ok(0);
+                }
+                return Ok(self.sampler.pick(logits));
+            }
+        };
         // The token after the last guess is picked, too.
-        let most = (self.max_tokens - self.tokens.len()).min(n_left);
+        let n_free = self.session.n_ctx() - n_done;
+        let most = (self.max_tokens - self.tokens.len()).min(n_free);
         let room = most.min(self.session.n_batch()) - 1;
         let n_vocab = self.session.model().config().n_vocab;
         self.drafts.guess(room, &mut self.pass.draft);

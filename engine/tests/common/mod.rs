@@ -1,5 +1,7 @@
 //! Shared by the tests: where the peers' files lie, how to read them, how to compare.
 
+pub(crate) mod peers;
+
 use std::path::{Path, PathBuf};
 
 use npyz::NpyFile;

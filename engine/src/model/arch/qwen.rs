@@ -44,6 +44,10 @@ pub(super) const QWEN35: Architecture = Architecture {
         ModuleName::new("mlp.gate_proj", "ffn_gate"),
         ModuleName::new("mlp.up_proj", "ffn_up"),
         ModuleName::new("mlp.down_proj", "ffn_down"),
+        // With experts, those of the one that all tokens use.
+        ModuleName::new("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+        ModuleName::new("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+        ModuleName::new("mlp.shared_expert.down_proj", "ffn_down_shexp"),
     ],
     ..QWEN3
 };
@@ -52,19 +56,5 @@ pub(super) const QWEN35MOE: Architecture = Architecture {
     name: "qwen35moe",
     experts: ExpertForm::Alone,
     shares_expert: true,
-    modules: &[
-        ModuleName::new("self_attn.q_proj", "attn_q"),
-        ModuleName::new("self_attn.k_proj", "attn_k"),
-        ModuleName::new("self_attn.v_proj", "attn_v"),
-        ModuleName::new("self_attn.o_proj", "attn_output"),
-        ModuleName::new("linear_attn.in_proj_qkv", "attn_qkv"),
-        ModuleName::new("linear_attn.in_proj_z", "attn_gate"),
-        ModuleName::new("linear_attn.in_proj_b", "ssm_beta"),
-        ModuleName::new("linear_attn.in_proj_a", "ssm_alpha"),
-        ModuleName::new("linear_attn.out_proj", "ssm_out"),
-        ModuleName::new("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
-        ModuleName::new("mlp.shared_expert.up_proj", "ffn_up_shexp"),
-        ModuleName::new("mlp.shared_expert.down_proj", "ffn_down_shexp"),
-    ],
     ..QWEN35
 };

@@ -1,0 +1,120 @@
+//! Each layer's feed-forward network.
+
+use alloc::vec::Vec;
+
+use super::{Keys, MAX_DIMENSION};
+use crate::ModelError;
+use crate::blocks::{
+    DenseAndExpertsConfig, ExpertsConfig, GatedConfig, Gating, MAX_USED, MlpConfig, PerLayerConfig,
+};
+use crate::model::arch::ExpertForm;
+use crate::model::config::FfnConfig;
+
+/// The most experts; models have up to 512.
+const MAX_EXPERTS: usize = 1024;
+
+impl Keys<'_, '_> {
+    /// Each layer's feed-forward network.
+    pub(super) fn ffns(&self, n_layer: usize) -> Result<Vec<FfnConfig>, ModelError> {
+        let name = "feed_forward_length";
+        let (experts, activation) = (self.experts()?, self.arch.activation);
+        let n_ffs = self.counts(name, n_layer)?;
+        // Dense networks come first, or stand beside the experts.
+        let n_dense = match (&experts, &self.arch.experts) {
+            (None, _) | (_, ExpertForm::BesideDense) => n_layer,
+            (Some(_), _) => {
+                let n = self.gguf.get_u64(&self.key("leading_dense_block_count"))?;
+                usize::try_from(n.unwrap_or(0))
+                    .unwrap_or(usize::MAX)
+                    .min(n_layer)
+            }
+        };
+        let mut all = Vec::new();
+        if n_dense > 0 {
+            let n_ffs = n_ffs.ok_or_else(|| self.missing(name))?;
+            all.extend(n_ffs.into_iter().take(n_dense).map(|n_ff| {
+                let gated = GatedConfig {
+                    n_ff,
+                    activation,
+                    is_shared: false,
+                };
+                match (&experts, self.arch.is_gated) {
+                    (_, false) => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
+                    (Some(experts), true) if self.arch.experts == ExpertForm::BesideDense => {
+                        FfnConfig::DenseAndExperts(DenseAndExpertsConfig {
+                            dense: gated,
+                            experts: experts.clone(),
+                        })
+                    }
+                    (_, true) => FfnConfig::Gated(gated),
+                }
+            }));
+        }
+        if let Some(experts) = experts {
+            all.resize(n_layer, FfnConfig::Experts(experts));
+        }
+        Ok(all)
+    }
+
+    /// The experts of the layers that have such.
+    fn experts(&self) -> Result<Option<ExpertsConfig>, ModelError> {
+        let (name, used_name) = ("expert_count", "expert_used_count");
+        if self.gguf.get_u64(&self.key(name))?.unwrap_or(0) == 0 {
+            return Ok(None);
+        }
+        let (n_experts, n_used) = (self.needed(name)?, self.needed(used_name)?);
+        if n_experts > MAX_EXPERTS {
+            return Err(self.wrong(name, "more than 1024 are not supported"));
+        }
+        if n_used > n_experts.min(MAX_USED) {
+            return Err(self.wrong(used_name, "it is more than there are, or than 64"));
+        }
+        let n_ff = match self.count("expert_feed_forward_length")? {
+            Some(n) => n,
+            None => self.needed("feed_forward_length")?,
+        };
+        let gating = match self.gguf.get_u64(&self.key("expert_gating_func"))? {
+            None | Some(0 | 1) => Gating::Softmax,
+            Some(2) => Gating::Sigmoid,
+            Some(_) => {
+                return Err(self.wrong("expert_gating_func", "this function is not supported"));
+            }
+        };
+        let norm = self.gguf.get_bool(&self.key("expert_weights_norm"))?;
+        Ok(Some(ExpertsConfig {
+            n_experts,
+            n_used,
+            n_ff,
+            activation: self.arch.activation,
+            gating,
+            normalizes: norm.unwrap_or(true),
+            weight_scale: self.scale("expert_weights_scale")?,
+            routes_residual: self.arch.experts == ExpertForm::BesideDense,
+            shared: match self.arch.shares_expert {
+                false => None,
+                true => Some(GatedConfig {
+                    n_ff: self.needed("expert_shared_feed_forward_length")?,
+                    activation: self.arch.activation,
+                    is_shared: true,
+                }),
+            },
+        }))
+    }
+
+    /// The inputs that layers have of their own.
+    pub(super) fn per_layer(&self, n_layer: usize) -> Result<Option<PerLayerConfig>, ModelError> {
+        let name = "embedding_length_per_layer_input";
+        if !self.arch.has_per_layer_inputs || self.gguf.get_u64(&self.key(name))?.unwrap_or(0) == 0
+        {
+            return Ok(None);
+        }
+        let n_input = self.needed(name)?;
+        if n_input.saturating_mul(n_layer) > MAX_DIMENSION {
+            return Err(self.wrong(name, "the number is far too large"));
+        }
+        Ok(Some(PerLayerConfig {
+            n_input,
+            activation: self.arch.activation,
+        }))
+    }
+}
