@@ -10,6 +10,7 @@ use std::path::Path;
 
 use common::{fixture, run, shared, tandem};
 use serde_json::{Value, json};
+use tandem_engine::Model;
 
 fn tokenize(model: &Path, text: &[u8], flags: &[&str]) -> Value {
     let mut args = vec![
@@ -342,6 +343,22 @@ fn perplexity_knows_the_text_a_model_was_trained_on() {
     assert!((measure(&float, &text) / on_text - 1.0).abs() < 0.01);
     fs::write(&text, "too short").unwrap();
     tandem!("perplexity", "--model", q8, "--text", text).fails(1, "fewer than one chunk");
+}
+
+#[test]
+fn synthetic_models_may_have_fewer_layers() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.gguf");
+    let synth = |layers: &str| {
+        let shape = ["--shape", "smollm2-135m", "--type", "Q4_0", "--layers"];
+        tandem!(
+            "synth", shape[0], shape[1], shape[2], shape[3], shape[4], layers, model
+        )
+    };
+    synth("2").ok();
+    assert_eq!(Model::open(&model).unwrap().layers().len(), 2);
+    synth("31").fails(1, "at most the model's 30");
+    synth("0").fails(2, "--layers");
 }
 
 #[test]

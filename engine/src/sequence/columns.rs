@@ -6,7 +6,6 @@ use core::ops::RangeInclusive;
 use tandem_kernels::SharedMatrix;
 
 use crate::SessionError;
-use crate::blocks::ShortConvConfig;
 use crate::buffer::zeroed;
 
 /// So many tokens can be taken back at least: guesses that did not come.
@@ -33,17 +32,13 @@ impl Columns {
 
     /// Places for what an output depends on, and for a batch besides: one that fails leaves the columns before
     /// it as they were.
-    fn places(config: &ShortConvConfig, n_batch: usize) -> usize {
-        config.n_taps.saturating_add(n_batch.max(BACK))
+    fn places(n_taps: usize, n_batch: usize) -> usize {
+        n_taps.saturating_add(n_batch.max(BACK))
     }
 
     /// Bytes of a layer's columns; `None` where that overflows.
-    pub(crate) fn n_bytes(
-        config: &ShortConvConfig,
-        n_channels: usize,
-        n_batch: usize,
-    ) -> Option<usize> {
-        let n = Columns::places(config, n_batch).checked_mul(n_channels)?;
+    pub(crate) fn n_bytes(n_taps: usize, n_channels: usize, n_batch: usize) -> Option<usize> {
+        let n = Columns::places(n_taps, n_batch).checked_mul(n_channels)?;
         n.checked_mul(size_of::<f32>())
     }
 
@@ -53,14 +48,14 @@ impl Columns {
     ///
     /// Too little memory.
     pub(crate) fn new(
-        config: &ShortConvConfig,
+        n_taps: usize,
         n_channels: usize,
         n_batch: usize,
     ) -> Result<Columns, SessionError> {
-        let n_places = Columns::places(config, n_batch);
+        let n_places = Columns::places(n_taps, n_batch);
         Ok(Columns {
             n_channels,
-            n_taps: config.n_taps,
+            n_taps,
             n_places,
             n_seen: 0,
             data: zeroed(n_places.saturating_mul(n_channels))?,

@@ -5,7 +5,7 @@ use core::ops::RangeInclusive;
 
 use super::columns::Columns;
 use crate::SessionError;
-use crate::blocks::{DeltaNetConfig, ShortConvConfig};
+use crate::blocks::DeltaNetConfig;
 use crate::buffer::zeroed;
 
 /// The state of one layer. Tokens cannot be taken out of it, so a copy from before the last pass of several
@@ -22,12 +22,6 @@ pub(crate) struct Delta {
     n_kept: usize,
 }
 
-fn conv(config: &DeltaNetConfig) -> ShortConvConfig {
-    ShortConvConfig {
-        n_taps: config.n_taps,
-    }
-}
-
 fn n_floats(config: &DeltaNetConfig) -> Option<usize> {
     config.n_v().checked_mul(config.head_dim)
 }
@@ -36,11 +30,8 @@ impl Delta {
     /// Bytes of a layer's state; `None` where that overflows.
     pub(crate) fn n_bytes(config: &DeltaNetConfig, n_batch: usize) -> Option<usize> {
         let matrices = n_floats(config)?.checked_mul(2 * size_of::<f32>())?;
-        matrices.checked_add(Columns::n_bytes(
-            &conv(config),
-            config.n_channels(),
-            n_batch,
-        )?)
+        let columns = Columns::n_bytes(config.n_taps, config.n_channels(), n_batch)?;
+        matrices.checked_add(columns)
     }
 
     /// Of no tokens.
@@ -51,7 +42,7 @@ impl Delta {
     pub(crate) fn new(config: &DeltaNetConfig, n_batch: usize) -> Result<Delta, SessionError> {
         let n = n_floats(config).unwrap_or(usize::MAX);
         Ok(Delta {
-            columns: Columns::new(&conv(config), config.n_channels(), n_batch)?,
+            columns: Columns::new(config.n_taps, config.n_channels(), n_batch)?,
             matrices: zeroed(n)?,
             n_tokens: 0,
             kept: zeroed(n)?,

@@ -113,7 +113,7 @@ impl Sequence {
             }
             MixerConfig::Attention(_) => Ok(MixerState::None),
             MixerConfig::ShortConv(conv) => {
-                Columns::new(conv, config.n_embd, size.n_batch).map(MixerState::Columns)
+                Columns::new(conv.n_taps, config.n_embd, size.n_batch).map(MixerState::Columns)
             }
             MixerConfig::DeltaNet(net) => Delta::new(net, size.n_batch).map(MixerState::Delta),
         });
@@ -140,7 +140,7 @@ impl Sequence {
                 }
                 MixerConfig::Attention(_) => 0,
                 MixerConfig::ShortConv(conv) => {
-                    Columns::n_bytes(conv, config.n_embd, size.n_batch)?
+                    Columns::n_bytes(conv.n_taps, config.n_embd, size.n_batch)?
                 }
                 MixerConfig::DeltaNet(net) => Delta::n_bytes(net, size.n_batch)?,
             };
