@@ -406,6 +406,23 @@ pub(crate) struct SamplerArgs {
     pub stop: Vec<String>,
 }
 
+/// A number of bytes: 4096, 512K, 8M, 1G.
+#[cfg(feature = "serve")]
+pub(crate) fn size(text: &str) -> std::result::Result<usize, String> {
+    let unit = match text.bytes().last() {
+        Some(b'K' | b'k') => 1 << 10,
+        Some(b'M' | b'm') => 1 << 20,
+        Some(b'G' | b'g') => 1 << 30,
+        _ => 1,
+    };
+    let digits = &text[..text.len() - usize::from(unit > 1)];
+    let n = digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|n| n.checked_mul(unit));
+    n.ok_or_else(|| "a number of bytes is wanted, as 512M".to_string())
+}
+
 /// A number of tokens.
 #[derive(Clone, Copy, Debug)]
 struct Tokens(usize);

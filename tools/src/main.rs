@@ -31,6 +31,8 @@ mod progress;
 mod quantize;
 mod recipe;
 mod run;
+#[cfg(feature = "serve")]
+mod serve;
 mod synth;
 mod tokenize;
 #[cfg(feature = "train")]
@@ -55,6 +57,8 @@ enum Command {
     Demo(demo::Args),
     Run(run::Args),
     Chat(chat::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     Logits(logits::Args),
     Tokenize(tokenize::TokenizeArgs),
     Detokenize(tokenize::DetokenizeArgs),
@@ -81,6 +85,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(&args),
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::serve(&args),
         Command::Logits(args) => logits::logits(&args),
         Command::Tokenize(args) => tokenize::tokenize(&args),
         Command::Detokenize(args) => tokenize::detokenize(&args),

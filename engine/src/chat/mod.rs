@@ -11,7 +11,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 #[cfg(feature = "chat")]
-pub use prompt::Chat;
+pub use prompt::{Chat, Conversation};
 pub use prompt::{PromptError, encode_raw, fill};
 #[cfg(feature = "chat")]
 pub use template::{ChatTemplate, ChatTemplateError, MAX_SOURCE_BYTES, TemplateArgs};

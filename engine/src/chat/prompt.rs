@@ -13,7 +13,9 @@ use tandem_formats::bundle::INPUT_MARK;
 #[cfg(feature = "chat")]
 use super::Message;
 #[cfg(feature = "chat")]
-use super::template::{ChatTemplate, ChatTemplateError, TemplateArgs};
+use super::jinja::{Value, value_of_json};
+#[cfg(feature = "chat")]
+use super::template::{ChatTemplate, ChatTemplateError, TemplateArgs, map_texts};
 #[cfg(feature = "chat")]
 use crate::tokenizer::ControlTokens;
 use crate::tokenizer::{EncodeOptions, Part, TokenKind, Tokenizer, TokenizerError, Vocab};
@@ -142,42 +144,144 @@ impl Chat {
         messages: &[Message<'_>],
         args: &TemplateArgs,
     ) -> Result<Vec<u32>, PromptError> {
-        let vocab = tokenizer.vocab();
-        let hidden = Hidden::new(vocab, messages.iter().map(|m| m.content))?;
+        let mut hidden = Hidden::new(tokenizer.vocab())?;
+        let contents: Vec<_> = messages.iter().map(|m| hidden.hide(m.content)).collect();
+        let messages = messages.iter().zip(&contents);
         let messages: Vec<_> = messages
-            .iter()
-            .zip(&hidden.contents)
             .map(|(m, content)| Message {
                 role: m.role,
                 content,
             })
             .collect();
         let text = self.template.render(&messages, &self.special.with(args))?;
+        self.ids(tokenizer, &hidden, &text)
+    }
+
+    /// The ids of a conversation with more than roles and contents. All texts in it and in its arguments are
+    /// plain text: control tokens are those of the template only.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode), and messages that are no JSON array of objects.
+    pub fn encode_conversation(
+        &self,
+        tokenizer: &Tokenizer,
+        conversation: &Conversation<'_>,
+    ) -> Result<Vec<u32>, PromptError> {
+        let mut hidden = Hidden::new(tokenizer.vocab())?;
+        let text = self.write(conversation, &mut |text| hidden.hide(text))?;
+        self.ids(tokenizer, &hidden, &text)
+    }
+
+    /// The text that the template makes of a conversation.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_conversation`](Self::encode_conversation).
+    pub fn render_conversation(
+        &self,
+        conversation: &Conversation<'_>,
+    ) -> Result<String, PromptError> {
+        self.write(conversation, &mut |text| text.into())
+    }
+
+    /// What the template makes of a conversation with `f` of all its texts.
+    fn write(
+        &self,
+        conversation: &Conversation<'_>,
+        f: &mut dyn FnMut(&str) -> String,
+    ) -> Result<String, PromptError> {
+        let Conversation {
+            messages: json,
+            args,
+            continue_last,
+        } = *conversation;
+        let wrong = |message: String| ChatTemplateError::Argument {
+            name: "messages".into(),
+            message,
+        };
+        let messages = value_of_json(json).map_err(wrong)?;
+        let messages = map_texts(&messages, f)?;
+        let last =
+            last_content(&messages).ok_or_else(|| wrong("an array of objects is wanted".into()))?;
+        let mut args = args.map_texts(f)?;
+        if continue_last {
+            args.set_json("add_generation_prompt", "false")?;
+        }
+        let n_bytes = json.len() + args.n_bytes();
+        let args = self.special.with(&args);
+        let mut text = self.template.render_values(messages, &args, n_bytes)?;
+        if continue_last {
+            // Templates may trim what is said.
+            let last = last.trim();
+            let at = text.rfind(last).filter(|_| !last.is_empty());
+            text.truncate(at.ok_or(PromptError::Torn)? + last.len());
+        }
+        Ok(text)
+    }
+
+    /// The ids of what the template wrote.
+    fn ids(
+        &self,
+        tokenizer: &Tokenizer,
+        hidden: &Hidden,
+        text: &str,
+    ) -> Result<Vec<u32>, PromptError> {
+        let vocab = tokenizer.vocab();
         let mut ids = Vec::new();
         // The template writes the BOS itself as a rule; where it does not, the file's flag decides.
         if vocab.add_bos() && (self.bos.is_empty() || !text.starts_with(&self.bos)) {
             ids.extend(vocab.bos());
         }
-        hidden.encode(tokenizer, &text, &mut ids)?;
+        hidden.encode(tokenizer, text, &mut ids)?;
         Ok(ids)
+    }
+}
+
+/// A conversation whose messages have more than a role and a content, as clients of a server send them.
+#[cfg(feature = "chat")]
+#[derive(Clone, Copy, Debug)]
+pub struct Conversation<'a> {
+    /// The messages: a JSON array of objects, with whatever the template reads of them (`role`, `content`,
+    /// `tool_calls`, ...).
+    pub messages: &'a str,
+    /// What the template is given besides: `tools`, `enable_thinking`, ...
+    pub args: &'a TemplateArgs,
+    /// Go on with the last message, instead of answering it.
+    pub continue_last: bool,
+}
+
+/// The text of the last message, empty where it has none; `None` where messages are no list of
+/// dictionaries, or there is none.
+#[cfg(feature = "chat")]
+fn last_content(messages: &Value) -> Option<String> {
+    let Value::List(items) = messages else {
+        return None;
+    };
+    let is_dict = |item: &Value| matches!(item, Value::Dict(_));
+    match items.last() {
+        Some(Value::Dict(last)) if items.iter().all(is_dict) => {
+            let mut entries = last.entries().iter();
+            let content = entries.find(|entry| entry.key.as_str() == Some("content"));
+            let text = content.and_then(|entry| entry.value.as_str());
+            Some(text.unwrap_or_default().into())
+        }
+        _ => None,
     }
 }
 
 /// What stands for a hidden text: a private-use character before and after its number.
 const MARK: char = '\u{f8ff}';
 
-/// Messages in which the texts of control tokens are replaced by marks, so that what a user says
-/// cannot end his turn or begin another's: the template is read with control tokens, they are not.
-struct Hidden<'a> {
-    contents: Vec<String>,
-    texts: Vec<&'a str>,
+/// Texts of control tokens that were replaced by marks, so that what a user says cannot end his turn or
+/// begin another's: the template is read with control tokens, they are not.
+struct Hidden {
+    hide: Hide,
+    texts: Vec<String>,
 }
 
-impl<'a> Hidden<'a> {
-    fn new(
-        vocab: &Vocab,
-        contents: impl Iterator<Item = &'a str>,
-    ) -> Result<Hidden<'a>, PromptError> {
+impl Hidden {
+    fn new(vocab: &Vocab) -> Result<Hidden, PromptError> {
         let control = (0..vocab.n_tokens() as u32)
             .filter(|id| {
                 matches!(
@@ -187,12 +291,15 @@ impl<'a> Hidden<'a> {
             })
             .filter_map(|id| vocab.token_text(id))
             .filter(|text| !text.is_empty());
-        let hide = Hide::new(control)?;
-        let mut texts = Vec::new();
-        let contents = contents
-            .map(|content| hide.hide(content, &mut texts))
-            .collect();
-        Ok(Hidden { contents, texts })
+        Ok(Hidden {
+            hide: Hide::new(control)?,
+            texts: Vec::new(),
+        })
+    }
+
+    /// `content` with marks in the place of control tokens.
+    fn hide(&mut self, content: &str) -> String {
+        self.hide.hide(content, &mut self.texts)
     }
 
     /// The ids of a text with marks: what they hide as plain text, the rest with control tokens.
@@ -237,7 +344,7 @@ impl Hide {
     }
 
     /// `content` with marks in the place of what is hidden, which goes to `texts`.
-    fn hide<'a>(&self, content: &'a str, texts: &mut Vec<&'a str>) -> String {
+    fn hide(&self, content: &str, texts: &mut Vec<String>) -> String {
         let mut out = String::new();
         let mut end = 0;
         for found in self.0.find_iter(content) {
@@ -250,7 +357,7 @@ impl Hide {
             {
                 out.push_str(before);
                 out.push_str(&format!("{MARK}{}{MARK}", texts.len()));
-                texts.push(hidden);
+                texts.push(hidden.into());
                 end = to;
             }
         }
@@ -281,9 +388,8 @@ pub fn encode_raw(tokenizer: &Tokenizer, text: &[u8]) -> Result<Vec<u32>, Prompt
 pub fn fill(tokenizer: &Tokenizer, prompt: &str, input: &[u8]) -> Result<Vec<u32>, PromptError> {
     let content = core::str::from_utf8(input).map_err(|_| PromptError::NotUtf8)?;
     let vocab = tokenizer.vocab();
-    let hidden = Hidden::new(vocab, core::iter::once(content))?;
-    let content = hidden.contents.first().map_or("", String::as_str);
-    let text = prompt.replace(INPUT_MARK, content);
+    let mut hidden = Hidden::new(vocab)?;
+    let text = prompt.replace(INPUT_MARK, &hidden.hide(content));
     let mut ids = Vec::new();
     if vocab.add_bos() {
         ids.extend(vocab.bos());
@@ -311,7 +417,7 @@ mod tests {
         for (i, part) in hidden.split(MARK).enumerate() {
             match i % 2 {
                 0 => back.push_str(part),
-                _ => back.push_str(texts[part.parse::<usize>().unwrap()]),
+                _ => back.push_str(&texts[part.parse::<usize>().unwrap()]),
             }
         }
         assert_eq!(back, content);

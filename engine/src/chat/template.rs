@@ -168,6 +168,25 @@ impl TemplateArgs {
         }
     }
 
+    /// The same with `f` of every text in the values.
+    pub(crate) fn map_texts(
+        &self,
+        f: &mut dyn FnMut(&str) -> String,
+    ) -> Result<TemplateArgs, ChatTemplateError> {
+        let mut mapped = TemplateArgs::new();
+        for Entry { key, value } in &self.entries {
+            let name = key.as_str().unwrap_or_default();
+            mapped.set(name, map_texts(value, f)?, 0);
+        }
+        mapped.n_bytes = self.n_bytes;
+        Ok(mapped)
+    }
+
+    /// Bytes of them all.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
     /// These, and those of `others` in the place of any of the same name.
     pub(crate) fn with(&self, others: &TemplateArgs) -> TemplateArgs {
         let mut all = self.clone();
@@ -223,11 +242,7 @@ impl ChatTemplate {
     ) -> Result<String, ChatTemplateError> {
         let sizes = messages.iter().map(|m| m.role.len() + m.content.len());
         let n_bytes = sizes.sum::<usize>() + args.n_bytes;
-        let max_output = n_bytes.saturating_mul(4).saturating_add(BASE_OUTPUT_BYTES);
-        let all = BASE_BYTES + BYTES_PER_MESSAGE * messages.len() as u64;
-        let all = all.saturating_add(BYTES_PER_BYTE * n_bytes as u64);
-        let mut budget = Budget::new(all.min(MAX_BYTES));
-
+        let mut budget = budget(messages.len(), n_bytes);
         let mut listed = Vec::with_capacity(messages.len());
         for message in messages {
             let entry = |key: &str, text: &str| Entry {
@@ -242,6 +257,32 @@ impl ChatTemplate {
             listed.push(message.map_err(failure)?);
         }
         let messages = Value::list(listed, &mut budget).map_err(failure)?;
+        self.write(messages, args, budget, n_bytes)
+    }
+
+    /// As [`render`](Self::render), of messages with more than a role and a content; `n_bytes` are those of
+    /// the messages and the arguments.
+    pub(crate) fn render_values(
+        &self,
+        messages: Value,
+        args: &TemplateArgs,
+        n_bytes: usize,
+    ) -> Result<String, ChatTemplateError> {
+        let n_messages = match &messages {
+            Value::List(items) => items.len(),
+            _ => 0,
+        };
+        self.write(messages, args, budget(n_messages, n_bytes), n_bytes)
+    }
+
+    fn write(
+        &self,
+        messages: Value,
+        args: &TemplateArgs,
+        budget: Budget,
+        n_bytes: usize,
+    ) -> Result<String, ChatTemplateError> {
+        let max_output = n_bytes.saturating_mul(4).saturating_add(BASE_OUTPUT_BYTES);
         let mut all = TemplateArgs::new();
         all.set("messages", messages, 0);
         all.set("tools", Value::None, 0);
@@ -257,6 +298,41 @@ impl ChatTemplate {
             other => failure(other),
         })
     }
+}
+
+/// What a rendering of so many messages, of so many bytes together, may take.
+fn budget(n_messages: usize, n_bytes: usize) -> Budget {
+    let all = BASE_BYTES + BYTES_PER_MESSAGE * n_messages as u64;
+    let all = all.saturating_add(BYTES_PER_BYTE * n_bytes as u64);
+    Budget::new(all.min(MAX_BYTES))
+}
+
+/// `value`, one of JSON, with `f` of every text in it.
+pub(crate) fn map_texts(
+    value: &Value,
+    f: &mut dyn FnMut(&str) -> String,
+) -> Result<Value, ChatTemplateError> {
+    // What it holds was counted when it was made.
+    let mut budget = Budget::new(u64::MAX);
+    match value {
+        Value::Str(text) => Value::str(f(text), &mut budget),
+        Value::List(items) => {
+            let items = items.iter().map(|item| map_texts(item, f));
+            let items = items.collect::<Result<Vec<_>, _>>()?;
+            Value::list(items, &mut budget)
+        }
+        Value::Dict(dict) => {
+            let mut entries = Vec::with_capacity(dict.entries().len());
+            for Entry { key, value } in dict.entries() {
+                let key = map_texts(key, f)?;
+                let value = map_texts(value, f)?;
+                entries.push(Entry { key, value });
+            }
+            Value::dict(entries, &mut budget)
+        }
+        other => Ok(other.clone()),
+    }
+    .map_err(failure)
 }
 
 fn failure(error: Error) -> ChatTemplateError {

@@ -25,4 +25,5 @@ pub use options::{MAX_BATCH, SessionOptions};
 pub use pool::SharedPool;
 pub use sampler::{MAX_PENALTY_WINDOW, Sampler, Sampling, argmax};
 pub use session::{Memory, Session, SessionBuilder};
+pub use stop::{Released, StopStrings};
 pub use worker::{Span, Worker};

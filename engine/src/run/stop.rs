@@ -6,14 +6,15 @@ use core::mem;
 
 /// Looks for stop strings in a text that comes in pieces, and holds back what may become one.
 #[derive(Debug)]
-pub(crate) struct StopStrings {
+pub struct StopStrings {
     strings: Vec<String>,
     held: String,
 }
 
 /// What of a text may go out.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Released {
+pub struct Released {
+    /// The text.
     pub text: String,
     /// The stop string that follows it, by its place among all: then there is no more.
     pub stopped_by: Option<usize>,
@@ -21,22 +22,24 @@ pub(crate) struct Released {
 
 impl StopStrings {
     /// Empty strings, which would end every answer, are passed over.
-    pub(crate) fn new(strings: &[String]) -> StopStrings {
+    pub fn new(strings: &[String]) -> StopStrings {
         StopStrings {
             strings: strings.to_vec(),
             held: String::new(),
         }
     }
 
-    /// What may go out after `piece`.
-    pub(crate) fn push(&mut self, piece: &str) -> Released {
+    /// What may go out after `piece`: nothing that belongs to a stop string, or may do so with what
+    /// follows.
+    pub fn push(&mut self, piece: &str) -> Released {
         self.held.push_str(piece);
         // The first in the text, whichever it is.
         let strings = self.strings.iter().enumerate();
         let found = strings.filter(|(_, s)| !s.is_empty());
         let found = found.filter_map(|(i, s)| Some((self.held.find(&**s)?, i)));
         if let Some((at, i)) = found.min() {
-            let mut text = mem::take(&mut self.held);
+            let rest = self.held.split_off(at + self.strings[i].len());
+            let mut text = mem::replace(&mut self.held, rest);
             text.truncate(at);
             return Released {
                 text,
@@ -52,12 +55,12 @@ impl StopStrings {
     }
 
     /// The stop string of this place.
-    pub(crate) fn get(&self, i: usize) -> Option<&str> {
+    pub fn get(&self, i: usize) -> Option<&str> {
         self.strings.get(i).map(|s| &**s)
     }
 
-    /// What was held back; the text is over.
-    pub(crate) fn finish(&mut self) -> String {
+    /// What was held back, where the text is over; what followed the stop string, where one was found.
+    pub fn finish(&mut self) -> String {
         mem::take(&mut self.held)
     }
 }

@@ -1,0 +1,521 @@
+//! `tandem serve`: an HTTP server, in which every composition is a model by name.
+//!
+//! One thread owns the model ([`scheduler`]), another talks with the clients ([`http`]). A request is read
+//! and checked ([`chat`], [`completions`]), becomes a task for each text that it asks for, and gets events
+//! back, of which its answer is made ([`answer`]).
+
+mod access;
+mod answer;
+mod asked;
+mod cache;
+mod calls;
+mod catalog;
+mod chat;
+mod completions;
+mod constraint;
+mod error;
+mod fields;
+mod http;
+mod info;
+mod listen;
+mod metrics;
+mod ollama;
+mod output;
+mod scheduler;
+
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use tandem_engine::chat::Chat;
+use tandem_engine::tokenizer::Tokenizer;
+use tandem_engine::{
+    Composition, MAX_SPANS, Model, Sampling, Sequence, Session, SessionOptions, Worker,
+};
+use tokio::sync::mpsc;
+
+use self::access::{Access, Caller};
+use self::answer::Answer;
+use self::asked::Asked;
+use self::cache::Group;
+use self::calls::CallForm;
+use self::catalog::{Catalog, HowToOpen, content_id};
+use self::constraint::{Grammar, Grammars};
+use self::error::ApiError;
+use self::listen::Listener;
+use self::metrics::Metrics;
+use self::output::Form;
+use self::scheduler::{Calls, Event, Limits, MAX_EVENTS, Scheduler, Task, Waiting};
+use crate::adapters::{Parts, bundle_for, read_all};
+use crate::args::{AdapterArgs, SessionArgs, size};
+use crate::open;
+
+/// Answer requests over HTTP, as OpenAI's API and Ollama's have them
+///
+/// The base and every composition of the bundles are models by name. Clients are pointed at
+/// http://127.0.0.1:8080/v1. A key, if one is needed, is better given by a file or by TANDEM_API_KEY: others
+/// on the machine can read a command line.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The model: a GGUF file (of a split model, the first part)
+    #[arg(long, short, value_name = "FILE")]
+    model: PathBuf,
+    /// Read the model into memory instead of mapping its file
+    #[arg(long)]
+    no_mmap: bool,
+    /// Make each composition of this bundle a model; several may be given
+    #[arg(long, value_name = "FILE")]
+    bundle: Vec<PathBuf>,
+    #[command(flatten)]
+    adapters: AdapterArgs,
+    /// Name of the composition that --lora makes
+    #[arg(long, value_name = "NAME", requires = "lora")]
+    name: Option<String>,
+    /// Name of the base [default: its file's]; `base` is always another one
+    #[arg(long, value_name = "NAME")]
+    name_base: Option<String>,
+    /// Another name of a model, of the default one if none is named; several may be given
+    #[arg(long, value_name = "NAME[=MODEL]")]
+    alias: Vec<String>,
+    /// The model of requests that name none [default: the base]
+    #[arg(long, value_name = "MODEL")]
+    default: Option<String>,
+    /// Address to listen on; a path is a Unix socket
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    port: u16,
+    /// Permissions of the Unix socket, in octal
+    #[arg(long, value_name = "MODE", default_value = "660", value_parser = octal)]
+    socket_mode: Mode,
+    /// Answers at work at once [default: as many as memory allows, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_SPANS as i64))]
+    parallel: Option<u16>,
+    /// Requests that may wait; more are told to come again later
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queue: usize,
+    /// Memory for what was evaluated before, to go on from: 512M, 1G [default: a quarter of what is free, at
+    /// most 512M]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    cache: Option<usize>,
+    /// A key that requests need; several may be given
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "TANDEM_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Vec<String>,
+    /// Keys that requests need, one a line
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Let pages of this origin ask, beside those of this machine; * lets all, and needs a key
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<String>,
+    /// Answer to this host name, too
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// The largest request's body
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = size)]
+    max_body: usize,
+    /// Seconds that a connection may be idle, or send headers
+    #[arg(long, value_name = "S", default_value_t = 65)]
+    timeout_idle: u64,
+    /// Seconds that a request's body may take
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    timeout_read: u64,
+    /// Seconds that answers at work may go on when the server is to end
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    grace: u64,
+    /// End when nobody has asked for so many seconds; with systemd's socket activation the next request
+    /// starts the server again
+    #[arg(long, value_name = "S")]
+    exit_idle: Option<u64>,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+/// Permissions of a file.
+#[derive(Clone, Copy, Debug)]
+struct Mode(u32);
+
+fn octal(text: &str) -> std::result::Result<Mode, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(Mode(mode)),
+        _ => Err("permissions in octal are wanted, as 660".to_string()),
+    }
+}
+
+/// The server, from its first moment on.
+struct Server {
+    access: Access,
+    max_body: usize,
+    timeout_idle: Duration,
+    timeout_read: Duration,
+    grace: Duration,
+    exit_idle: Option<Duration>,
+    /// Not there while the model is being opened.
+    served: OnceLock<Served>,
+    /// How many requests' answers are not over.
+    n_at_work: AtomicUsize,
+    /// Bytes of all bodies that are being read.
+    n_body_bytes: AtomicUsize,
+    is_ending: tokio::sync::watch::Sender<bool>,
+}
+
+impl Server {
+    fn is_ending(&self) -> bool {
+        *self.is_ending.borrow()
+    }
+
+    fn served(&self) -> Result<&Served, ApiError> {
+        self.served.get().ok_or_else(|| ApiError {
+            retry_after: Some(1),
+            ..ApiError::new(
+                hyper::StatusCode::SERVICE_UNAVAILABLE,
+                "the model is being opened",
+            )
+            .code("loading")
+        })
+    }
+}
+
+/// What can be asked, once the model is open.
+struct Served {
+    model: Model,
+    /// The model's file's name, without its folder.
+    file_name: String,
+    catalog: Catalog,
+    grammars: Grammars,
+    calls: CallForm,
+    /// Whether the template knows of thoughts.
+    thinks: bool,
+    defaults: Sampling,
+    n_ctx: usize,
+    n_parallel: usize,
+    n_queue: usize,
+    inbox: Sender<Box<Task>>,
+    waiting: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+}
+
+impl Served {
+    fn tokenizer(&self) -> Result<&Tokenizer, ApiError> {
+        self.model.tokenizer().map_err(|_| ApiError::internal())
+    }
+
+    fn chat(&self) -> Result<&Chat, ApiError> {
+        match self.model.chat() {
+            Ok(Some(chat)) => Ok(chat),
+            _ => Err(chat::no_template()),
+        }
+    }
+}
+
+/// A request that was checked: what the model is to do.
+struct Draft {
+    asked: Asked,
+    prompt: Arc<[u32]>,
+    more_prompts: Vec<Arc<[u32]>>,
+    composition: Option<Composition>,
+    answer: Answer,
+    caller: Caller,
+    asked_at: Instant,
+    logprobs: Option<usize>,
+    prompt_logprobs: bool,
+    form: Form,
+    /// Of the whole answer.
+    grammar: Option<Arc<Grammar>>,
+    /// Of a call that the answer has to be.
+    forced_call: Option<Arc<Grammar>>,
+    /// Of calls that the model may make.
+    calls: Option<Arc<Calls>>,
+}
+
+/// A request at work.
+struct Submitted {
+    answer: Answer,
+    events: mpsc::Receiver<Event>,
+    stream: bool,
+}
+
+impl Draft {
+    fn new(
+        asked: Asked,
+        prompt: Arc<[u32]>,
+        composition: Option<Composition>,
+        answer: Answer,
+    ) -> Draft {
+        Draft {
+            asked,
+            prompt,
+            more_prompts: Vec::new(),
+            composition,
+            answer,
+            caller: Caller { group: 0 },
+            asked_at: Instant::now(),
+            logprobs: None,
+            prompt_logprobs: false,
+            form: Form::default(),
+            grammar: None,
+            forced_call: None,
+            calls: None,
+        }
+    }
+
+    /// Hands the request to the model's thread.
+    fn submit(mut self, served: &Served) -> Result<Submitted, ApiError> {
+        let most = served.n_queue + served.n_parallel;
+        let waiting = Waiting::new(&served.waiting, most);
+        let mut waiting = Some(waiting.ok_or_else(|| ApiError::overloaded(5))?);
+        let (sender, events) = mpsc::channel(MAX_EVENTS);
+        let mut prompts = vec![self.prompt.clone()];
+        prompts.append(&mut self.more_prompts);
+        let n = self.asked.n;
+        for (i, prompt) in prompts.into_iter().enumerate() {
+            let mut choices = Vec::with_capacity(n);
+            for k in 0..n {
+                choices.push(self.task(i * n + k, k, &prompt, served, &sender)?);
+            }
+            let mut choices = choices.into_iter();
+            let Some(mut first) = choices.next() else {
+                continue;
+            };
+            first.followers = choices.collect();
+            first.waiting = waiting.take();
+            served
+                .inbox
+                .send(Box::new(first))
+                .map_err(|_| ApiError::internal())?;
+        }
+        self.answer.streams = self.asked.stream;
+        Ok(Submitted {
+            answer: self.answer,
+            events,
+            stream: self.asked.stream,
+        })
+    }
+
+    /// The task of one choice; the k-th of its prompt has the k-th seed.
+    fn task(
+        &self,
+        choice: usize,
+        k: usize,
+        prompt: &Arc<[u32]>,
+        served: &Served,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Task, ApiError> {
+        let mut sampling = self.asked.sampling.clone();
+        sampling.seed = sampling.seed.wrapping_add(k as u64);
+        sampling.max_tokens = sampling.max_tokens.min(served.n_ctx - prompt.len());
+        Ok(Task {
+            choice,
+            model: self.asked.model,
+            composition: self.composition.clone(),
+            prompt: Arc::clone(prompt),
+            sampling,
+            logit_bias: Arc::clone(&self.asked.logit_bias),
+            logprobs: self.logprobs,
+            prompt_logprobs: self.prompt_logprobs && k == 0,
+            form: self.form.clone(),
+            constraint: self.constraint(served)?,
+            calls: self.calls.clone(),
+            group: Group {
+                composition: content_id(self.composition.as_ref()),
+                caller: self.caller.group,
+            },
+            keep: self.asked.keep,
+            events: events.clone(),
+            followers: Vec::new(),
+            asked_at: self.asked_at,
+            waiting: None,
+        })
+    }
+}
+
+pub(crate) fn serve(args: &Args) -> Result<()> {
+    let mut access = Access::default();
+    access.origins = args.allow_origin.clone();
+    access.hosts = args.allow_host.clone();
+    let keys = keys(args)?;
+    access.set_keys(keys.iter().map(String::as_str));
+    ensure!(
+        !keys.is_empty() || !access.origins.iter().any(|origin| origin == "*"),
+        "--allow-origin * needs an API key: else every page that you open could use the model"
+    );
+    // First of all, so that a port that is taken is told at once.
+    let listener = Listener::bind(&args.host, args.port, args.socket_mode.0)?;
+    access.is_public = listener.is_public();
+    access.is_unix = listener.is_unix();
+    if access.is_public && keys.is_empty() {
+        tell!(
+            "warning: whoever reaches {} can use the model, as no API key is needed: see --api-key-file",
+            listener.address()
+        );
+    }
+    let server = Arc::new(Server {
+        access,
+        max_body: args.max_body,
+        timeout_idle: Duration::from_secs(args.timeout_idle),
+        timeout_read: Duration::from_secs(args.timeout_read),
+        grace: Duration::from_secs(args.grace),
+        exit_idle: args.exit_idle.map(Duration::from_secs),
+        served: OnceLock::new(),
+        n_at_work: AtomicUsize::new(0),
+        n_body_bytes: AtomicUsize::new(0),
+        is_ending: tokio::sync::watch::Sender::new(false),
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let address = listener.address();
+    let clients = std::thread::spawn({
+        let server = Arc::clone(&server);
+        move || runtime.block_on(http::run(server, listener))
+    });
+    let scheduler = open_model(args, &server)?;
+    drop(server);
+    tell!("listening on {address}");
+    listen::tell_ready();
+    scheduler.run();
+    clients
+        .join()
+        .map_err(|_| anyhow!("the thread that talks with clients failed"))
+}
+
+fn keys(args: &Args) -> Result<Vec<String>> {
+    let mut keys = args.api_key.clone();
+    if let Some(path) = &args.api_key_file {
+        let name = || format!("cannot read {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(name)?;
+        keys.extend(text.lines().map(|line| line.trim().to_string()));
+        let has_some = keys.iter().any(|key| !key.is_empty());
+        ensure!(has_some, "{} has no keys", path.display());
+    }
+    keys.retain(|key| !key.is_empty());
+    Ok(keys)
+}
+
+/// Opens all that the flags name, after which requests are answered.
+fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
+    let model = match args.no_mmap {
+        false => open::model(&args.model)?,
+        true => open::model_in_memory(&args.model)?,
+    };
+    open::tokenizer(&args.model, &model)?;
+    // A template that cannot be read is told now, not to the first client.
+    let chat = model
+        .chat()
+        .context("cannot use the file's chat template")?;
+    let pool = args.session.pool();
+    let options = args.session.options(&model, &pool, None);
+    Session::check_memory(model.config(), &options, None)?;
+    let how = HowToOpen {
+        adapter_type: args.session.adapter_type(&model),
+        level: options.level,
+        pool: pool.clone(),
+    };
+    let catalog = catalog(args, &model, how)?;
+    let limits = limits(args, &model, &options);
+    let metrics = Arc::new(Metrics::new(catalog.entries().len()));
+    let worker = Worker::new(&model, pool, &options)?;
+    let (inbox, tasks) = std::sync::mpsc::channel();
+    let template = model.gguf().ok();
+    let template = template.and_then(|gguf| gguf.get_str(info::TEMPLATE).ok().flatten());
+    let served = Served {
+        file_name: args
+            .model
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into(),
+        grammars: Grammars::new(&model),
+        calls: CallForm::learn(chat),
+        thinks: template.is_some_and(|template| template.contains("<think>")),
+        defaults: asked::defaults(&model),
+        n_ctx: options.n_ctx,
+        n_parallel: limits.n_parallel,
+        n_queue: args.queue,
+        inbox,
+        waiting: Arc::default(),
+        metrics: Arc::clone(&metrics),
+        catalog,
+        model,
+    };
+    let scheduler = Scheduler::new(worker, options, limits, tasks, metrics);
+    // It was empty until now.
+    let _ = server.served.set(served);
+    Ok(scheduler)
+}
+
+fn catalog(args: &Args, model: &Model, how: HowToOpen) -> Result<Catalog> {
+    let name = args
+        .name_base
+        .clone()
+        .unwrap_or_else(|| catalog::base_name(&args.model));
+    let compute = how.clone();
+    let mut catalog = Catalog::new(name, &args.model, how);
+    for path in &args.bundle {
+        catalog.add_bundle(path, &bundle_for(path, model)?)?;
+    }
+    if !args.adapters.lora.is_empty() {
+        let base = model.linears();
+        let adapters = read_all(&args.adapters, base)?;
+        let parts = Parts::new(&args.adapters, base, adapters, compute.adapter_type)?;
+        if let Some(composition) = parts.composition(base)? {
+            let name = args.name.as_deref().unwrap_or("lora");
+            catalog.add_composition(name, &args.adapters.lora[0].path, composition)?;
+        }
+    }
+    if let Some(default) = &args.default {
+        catalog.set_default(default)?;
+    }
+    for alias in &args.alias {
+        match alias.split_once('=') {
+            Some((name, of)) => catalog.add_alias(name, Some(of))?,
+            None => catalog.add_alias(alias, None)?,
+        }
+    }
+    Ok(catalog)
+}
+
+/// What the flags say, else what the memory allows.
+fn limits(args: &Args, model: &Model, options: &SessionOptions) -> Limits {
+    let free = tandem_engine::free_memory().unwrap_or(usize::MAX);
+    let cache_bytes = args.cache.unwrap_or((free / 4).min(512 << 20));
+    let context = Sequence::n_bytes(model.config(), options).unwrap_or(usize::MAX);
+    let fit = free.saturating_sub(cache_bytes) / context.max(1);
+    let n_parallel = args.parallel.map_or(fit.clamp(1, 4), usize::from);
+    Limits {
+        n_parallel: n_parallel.min(options.n_batch),
+        cache_bytes,
+    }
+}
+
+/// A number that nobody knows.
+fn random() -> u64 {
+    // Its keys are the system's random numbers.
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u8(0);
+    hasher.finish()
+}
+
+/// `n` letters and digits that nobody knows.
+fn random_text(n: usize) -> String {
+    const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut out = String::with_capacity(n);
+    while out.len() < n {
+        let mut bits = random();
+        for _ in 0..8 {
+            out.push(char::from(LETTERS[(bits % 62) as usize]));
+            bits /= 62;
+        }
+    }
+    out.truncate(n);
+    out
+}

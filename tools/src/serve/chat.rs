@@ -1,0 +1,515 @@
+//! Chat completions: conversations to prompts, and what is asked of the answer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+use tandem_engine::chat::{Conversation, PromptError, TemplateArgs, fill};
+use tandem_engine::formats::bundle::INPUT_MARK;
+use tandem_engine::{Composition, Error};
+
+use super::access::Caller;
+use super::answer::{Answer, Style};
+use super::asked::{Asked, MAX_LOGPROBS, check_length};
+use super::calls::{Choice, Tools};
+use super::constraint::{Constraint, Grammar, Step};
+use super::error::ApiError;
+use super::fields::Fields;
+use super::output::{Form, Thinking};
+use super::scheduler::Calls;
+use super::{Draft, Served};
+
+const MAX_MESSAGES: usize = 4096;
+const MAX_TEMPLATE_ARGS: usize = 64;
+
+/// A conversation that was read.
+pub(super) struct Talk {
+    /// As the template takes them.
+    messages: Vec<Value>,
+    args: TemplateArgs,
+    continue_last: bool,
+    /// The last message of the user, which is what compositions with a prompt take.
+    last_input: Option<String>,
+}
+
+impl Talk {
+    /// Reads `messages` and what goes with them.
+    pub(super) fn read(fields: &Fields<'_>) -> Result<Talk, ApiError> {
+        let messages = fields.required("messages", fields.array("messages")?)?;
+        if !(1..=MAX_MESSAGES).contains(&messages.len()) {
+            return fields.wrong("messages", "must have 1 to 4096 messages");
+        }
+        let mut out = Vec::with_capacity(messages.len());
+        let mut last_input = None;
+        for (i, message) in messages.iter().enumerate() {
+            let message = read_message(message, format!("messages[{i}]"))?;
+            if message["role"] == "user" {
+                last_input = message["content"].as_str().map(str::to_string);
+            }
+            out.push(message);
+        }
+        let continue_last = fields.boolean("continue_final_message")?.unwrap_or(false);
+        let asks = fields
+            .boolean("add_generation_prompt")?
+            .unwrap_or(!continue_last);
+        if continue_last && asks {
+            let what = "cannot be true together with add_generation_prompt";
+            return fields.wrong("continue_final_message", what);
+        }
+        let is_assistant = out.last().is_some_and(|last| last["role"] == "assistant");
+        if continue_last && !is_assistant {
+            let what = "needs a last message of the assistant";
+            return fields.wrong("continue_final_message", what);
+        }
+        let mut args = template_args(fields)?;
+        let prompt = if asks { "true" } else { "false" };
+        args.set_json("add_generation_prompt", prompt)
+            .map_err(refused)?;
+        Ok(Talk {
+            messages: out,
+            args,
+            continue_last,
+            last_input,
+        })
+    }
+
+    /// Lets the template know of tools, or the model by a message where the template has no use for them.
+    fn add_tools(&mut self, tools: &Tools, served: &Served) -> Result<(), ApiError> {
+        if served.calls.in_template {
+            return self
+                .args
+                .set_json("tools", &tools.json.to_string())
+                .map_err(refused);
+        }
+        let text = tools.instructions();
+        match self.messages.first_mut() {
+            Some(first) if first["role"] == "system" => {
+                let content = first["content"].as_str().unwrap_or_default();
+                first["content"] = format!("{content}\n\n{text}").into();
+            }
+            _ => self
+                .messages
+                .insert(0, json!({"role": "system", "content": text})),
+        }
+        Ok(())
+    }
+
+    /// Calls and their results as text, for a template that has no use for them.
+    fn write_calls_as_text(&mut self) {
+        for message in &mut self.messages {
+            let role = message["role"].as_str().unwrap_or_default().to_string();
+            let content = message["content"].as_str().unwrap_or_default().to_string();
+            let calls = message
+                .as_object_mut()
+                .and_then(|message| message.remove("tool_calls"));
+            if let Some(Value::Array(calls)) = calls {
+                let mut text = content.clone();
+                for call in calls {
+                    let function = &call["function"];
+                    let call =
+                        json!({"name": function["name"], "arguments": function["arguments"]});
+                    if !text.is_empty() {
+                        text.push('\n');
+                    }
+                    text.push_str(&format!("<tool_call>\n{call}\n</tool_call>"));
+                }
+                message["content"] = text.into();
+            }
+            if role == "tool" {
+                message["role"] = "user".into();
+                message["content"] = format!("<tool_response>\n{content}\n</tool_response>").into();
+            }
+        }
+    }
+
+    fn conversation<'a>(&'a self, messages: &'a str) -> Conversation<'a> {
+        Conversation {
+            messages,
+            args: &self.args,
+            continue_last: self.continue_last,
+        }
+    }
+
+    /// The template's text.
+    pub(super) fn render(
+        mut self,
+        fields: &Fields<'_>,
+        served: &Served,
+    ) -> Result<String, ApiError> {
+        if let Some(tools) = Tools::read(fields)? {
+            self.add_tools(&tools, served)?;
+        }
+        self.prepare(served);
+        let messages = Value::Array(self.messages.clone()).to_string();
+        let rendered = served
+            .chat()?
+            .render_conversation(&self.conversation(&messages));
+        rendered.map_err(prompt_error)
+    }
+
+    /// The text of a composition's prompt.
+    pub(super) fn fill(&self, fields: &Fields<'_>, prompt: &str) -> Result<String, ApiError> {
+        match &self.last_input {
+            Some(input) => Ok(prompt.replace(INPUT_MARK, input)),
+            None => fields.wrong("messages", "must have a message of the user"),
+        }
+    }
+
+    fn prepare(&mut self, served: &Served) {
+        if !served.calls.in_template {
+            self.write_calls_as_text();
+        }
+    }
+
+    fn ids(&self, served: &Served) -> Result<Vec<u32>, ApiError> {
+        let messages = Value::Array(self.messages.clone()).to_string();
+        let conversation = self.conversation(&messages);
+        let ids = served
+            .chat()?
+            .encode_conversation(served.tokenizer()?, &conversation);
+        ids.map_err(prompt_error)
+    }
+}
+
+/// A request for an answer in a conversation: what the model is to do, and how its answer is told.
+pub(super) fn draft(
+    fields: &Fields<'_>,
+    served: &Served,
+    caller: Caller,
+    style: Style,
+) -> Result<Draft, ApiError> {
+    let asked_at = Instant::now();
+    let mut talk = Talk::read(fields)?;
+    let asked = Asked::read(fields, served)?;
+    let logprobs = logprobs(fields)?;
+    let format = format_of(fields)?;
+    let tools = Tools::read(fields)?;
+    let composition = served.catalog.composition(asked.model)?;
+    let vocab = served.tokenizer()?.vocab();
+    let mut answer = Answer::new(style, &asked.name, vocab, asked.n);
+    answer.has_logprobs = logprobs.is_some();
+    answer.include_usage = asked.include_usage;
+    answer
+        .notes
+        .insert("seed".to_string(), asked.sampling.seed.into());
+    let mut form = Form {
+        stop: asked.sampling.stop.clone(),
+        ..Form::default()
+    };
+    let prompt = composition.and_then(Composition::prompt);
+    let (ids, tools) = match prompt {
+        Some(prompt) => {
+            let ids = task_ids(&talk, fields, served, prompt)?;
+            if tools
+                .as_ref()
+                .is_some_and(|tools| tools.choice != Choice::Auto)
+            {
+                let what = "cannot be required of a composition with a prompt of its own";
+                return fields.wrong("tool_choice", what);
+            }
+            let n_ignored = talk.messages.len() - 1;
+            answer
+                .notes
+                .insert("ignored_messages".to_string(), n_ignored.into());
+            if tools.is_some() {
+                answer
+                    .notes
+                    .insert("ignored_tools".to_string(), true.into());
+            }
+            (ids, None)
+        }
+        None => {
+            if let Some(tools) = &tools {
+                talk.add_tools(tools, served)?;
+            }
+            talk.prepare(served);
+            let ids = talk.ids(served)?;
+            if served.thinks {
+                form.thinking = thinking(served, &ids);
+            }
+            (ids, tools)
+        }
+    };
+    check_length(ids.len(), served.n_ctx)?;
+    answer.n_prompt = ids.len();
+    let mut draft = Draft::new(asked, ids.into(), composition.cloned(), answer);
+    draft.caller = caller;
+    draft.asked_at = asked_at;
+    draft.logprobs = logprobs;
+    if let Some(tools) = tools {
+        if format != Format::Text {
+            let what = "cannot be given together with tools";
+            return fields.wrong("response_format", what);
+        }
+        draft.add_tools(&tools, served, &mut form)?;
+    } else if let Some(grammar) = format.grammar(served)? {
+        draft.grammar = Some(Arc::new(grammar));
+        // What is asked for comes at once: there is no room for thoughts.
+        form.thinking = Thinking::Never;
+    }
+    draft.form = form;
+    Ok(draft)
+}
+
+impl Draft {
+    /// Lets the model call tools, or makes it do so.
+    fn add_tools(
+        &mut self,
+        tools: &Tools,
+        served: &Served,
+        form: &mut Form,
+    ) -> Result<(), ApiError> {
+        let grammar = tools.grammar(&served.calls, &served.grammars)?;
+        if tools.choice != Choice::Auto {
+            form.is_call = true;
+            form.thinking = Thinking::Never;
+            self.forced_call = Some(Arc::new(grammar));
+            return Ok(());
+        }
+        form.call_mark = Some(served.calls.mark());
+        let tokens = |text: &str| {
+            served
+                .grammars
+                .tokens(text)
+                .map_err(|_| ApiError::internal())
+        };
+        let begin = &served.calls.begin;
+        self.calls = Some(Arc::new(Calls {
+            after_mark: tokens(&begin[begin.trim_end().len()..])?,
+            grammar,
+            end: tokens(&served.calls.end)?,
+            several: tools.parallel,
+        }));
+        Ok(())
+    }
+
+    /// What holds a choice's answer to what was asked for.
+    pub(super) fn constraint(&self, served: &Served) -> Result<Option<Constraint>, ApiError> {
+        if let Some(grammar) = &self.forced_call {
+            return Tools::constraint(&served.calls, grammar, &served.grammars).map(Some);
+        }
+        let grammar = self.grammar.as_ref();
+        Ok(grammar.map(|grammar| Constraint::new([Step::Grammar(Box::new(grammar.begin()))])))
+    }
+}
+
+/// The prompt of a composition that is a task.
+fn task_ids(
+    talk: &Talk,
+    fields: &Fields<'_>,
+    served: &Served,
+    prompt: &str,
+) -> Result<Vec<u32>, ApiError> {
+    if talk.continue_last {
+        let what = "makes no sense for a composition with a prompt of its own";
+        return fields.wrong("continue_final_message", what);
+    }
+    let Some(input) = &talk.last_input else {
+        return fields.wrong("messages", "must have a message of the user");
+    };
+    fill(served.tokenizer()?, prompt, input.as_bytes()).map_err(prompt_error)
+}
+
+/// Whether an answer to this prompt begins with thoughts.
+fn thinking(served: &Served, ids: &[u32]) -> Thinking {
+    let Ok(tokenizer) = served.tokenizer() else {
+        return Thinking::Maybe;
+    };
+    let tail = &ids[ids.len().saturating_sub(8)..];
+    let control = tandem_engine::tokenizer::ControlTokens::Show;
+    let text = tokenizer.vocab().decode(tail, control).unwrap_or_default();
+    match text.trim_end().ends_with("<think>") {
+        true => Thinking::Begun,
+        false => Thinking::Maybe,
+    }
+}
+
+fn logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
+    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+    let top = fields.count("top_logprobs", 0..=MAX_LOGPROBS)?;
+    if top.is_some_and(|n| n > 0) && !wanted {
+        return fields.wrong("top_logprobs", "needs logprobs to be true");
+    }
+    Ok(wanted.then(|| top.unwrap_or(0)))
+}
+
+fn template_args(fields: &Fields<'_>) -> Result<TemplateArgs, ApiError> {
+    let mut args = TemplateArgs::new();
+    if let Some(effort) = fields.text("reasoning_effort")? {
+        match effort {
+            "none" => args.set_json("enable_thinking", "false").map_err(refused)?,
+            effort => args.set_text("reasoning_effort", effort),
+        }
+    }
+    match fields.get("chat_template_kwargs") {
+        None => {}
+        Some(Value::Object(object)) if object.len() <= MAX_TEMPLATE_ARGS => {
+            for (name, value) in object {
+                args.set_json(name, &value.to_string()).map_err(refused)?;
+            }
+        }
+        Some(_) => {
+            let what = "must be an object of at most 64 members";
+            return fields.wrong("chat_template_kwargs", what);
+        }
+    }
+    Ok(args)
+}
+
+fn refused(error: tandem_engine::chat::ChatTemplateError) -> ApiError {
+    ApiError::bad(error.to_string())
+}
+
+pub(super) fn prompt_error(error: PromptError) -> ApiError {
+    match error {
+        PromptError::NoTemplate => no_template(),
+        error => ApiError::bad(Error::from(error).to_string()),
+    }
+}
+
+pub(super) fn no_template() -> ApiError {
+    let message =
+        "the model has no chat template: use /v1/completions, or a composition with a prompt";
+    ApiError::bad(message).code("no_chat_template")
+}
+
+/// One message, as templates take them: the content one text, arguments of calls objects.
+fn read_message(message: &Value, path: String) -> Result<Value, ApiError> {
+    let fields = Fields::of(message, path)?;
+    let role = fields.required("role", fields.text("role")?)?;
+    let role = match role {
+        "system" | "developer" => "system",
+        "user" | "assistant" | "tool" => role,
+        _ => {
+            let what = "must be system, developer, user, assistant or tool";
+            return fields.wrong("role", what);
+        }
+    };
+    let calls = fields.array("tool_calls")?.unwrap_or(&[]);
+    let content = match content(&fields)? {
+        Some(content) => content,
+        None if role == "assistant" && !calls.is_empty() => String::new(),
+        None => return fields.wrong("content", "is required"),
+    };
+    let mut out = Map::new();
+    out.insert("role".to_string(), role.into());
+    out.insert("content".to_string(), content.into());
+    for name in ["name", "reasoning_content", "tool_call_id"] {
+        if let Some(text) = fields.text(name)? {
+            out.insert(name.to_string(), text.into());
+        }
+    }
+    if !calls.is_empty() {
+        let path = fields.path("tool_calls");
+        let calls = calls.iter().enumerate();
+        let calls = calls.map(|(i, call)| read_call(call, format!("{path}[{i}]")));
+        let calls = calls.collect::<Result<Vec<_>, _>>()?;
+        out.insert("tool_calls".to_string(), calls.into());
+    }
+    Ok(Value::Object(out))
+}
+
+fn content(fields: &Fields<'_>) -> Result<Option<String>, ApiError> {
+    let parts = match fields.get("content") {
+        None => return Ok(None),
+        Some(Value::String(text)) => return Ok(Some(text.clone())),
+        Some(Value::Array(parts)) => parts,
+        Some(_) => return fields.wrong("content", "must be a string or an array of parts"),
+    };
+    let path = fields.path("content");
+    let mut texts = Vec::new();
+    for (i, part) in parts.iter().enumerate() {
+        let part = Fields::of(part, format!("{path}[{i}]"))?;
+        let kind = part.required("type", part.text("type")?)?;
+        if !matches!(kind, "text" | "input_text" | "output_text") {
+            let kind: String = kind.chars().take(50).collect();
+            let what = format!("is {kind:?}: only text is understood");
+            let error = ApiError::field(part.path("type"), &what);
+            return Err(error.code("unsupported_content"));
+        }
+        texts.push(part.required("text", part.text("text")?)?);
+    }
+    Ok(Some(texts.join("\n")))
+}
+
+fn read_call(call: &Value, path: String) -> Result<Value, ApiError> {
+    let call = Fields::of(call, path)?;
+    let function = call.required("function", call.object("function")?)?;
+    let name = function.required("name", function.text("name")?)?;
+    // Clients send a text with JSON, Ollama's the object; templates want the object.
+    let arguments = match function.get("arguments") {
+        None => json!({}),
+        Some(Value::String(text)) => {
+            serde_json::from_str(text).unwrap_or_else(|_| text.clone().into())
+        }
+        Some(Value::Object(object)) => Value::Object(object.clone()),
+        Some(_) => return function.wrong("arguments", "must be a string of JSON"),
+    };
+    let mut out = json!({
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    });
+    if let Some(id) = call.text("id")? {
+        out["id"] = id.into();
+    }
+    Ok(out)
+}
+
+/// What `response_format` asks for.
+#[derive(Debug, PartialEq)]
+pub(super) enum Format {
+    Text,
+    /// JSON of this schema, which the request has at this path.
+    Schema {
+        schema: Value,
+        path: String,
+    },
+    /// A text of this regular expression.
+    Regex {
+        pattern: String,
+        path: String,
+    },
+}
+
+impl Format {
+    fn grammar(&self, served: &Served) -> Result<Option<Grammar>, ApiError> {
+        match self {
+            Format::Text => Ok(None),
+            Format::Schema { schema, path } => served.grammars.schema(schema, path).map(Some),
+            Format::Regex { pattern, path } => served.grammars.regex(pattern, path).map(Some),
+        }
+    }
+}
+
+fn format_of(fields: &Fields<'_>) -> Result<Format, ApiError> {
+    let Some(format) = fields.object("response_format")? else {
+        return Ok(Format::Text);
+    };
+    match format.required("type", format.text("type")?)? {
+        "text" => Ok(Format::Text),
+        "json_object" => Ok(Format::Schema {
+            schema: format
+                .get("schema")
+                .cloned()
+                .unwrap_or_else(|| json!({"type": "object"})),
+            path: format.path("schema"),
+        }),
+        "json_schema" => {
+            let inner = format.required("json_schema", format.object("json_schema")?)?;
+            let schema = inner.required("schema", inner.get("schema"))?;
+            Ok(Format::Schema {
+                schema: schema.clone(),
+                path: inner.path("schema"),
+            })
+        }
+        // Ours, as OpenAI's interface has none.
+        "regex" => {
+            let pattern = format.required("pattern", format.text("pattern")?)?;
+            Ok(Format::Regex {
+                pattern: pattern.to_string(),
+                path: format.path("pattern"),
+            })
+        }
+        _ => format.wrong("type", "must be text, json_object, json_schema or regex"),
+    }
+}

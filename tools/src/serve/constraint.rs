@@ -1,0 +1,230 @@
+//! What an answer must look like: JSON of a schema, calls of tools.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use tandem_engine::Model;
+use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, TokenKind, TokenizerError};
+
+use super::error::ApiError;
+
+/// The longest schema, in bytes of JSON.
+const MAX_SCHEMA_BYTES: usize = 256 << 10;
+/// Where less memory is free than this, the vocabulary is prepared in the form that takes less of it.
+const LITTLE_MEMORY: usize = 1 << 30;
+
+/// Makes constraints for the vocabulary of a model. What that takes is made when it is first needed.
+pub(super) struct Grammars {
+    model: Model,
+    factory: OnceLock<Result<ParserFactory, String>>,
+}
+
+impl Grammars {
+    pub(super) fn new(model: &Model) -> Grammars {
+        Grammars {
+            model: model.clone(),
+            factory: OnceLock::new(),
+        }
+    }
+
+    fn factory(&self) -> Result<&ParserFactory, ApiError> {
+        let factory = self.factory.get_or_init(|| {
+            let env = token_env(&self.model).map_err(|error| error.to_string())?;
+            let is_short = tandem_engine::free_memory().is_some_and(|free| free < LITTLE_MEMORY);
+            let slices = match is_short {
+                true => Vec::new(),
+                false => SlicedBiasComputer::general_slices(),
+            };
+            let capabilities = InferenceCapabilities::default();
+            let mut factory = ParserFactory::new(&env, capabilities, &slices)
+                .map_err(|error| error.to_string())?;
+            factory.quiet();
+            Ok(factory)
+        });
+        factory.as_ref().map_err(|error| {
+            tell!("error: schemas cannot be used with this vocabulary: {error}");
+            ApiError::internal()
+        })
+    }
+
+    /// A grammar of the JSON values that `schema`, which `param` gives, allows.
+    pub(super) fn schema(&self, schema: &Value, param: &str) -> Result<Grammar, ApiError> {
+        if !schema.is_object() && !schema.is_boolean() {
+            return Err(ApiError::field(param, "must be an object").code("invalid_schema"));
+        }
+        let n_bytes = schema.to_string().len();
+        if n_bytes > MAX_SCHEMA_BYTES {
+            let what = format!("has {n_bytes} bytes, {MAX_SCHEMA_BYTES} at most are taken");
+            return Err(ApiError::field(param, &what).code("schema_too_complex"));
+        }
+        let mut schema = match schema {
+            Value::Bool(false) => json!({"not": {}}),
+            Value::Object(_) => schema.clone(),
+            _ => json!({}),
+        };
+        // Small models fall into endless white space where any is allowed.
+        schema["x-guidance"] = json!({
+            "whitespace_flexible": false,
+            "item_separator": ", ?",
+            "key_separator": ": ?",
+        });
+        self.grammar(TopLevelGrammar::from_json_schema(schema), param)
+    }
+
+    /// A grammar of the texts that a regular expression allows.
+    pub(super) fn regex(&self, regex: &str, param: &str) -> Result<Grammar, ApiError> {
+        self.grammar(TopLevelGrammar::from_regex(regex), param)
+    }
+
+    fn grammar(&self, grammar: TopLevelGrammar, param: &str) -> Result<Grammar, ApiError> {
+        let refuse = |code, error: &dyn std::fmt::Display| {
+            let error: String = error.to_string().chars().take(500).collect();
+            Err(ApiError::field(param, &format!("cannot be enforced: {error}")).code(code))
+        };
+        let mut matcher = match self.factory()?.create_parser(grammar) {
+            Ok(parser) => Matcher::new(Ok(parser)),
+            Err(error) => return refuse("invalid_schema", &error),
+        };
+        // What is too much shows at the first token as a rule: it is better told before the answer begins.
+        if let Err(error) = matcher.compute_mask_or_eos() {
+            return refuse("schema_too_complex", &error);
+        }
+        Ok(Grammar(matcher))
+    }
+
+    /// The tokens of a text that is written into an answer.
+    pub(super) fn tokens(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let options = EncodeOptions {
+            add_special: false,
+            parse_special: true,
+        };
+        self.model.tokenizer()?.encode(text.as_bytes(), options)
+    }
+}
+
+/// A compiled grammar, not yet begun.
+pub(super) struct Grammar(Matcher);
+
+impl Grammar {
+    pub(super) fn begin(&self) -> Matcher {
+        self.0.deep_clone()
+    }
+}
+
+/// The vocabulary as the grammars want it: the bytes of each token, those of control tokens marked.
+fn token_env(model: &Model) -> Result<TokEnv, TokenizerError> {
+    let vocab = model.tokenizer()?.vocab();
+    let ids = 0..vocab.n_tokens() as u32;
+    let words = ids.map(|id| {
+        let bytes = vocab.token_bytes(id, ControlTokens::Show)?;
+        let is_text = matches!(
+            vocab.kind(id),
+            Some(TokenKind::Normal | TokenKind::UserDefined | TokenKind::Byte)
+        );
+        Ok(match is_text && !vocab.is_end_of_generation(id) {
+            true => bytes,
+            false => [&[TokTrie::SPECIAL_TOKEN_MARKER], &bytes[..]].concat(),
+        })
+    });
+    let words = words.collect::<Result<Vec<_>, TokenizerError>>()?;
+    let end = (0..words.len() as u32).find(|id| vocab.is_end_of_generation(*id));
+    let info = TokRxInfo {
+        vocab_size: words.len() as u32,
+        tok_eos: vocab.eot().or(vocab.eos()).or(end).unwrap_or(0),
+        tok_bos: vocab.bos(),
+        tok_pad: None,
+        tok_unk: None,
+        tok_end_of_turn: None,
+    };
+    Ok(Arc::new(ApproximateTokEnv::new(TokTrie::from(
+        &info, &words,
+    ))))
+}
+
+/// What the rest of an answer must be: one step after the other, then it is over.
+pub(super) struct Constraint {
+    steps: VecDeque<Step>,
+}
+
+pub(super) enum Step {
+    /// These tokens.
+    Tokens(VecDeque<u32>),
+    /// A text of a grammar.
+    Grammar(Box<Matcher>),
+}
+
+impl Step {
+    pub(super) fn tokens(tokens: Vec<u32>) -> Step {
+        Step::Tokens(tokens.into())
+    }
+}
+
+/// The grammar cannot be followed any more: it is too complex.
+#[derive(Debug)]
+pub(super) struct TooComplex(pub String);
+
+impl Constraint {
+    pub(super) fn new(steps: impl IntoIterator<Item = Step>) -> Constraint {
+        Constraint {
+            steps: steps.into_iter().collect(),
+        }
+    }
+
+    /// Forbids the tokens that cannot be next: their logits become minus infinity. False where nothing can
+    /// follow, as the answer is complete.
+    pub(super) fn restrict(&mut self, logits: &mut [f32]) -> Result<bool, TooComplex> {
+        while let Some(step) = self.steps.front_mut() {
+            match step {
+                Step::Tokens(tokens) => {
+                    if let Some(token) = tokens.front() {
+                        let place = *token as usize;
+                        let kept = logits.get(place).copied().unwrap_or(0.0);
+                        logits.fill(f32::NEG_INFINITY);
+                        if let Some(logit) = logits.get_mut(place) {
+                            *logit = if kept.is_finite() { kept } else { 0.0 };
+                        }
+                        return Ok(true);
+                    }
+                }
+                Step::Grammar(matcher) => {
+                    if !matcher.is_stopped() {
+                        let mask = matcher.compute_mask_or_eos();
+                        let mask = mask.map_err(|error| TooComplex(error.to_string()))?;
+                        let end = matcher.tok_env().map_err(|e| TooComplex(e.to_string()))?;
+                        let end = end.tok_trie().eos_token();
+                        if mask.num_set() > usize::from(mask.is_allowed(end)) {
+                            for (id, logit) in logits.iter_mut().enumerate() {
+                                if id >= mask.len() || !mask.get(id) {
+                                    *logit = f32::NEG_INFINITY;
+                                }
+                            }
+                            return Ok(true);
+                        }
+                    }
+                }
+            }
+            self.steps.pop_front();
+        }
+        Ok(false)
+    }
+
+    /// Notes the token that was picked.
+    pub(super) fn accept(&mut self, token: u32) -> Result<(), TooComplex> {
+        match self.steps.front_mut() {
+            None => Ok(()),
+            Some(Step::Tokens(tokens)) => {
+                tokens.pop_front();
+                Ok(())
+            }
+            Some(Step::Grammar(matcher)) => {
+                let taken = matcher.consume_token(token);
+                taken.map_err(|error| TooComplex(error.to_string()))
+            }
+        }
+    }
+}

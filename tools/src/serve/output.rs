@@ -1,0 +1,345 @@
+//! From tokens to what a client reads: text, thoughts, calls of tools.
+
+use serde_json::Value;
+use tandem_engine::StopStrings;
+use tandem_engine::tokenizer::{ControlTokens, StreamDecoder, TokenizerError, Vocab};
+
+const THINK: &str = "<think>";
+const END_THINK: &str = "</think>";
+
+/// What becomes known of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Delta {
+    Text(String),
+    Reasoning(String),
+    /// A call of this tool begins.
+    Call(String),
+    /// More of the last call's arguments, which are JSON.
+    Arguments(String),
+}
+
+/// What is to be looked for in an answer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Form {
+    pub stop: Vec<String>,
+    pub thinking: Thinking,
+    /// The text that a call begins with, where the model may make one.
+    pub call_mark: Option<String>,
+    /// The answer is a call from its first token on.
+    pub is_call: bool,
+}
+
+/// Where thoughts stand in an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Thinking {
+    /// Nowhere.
+    #[default]
+    Never,
+    /// At its beginning, if it begins with the mark.
+    Maybe,
+    /// At its beginning: the mark is in the prompt.
+    Begun,
+}
+
+/// Reads one answer.
+#[derive(Debug)]
+pub(super) struct Output {
+    decoder: StreamDecoder,
+    stop: StopStrings,
+    state: State,
+    call_mark: Option<String>,
+    mark: StopStrings,
+    n_calls: usize,
+    /// Nothing of the answer's text came yet, or a call came last: white space is left out.
+    skips_space: bool,
+    is_stopped: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Held until it is known whether thoughts come.
+    Undecided(String),
+    Thinking(StopStrings),
+    Text,
+    Call(CallReader),
+}
+
+/// What a token did.
+#[derive(Debug, Default)]
+pub(super) struct Pushed {
+    pub deltas: Vec<Delta>,
+    /// A stop string came: the answer is over.
+    pub is_stopped: bool,
+    /// A call began, with so much of its text.
+    pub call: Option<String>,
+}
+
+impl Output {
+    pub(super) fn new(vocab: &Vocab, form: &Form) -> Output {
+        let state = match (form.is_call, form.thinking) {
+            (true, _) => State::Call(CallReader::default()),
+            (_, Thinking::Never) => State::Text,
+            (_, Thinking::Maybe) => State::Undecided(String::new()),
+            (_, Thinking::Begun) => State::Thinking(end_of_thoughts()),
+        };
+        let mark = form.call_mark.clone();
+        Output {
+            decoder: vocab.stream_continuation(ControlTokens::Hide),
+            stop: StopStrings::new(&form.stop),
+            state,
+            mark: StopStrings::new(mark.as_slice()),
+            call_mark: mark,
+            n_calls: 0,
+            skips_space: false,
+            is_stopped: false,
+        }
+    }
+
+    /// Calls that are complete.
+    pub(super) fn n_calls(&self) -> usize {
+        self.n_calls
+    }
+
+    pub(super) fn push(&mut self, token: u32) -> Result<Pushed, TokenizerError> {
+        let piece = self.decoder.push(token)?.to_string();
+        let mut pushed = Pushed::default();
+        self.take(piece, &mut pushed);
+        Ok(pushed)
+    }
+
+    /// A call that [`Pushed::call`] told of follows the grammar from here on.
+    pub(super) fn begin_call(&mut self, text: &str, pushed: &mut Pushed) {
+        let mut reader = CallReader::default();
+        reader.push(text, &mut pushed.deltas);
+        self.state = State::Call(reader);
+    }
+
+    /// It was no call, but text.
+    pub(super) fn no_call(&mut self, text: &str, pushed: &mut Pushed) {
+        let mark = self.call_mark.clone().unwrap_or_default();
+        self.give(mark + text, pushed);
+    }
+
+    /// The call is complete.
+    pub(super) fn end_call(&mut self) {
+        self.n_calls += 1;
+        self.skips_space = true;
+        self.state = State::Text;
+        self.mark = StopStrings::new(self.call_mark.as_slice());
+    }
+
+    fn take(&mut self, piece: String, pushed: &mut Pushed) {
+        match &mut self.state {
+            State::Undecided(held) => {
+                held.push_str(&piece);
+                let begun = held.trim_start();
+                if THINK.starts_with(begun) && begun.len() < THINK.len() {
+                    return;
+                }
+                let rest = begun.strip_prefix(THINK).map(str::to_string);
+                let held = std::mem::take(held);
+                self.state = match rest {
+                    Some(_) => State::Thinking(end_of_thoughts()),
+                    None => State::Text,
+                };
+                self.take(rest.unwrap_or(held), pushed);
+            }
+            State::Thinking(end) => {
+                let released = end.push(&piece);
+                if !released.text.is_empty() {
+                    pushed.deltas.push(Delta::Reasoning(released.text));
+                }
+                if released.stopped_by.is_some() {
+                    let rest = end.finish();
+                    self.state = State::Text;
+                    self.skips_space = true;
+                    self.take(rest, pushed);
+                }
+            }
+            State::Text => {
+                if self.call_mark.is_none() {
+                    return self.give(piece, pushed);
+                }
+                let released = self.mark.push(&piece);
+                self.give(released.text, pushed);
+                if released.stopped_by.is_some() && !pushed.is_stopped {
+                    pushed.call = Some(self.mark.finish());
+                }
+            }
+            State::Call(reader) => reader.push(&piece, &mut pushed.deltas),
+        }
+    }
+
+    /// Text that is the answer's own, which stop strings are looked for in.
+    fn give(&mut self, mut text: String, pushed: &mut Pushed) {
+        if self.skips_space {
+            text = text.trim_start().to_string();
+            self.skips_space = text.is_empty();
+        }
+        let released = self.stop.push(&text);
+        if !released.text.is_empty() {
+            pushed.deltas.push(Delta::Text(released.text));
+        }
+        self.is_stopped |= released.stopped_by.is_some();
+        pushed.is_stopped = self.is_stopped;
+    }
+
+    /// The answer is over: what was held back, and no stop string is part of.
+    pub(super) fn finish(&mut self) -> Vec<Delta> {
+        if self.is_stopped {
+            return Vec::new();
+        }
+        let mut pushed = Pushed::default();
+        let rest = self.decoder.finish().to_string();
+        self.take(rest, &mut pushed);
+        match &mut self.state {
+            State::Undecided(held) => {
+                let held = std::mem::take(held);
+                self.give(held, &mut pushed);
+            }
+            State::Thinking(end) => pushed.deltas.push(Delta::Reasoning(end.finish())),
+            State::Text if !self.is_stopped => {
+                let held = self.mark.finish();
+                self.give(held, &mut pushed);
+            }
+            State::Text | State::Call(_) => {}
+        }
+        if !self.is_stopped {
+            pushed.deltas.push(Delta::Text(self.stop.finish()));
+        }
+        pushed.deltas.retain(
+            |delta| !matches!(delta, Delta::Text(text) | Delta::Reasoning(text) if text.is_empty()),
+        );
+        pushed.deltas
+    }
+}
+
+fn end_of_thoughts() -> StopStrings {
+    StopStrings::new(&[END_THINK.to_string()])
+}
+
+/// Reads the JSON of a call as it comes: `{"name": "f", "arguments": {...}}`.
+#[derive(Debug, Default)]
+struct CallReader {
+    /// What came before the arguments.
+    head: String,
+    arguments: Option<Nesting>,
+}
+
+/// How deep inside a JSON value a text is.
+#[derive(Debug, Default)]
+struct Nesting {
+    depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+    is_over: bool,
+}
+
+impl CallReader {
+    fn push(&mut self, text: &str, deltas: &mut Vec<Delta>) {
+        if let Some(nesting) = &mut self.arguments {
+            return nesting.push(text, deltas);
+        }
+        self.head.push_str(text);
+        let Some(found) = find_arguments(&self.head) else {
+            return;
+        };
+        let mut nesting = Nesting::default();
+        deltas.push(Delta::Call(found.name));
+        nesting.push(&self.head[found.at..], deltas);
+        self.arguments = Some(nesting);
+    }
+}
+
+impl Nesting {
+    /// Gives out what of `text` belongs to the value.
+    fn push(&mut self, text: &str, deltas: &mut Vec<Delta>) {
+        if self.is_over {
+            return;
+        }
+        let mut end = text.len();
+        for (i, c) in text.char_indices() {
+            match c {
+                _ if self.is_escaped => self.is_escaped = false,
+                '\\' if self.in_string => self.is_escaped = true,
+                '"' => self.in_string = !self.in_string,
+                '{' | '[' if !self.in_string => self.depth += 1,
+                '}' | ']' if !self.in_string => {
+                    self.depth = self.depth.saturating_sub(1);
+                    if self.depth == 0 {
+                        self.is_over = true;
+                        end = i + 1;
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+        if end > 0 {
+            deltas.push(Delta::Arguments(text[..end].to_string()));
+        }
+    }
+}
+
+struct Arguments {
+    name: String,
+    /// Where they begin.
+    at: usize,
+}
+
+/// The beginning of a call's arguments in a text, and the name before it.
+fn find_arguments(head: &str) -> Option<Arguments> {
+    let open = head.find('{')?;
+    let key = ["\"arguments\"", "\"parameters\""].iter().find_map(|key| {
+        let at = head.find(key)?;
+        Some((at, at + key.len()))
+    });
+    let (before, after) = key?;
+    let rest = head[after..].trim_start().strip_prefix(':')?.trim_start();
+    let at = head.len() - rest.len();
+    if rest.is_empty() {
+        return None;
+    }
+    let call = format!("{}}}", head[open..before].trim_end().trim_end_matches(','));
+    let call: Value = serde_json::from_str(&call).ok()?;
+    let name = call.get("name")?.as_str()?.to_string();
+    Some(Arguments { name, at })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pieces: &[&str]) -> Vec<Delta> {
+        let mut reader = CallReader::default();
+        let mut deltas = Vec::new();
+        for piece in pieces {
+            reader.push(piece, &mut deltas);
+        }
+        deltas
+    }
+
+    #[test]
+    fn calls_are_read_piece_by_piece() {
+        let whole = r#"<tool_call>
+{"name": "f", "arguments": {"a}": "\"}", "b": [{}]}}
+</tool_call>"#;
+        let wanted = [
+            Delta::Call("f".to_string()),
+            Delta::Arguments(r#"{"a}": "\"}", "b": [{}]}"#.to_string()),
+        ];
+        assert_eq!(read(&[whole]), wanted);
+        let chars: Vec<String> = whole.chars().map(String::from).collect();
+        let pieces: Vec<&str> = chars.iter().map(|s| &**s).collect();
+        let deltas = read(&pieces);
+        let joined: String = deltas[1..]
+            .iter()
+            .map(|delta| match delta {
+                Delta::Arguments(text) => &**text,
+                _ => panic!("{delta:?}"),
+            })
+            .collect();
+        assert_eq!([deltas[0].clone(), Delta::Arguments(joined)], wanted);
+        assert_eq!(read(&[r#"{"name": "f", "arguments":"#]), []);
+    }
+}
