@@ -199,6 +199,11 @@ pub enum SessionError {
     },
     /// Somebody interrupted the pass between two layers, see [`Worker::set_interrupt`](crate::Worker::set_interrupt).
     Interrupted,
+    /// A [`TokenFilter`](crate::TokenFilter) cannot follow its form any more.
+    Filter {
+        /// Why.
+        reason: String,
+    },
     /// Logits that are no finite numbers: weights are broken, or activations overflow.
     NotFinite {
         /// The tensor whose weights are no finite numbers, if there is one.
@@ -250,6 +255,9 @@ impl fmt::Display for SessionError {
                 write!(f, "token id {id} is outside the vocabulary of {n_vocab}")
             }
             SessionError::Interrupted => f.write_str("the evaluation was interrupted"),
+            SessionError::Filter { reason } => {
+                write!(f, "the answer cannot be held to its form: {reason}")
+            }
             SessionError::NotFinite { tensor: Some(name) } => write!(
                 f,
                 "the logits are no finite numbers (NaN or infinite), as the weights of {name} are not"

@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// Add this bundle, which must be for the model
     #[arg(long, value_name = "FILE", requires_all = ["model", "compose"])]
     bundle: Option<PathBuf>,
-    /// The bundle's composition that the service runs
+    /// The bundle's composition that the service runs where a request names none
     #[arg(long, value_name = "NAME", requires = "bundle")]
     compose: Option<String>,
     /// Tandem's source tree [default: the one that the current folder is in]

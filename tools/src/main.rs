@@ -14,6 +14,8 @@ mod bandwidth;
 mod bench;
 mod bundle;
 mod chat;
+#[cfg(feature = "serve")]
+mod constraint;
 #[cfg(feature = "cross")]
 mod cross;
 mod dataset;

@@ -1,14 +1,20 @@
 //! `tandem run`: text in, text out.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "serve")]
+use anyhow::anyhow;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
-use tandem_engine::{Message, Model, Prompt, Session, StopReason};
+use tandem_engine::{Message, Model, Prompt, Sequence, Session, StopReason};
+
+use tandem_formats::write_atomically;
 
 use crate::args::{ChatArgs, ModelArgs, SamplerArgs};
+#[cfg(feature = "serve")]
+use crate::constraint::{Constraint, Grammars};
 use crate::open;
 use crate::progress::prefill;
 
@@ -38,6 +44,18 @@ pub(crate) struct Args {
     chat: ChatArgs,
     #[command(flatten)]
     sampler: SamplerArgs,
+    /// Hold the answer to the JSON schema in this file
+    #[cfg(feature = "serve")]
+    #[arg(long, value_name = "FILE", conflicts_with = "regex")]
+    json_schema: Option<PathBuf>,
+    /// Hold the answer to this regular expression
+    #[cfg(feature = "serve")]
+    #[arg(long, value_name = "REGEX")]
+    regex: Option<String>,
+    /// Keep what was evaluated in this file, and go on from what of the prompt is there: a long beginning is
+    /// read once
+    #[arg(long, value_name = "FILE")]
+    prompt_cache: Option<PathBuf>,
     /// Print one JSON object instead of the text: text, token ids, counts, timings
     #[arg(long)]
     json: bool,
@@ -52,6 +70,8 @@ struct Report {
     ids: Vec<u32>,
     prompt_ids: Vec<u32>,
     n_prompt: usize,
+    /// Tokens of the prompt that --prompt-cache had.
+    n_cached: usize,
     n_generated: usize,
     /// Milliseconds from the start of the command to the first token.
     first_token_ms: f64,
@@ -88,6 +108,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(!prompt.is_empty(), "the prompt is empty");
     warn_of_two_bos(&model, &prompt)?;
     let sampling = args.sampler.sampling(MAX_TOKENS);
+    #[cfg(feature = "serve")]
+    let constraint = constraint(args, &model)?;
+    if let Some(path) = &args.prompt_cache {
+        restore(&mut session, path)?;
+    }
 
     let opened = start.elapsed();
     let mut out = std::io::stdout().lock();
@@ -95,6 +120,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut generation = session
         .generate(&prompt[..], &sampling)
         .map_err(open::with_hint)?;
+    #[cfg(feature = "serve")]
+    if let Some(constraint) = constraint {
+        generation.set_filter(Box::new(constraint));
+    }
+    let n_cached = prompt.len() - generation.n_left();
     prefill(&mut generation, || false)?;
     for piece in &mut generation {
         let piece = piece?;
@@ -110,9 +140,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let timings = generation.timings();
     let drafts = generation.draft_counts();
     let first = opened + timings.prompt;
+    drop(generation);
 
     let report = Report {
         n_prompt: prompt.len(),
+        n_cached,
         n_generated: ids.len(),
         first_token_ms: millis(first),
         open_ms: millis(opened),
@@ -135,7 +167,60 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         writeln!(out)?;
     }
     report.print_timings();
+    match &args.prompt_cache {
+        // The prompt's last token is evaluated anew each time.
+        Some(path) if n_cached + 1 < report.n_prompt => keep(&mut session, path),
+        _ => Ok(()),
+    }
+}
+
+/// What the flags hold the answer to.
+#[cfg(feature = "serve")]
+fn constraint(args: &Args, model: &Model) -> Result<Option<Constraint>> {
+    let grammars = Grammars::new(model);
+    let grammar = match (&args.json_schema, &args.regex) {
+        (Some(path), _) => {
+            let schema = serde_json::from_slice(&open::bytes(path)?);
+            let schema = schema.with_context(|| format!("{} is no JSON", path.display()))?;
+            let grammar = grammars.schema(&schema);
+            grammar.map_err(|error| anyhow!("the schema {} {error}", path.display()))?
+        }
+        (None, Some(regex)) => {
+            let grammar = grammars.regex(regex);
+            grammar.map_err(|error| anyhow!("the regular expression {error}"))?
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(grammar.constraint()))
+}
+
+/// Takes up what an earlier run kept, if there is something, and it is of use here.
+fn restore(session: &mut Session, path: &Path) -> Result<()> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(format!("cannot read {}", path.display())),
+    };
+    // Nothing else is written over.
+    ensure!(
+        bytes.is_empty() || bytes.starts_with(Sequence::MARK),
+        "{} is no prompt cache",
+        path.display()
+    );
+    if let Err(error) = session.sequence_mut().restore(&bytes) {
+        tell!(
+            "note: {} is not used, and written anew: {error}",
+            path.display()
+        );
+    }
     Ok(())
+}
+
+/// Keeps what was evaluated for later runs.
+fn keep(session: &mut Session, path: &Path) -> Result<()> {
+    let bytes = session.sequence_mut().save()?;
+    let written = write_atomically(path, |file| -> Result<()> { Ok(file.write_all(&bytes)?) });
+    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Says so where a prompt begins with two BOS tokens: that of the text, and the one that is put before it.

@@ -12,16 +12,17 @@ mod calls;
 mod catalog;
 mod chat;
 mod completions;
-mod constraint;
 mod error;
 mod fields;
 mod http;
 mod info;
 mod listen;
+mod messages;
 mod metrics;
 mod ollama;
 mod output;
 mod scheduler;
+mod store;
 
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::PathBuf;
@@ -44,14 +45,15 @@ use self::asked::Asked;
 use self::cache::Group;
 use self::calls::CallForm;
 use self::catalog::{Catalog, HowToOpen, content_id};
-use self::constraint::{Grammar, Grammars};
 use self::error::ApiError;
 use self::listen::Listener;
 use self::metrics::Metrics;
 use self::output::Form;
 use self::scheduler::{Calls, Event, Limits, MAX_EVENTS, Scheduler, Task, Waiting};
+use self::store::Store;
 use crate::adapters::{Parts, bundle_for, read_all};
 use crate::args::{AdapterArgs, SessionArgs, size};
+use crate::constraint::{FormError, Grammar, Grammars};
 use crate::open;
 
 /// Answer requests over HTTP, as OpenAI's API and Ollama's have them
@@ -103,6 +105,10 @@ pub(crate) struct Args {
     /// most 512M]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     cache: Option<usize>,
+    /// Keep what was evaluated over restarts, in files of this folder, of --cache's size together. They hold
+    /// what was said
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
     /// A key that requests need; several may be given
     #[arg(
         long,
@@ -257,7 +263,7 @@ impl Draft {
             more_prompts: Vec::new(),
             composition,
             answer,
-            caller: Caller { group: 0 },
+            caller: Caller::ANYBODY,
             asked_at: Instant::now(),
             logprobs: None,
             prompt_logprobs: false,
@@ -447,7 +453,10 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
         catalog,
         model,
     };
-    let scheduler = Scheduler::new(worker, options, limits, tasks, metrics);
+    let mut scheduler = Scheduler::new(worker, options, limits, tasks, metrics);
+    if let Some(folder) = &args.cache_dir {
+        scheduler.keep_in(Store::open(folder, &options, limits.cache_bytes)?);
+    }
     // It was empty until now.
     let _ = server.served.set(served);
     Ok(scheduler)
@@ -495,6 +504,19 @@ fn limits(args: &Args, model: &Model, options: &SessionOptions) -> Limits {
         n_parallel: n_parallel.min(options.n_batch),
         cache_bytes,
     }
+}
+
+/// A form that answers cannot be held to, which the request has at `param`.
+fn form_error(param: &str, error: &FormError) -> ApiError {
+    let code = match error {
+        FormError::Invalid(_) => "invalid_schema",
+        FormError::TooComplex(_) => "schema_too_complex",
+        FormError::Vocabulary(_) => {
+            tell!("error: a schema {error}");
+            return ApiError::internal();
+        }
+    };
+    ApiError::field(param, &error.to_string()).code(code)
 }
 
 /// A number that nobody knows.

@@ -671,3 +671,124 @@ fn a_template_that_is_none_is_a_clear_error() {
         tandem!("run", "--raw", "-n1", "-p", "a", "--model", model.path()).ok();
     }
 }
+
+#[cfg(feature = "serve")]
+#[test]
+fn answers_are_held_to_a_form() {
+    let model = fixture("pocket-q8_0.gguf");
+    let folder = tempfile::tempdir().unwrap();
+    let schema = folder.path().join("schema.json");
+    let write = |json: &str| std::fs::write(&schema, json).unwrap();
+    write(
+        r#"{"type":"object","properties":{"kind":{"enum":["a","b"]}},"required":["kind"],"additionalProperties":false}"#,
+    );
+    for temperature in ["0", "2"] {
+        let run = tandem!(
+            "run",
+            "-m",
+            model,
+            "--raw",
+            "-p",
+            "A package",
+            "--temp",
+            temperature,
+            "--json",
+            "--json-schema",
+            schema
+        );
+        let report = run.ok().json();
+        let value: serde_json::Value =
+            serde_json::from_str(report["text"].as_str().unwrap()).unwrap();
+        assert!(matches!(value["kind"].as_str(), Some("a" | "b")), "{value}");
+        assert_eq!(report["stop"], "complete");
+    }
+    let regex = "(ab ){30}c";
+    let run = tandem!(
+        "run",
+        "-m",
+        model,
+        "--raw",
+        "-p",
+        "A package",
+        "--regex",
+        regex,
+        "--json"
+    );
+    // What repeats itself is guessed, and held to the form all the same.
+    let report = run.ok().json();
+    assert_eq!(report["text"], "ab ".repeat(30) + "c");
+    write(r#"{"type":"array","uniqueItems":true}"#);
+    tandem!(
+        "run",
+        "-m",
+        model,
+        "--raw",
+        "-p",
+        "x",
+        "--json-schema",
+        schema
+    )
+    .fails(1, "cannot be enforced");
+    tandem!("run", "-m", model, "--raw", "-p", "x", "--regex", "([").fails(1, "regular expression");
+}
+
+#[test]
+fn a_prompt_is_read_once() {
+    let (model, bundle) = (fixture("pocket-q8_0.gguf"), fixture("pocket.tandem"));
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("prompt");
+    let text = "This package provides the shared library for reading and writing images.";
+    let said = |compose: &str, text: &str| {
+        let run = tandem!(
+            "run",
+            "-m",
+            model,
+            "--bundle",
+            bundle,
+            "--compose",
+            compose,
+            "-p",
+            text,
+            "--temp",
+            "0",
+            "-n",
+            "16",
+            "--json",
+            "--prompt-cache",
+            cache
+        );
+        let run = run.ok();
+        let report = run.json();
+        let text = report["text"].as_str().unwrap().to_string();
+        (text, report["n_cached"].as_u64().unwrap(), run.stderr)
+    };
+    let (first, n_cached, _) = said("summarize", text);
+    assert_eq!(n_cached, 0);
+    let (second, n_cached, _) = said("summarize", text);
+    assert!(first == second && n_cached > 10, "{n_cached}");
+    let (_, n_cached, _) = said("summarize", &format!("{text} It is fast."));
+    assert!(n_cached > 10, "{n_cached}");
+    // Another composition's is not used, but replaced.
+    let (_, n_cached, told) = said("summarize-fr", text);
+    assert!(
+        n_cached == 0 && told.contains("of another model, composition"),
+        "{told}"
+    );
+    assert!(said("summarize-fr", text).1 > 10);
+    // No other file is written over.
+    let other = folder.path().join("other");
+    std::fs::write(&other, "a letter").unwrap();
+    tandem!(
+        "run",
+        "-m",
+        model,
+        "-p",
+        "x",
+        "-n",
+        "1",
+        "--prompt-cache",
+        other
+    )
+    .fails(1, "no prompt cache");
+    assert_eq!(std::fs::read(&other).unwrap(), b"a letter");
+}

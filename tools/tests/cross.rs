@@ -206,7 +206,7 @@ fn a_directory_is_written_that_checks_itself() {
         "pocket-q8_0.gguf",
         "pocket.tandem",
         "tandem.socket",
-        "tandem@.service",
+        "tandem.service",
         "README",
     ] {
         assert!(check.contains(&format!("{name}: OK")), "{check}");
@@ -214,13 +214,13 @@ fn a_directory_is_written_that_checks_itself() {
     assert_eq!(check.lines().count(), 6);
     let mode = fs::metadata(&out).unwrap().permissions().mode();
     assert_eq!(mode & 0o055, 0o055, "others may read it");
-    let service = fs::read_to_string(out.join("tandem@.service")).unwrap();
-    let start = r#"ExecStart=/opt/tandem/tandem run "--model" "/opt/tandem/pocket-q8_0.gguf" "--bundle" "/opt/tandem/pocket.tandem" "--compose=summarize-fr" --prompt-file -"#;
+    let service = fs::read_to_string(out.join("tandem.service")).unwrap();
+    let start = r#"ExecStart=/opt/tandem/tandem serve "--model" "/opt/tandem/pocket-q8_0.gguf" "--bundle" "/opt/tandem/pocket.tandem" "--default=summarize-fr" --exit-idle 900"#;
     assert!(service.contains(start), "{service}");
 
     // The baseline build, by the compiler that has the target; no flag of the user's own.
     let called = fs::read_to_string(world.path("called")).unwrap();
-    assert!(called.starts_with("build --profile board --target aarch64-unknown-linux-gnu --package tandem --no-default-features"));
+    assert!(called.starts_with("build --profile board --target aarch64-unknown-linux-gnu --package tandem --no-default-features --features serve"));
     for part in [
         "RUSTC=",
         "target-feature=+crt-static",

@@ -27,6 +27,8 @@ pub enum StopReason {
     Cancelled,
     /// One of [`Sampling::stop`] was next.
     StopString,
+    /// Nothing more could follow, see [`TokenFilter`].
+    Complete,
 }
 
 impl StopReason {
@@ -38,6 +40,7 @@ impl StopReason {
             StopReason::ContextFull => "context_full",
             StopReason::Cancelled => "cancelled",
             StopReason::StopString => "stop_string",
+            StopReason::Complete => "complete",
         }
     }
 }
@@ -53,6 +56,53 @@ pub struct Timings {
     pub decode: Duration,
 }
 
+/// What holds an answer to a form, a schema for example, token by token.
+pub trait TokenFilter {
+    /// Makes the logits, `[n_vocab]`, of tokens that cannot be next minus infinity. False where nothing can
+    /// follow: then the answer is complete.
+    ///
+    /// # Errors
+    ///
+    /// Why the form cannot be followed any more.
+    fn restrict(&mut self, logits: &mut [f32]) -> Result<bool, String>;
+
+    /// Notes the token that was picked.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenFilter::restrict`].
+    fn accept(&mut self, token: u32) -> Result<(), String>;
+}
+
+/// Picks tokens, of those that a filter lets through.
+struct Picker {
+    sampler: Sampler,
+    filter: Option<Box<dyn TokenFilter>>,
+}
+
+impl Picker {
+    /// The next token; `None` where nothing can follow.
+    fn pick(&mut self, logits: &mut [f32]) -> Result<Option<u32>, SessionError> {
+        let failed = |reason| SessionError::Filter { reason };
+        if let Some(filter) = &mut self.filter
+            && !filter.restrict(logits).map_err(failed)?
+        {
+            return Ok(None);
+        }
+        let token = self.sampler.pick(logits);
+        if let Some(filter) = &mut self.filter {
+            filter.accept(token).map_err(failed)?;
+        }
+        Ok(Some(token))
+    }
+}
+
+impl core::fmt::Debug for Picker {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.sampler.fmt(f)
+    }
+}
+
 /// An answer as it is generated: an iterator of its text, in whole characters. What is not asked for is
 /// not computed.
 ///
@@ -62,7 +112,7 @@ pub struct Timings {
 #[derive(Debug)]
 pub struct Generation<'s> {
     session: &'s mut Session,
-    sampler: Sampler,
+    picker: Picker,
     decoder: StreamDecoder,
     stop_strings: StopStrings,
     n_prompt: usize,
@@ -212,7 +262,10 @@ impl<'s> Generation<'s> {
         session.keep_prefix(prompt);
         Generation {
             session,
-            sampler,
+            picker: Picker {
+                sampler,
+                filter: None,
+            },
             decoder,
             stop_strings: StopStrings::new(&sampling.stop),
             n_prompt: prompt.len(),
@@ -249,6 +302,11 @@ impl<'s> Generation<'s> {
             }
         }
         Ok(self.n_left())
+    }
+
+    /// Holds the answer to a form from here on.
+    pub fn set_filter(&mut self, filter: Box<dyn TokenFilter>) {
+        self.picker.filter = Some(filter);
     }
 
     /// Tokens of the prompt.
@@ -320,21 +378,22 @@ impl<'s> Generation<'s> {
         }
         let n_vocab = self.session.model().config().n_vocab;
         let picked = match self.pass.next_row(n_vocab) {
-            Some(logits) => Ok(self.sampler.pick(logits)),
+            Some(logits) => self.picker.pick(logits),
             None => self.evaluate_next(),
         };
         let token = match picked {
-            Ok(token) => token,
+            Ok(Some(token)) => token,
+            Ok(None) => {
+                self.stop_reason.get_or_insert(StopReason::Complete);
+                return Ok(None);
+            }
             Err(SessionError::Interrupted) => {
                 self.stop_reason = Some(StopReason::Cancelled);
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
         };
-        if self.stop_reason.is_some() {
-            return Ok(None);
-        }
-        self.sampler.accept_all(&[token]);
+        self.picker.sampler.accept_all(&[token]);
         self.tokens.push(token);
         self.drafts.push(token);
         self.check_draft(token);
@@ -354,11 +413,11 @@ impl<'s> Generation<'s> {
 
     /// Evaluates the last token, or what is left of the prompt, with guesses beside it where that pays, and
     /// picks the next one. Where there is none it notes why.
-    fn evaluate_next(&mut self) -> Result<u32, SessionError> {
+    fn evaluate_next(&mut self) -> Result<Option<u32>, SessionError> {
         let (text, n_done) = (self.drafts.text(), self.session.tokens().len());
         if text.len() > self.session.n_ctx() {
             self.stop_reason = Some(StopReason::ContextFull);
-            return Ok(0);
+            return Ok(None);
         }
         let last = match &text[n_done..] {
             [last] if !self.tokens.is_empty() => *last,
@@ -367,9 +426,9 @@ impl<'s> Generation<'s> {
                 let logits = self.session.eval(several)?;
                 if self.max_tokens == 0 {
                     self.stop_reason = Some(StopReason::MaxTokens);
-                    return Ok(0);
+                    return Ok(None);
                 }
-                return Ok(self.sampler.pick(logits));
+                return self.picker.pick(logits);
             }
         };
         // The token after the last guess is picked, too.
@@ -384,7 +443,7 @@ impl<'s> Generation<'s> {
         if n_rows == 1 {
             let logits = self.session.step(last)?;
             self.drafts.note_pass(1, clock.seconds());
-            return Ok(self.sampler.pick(logits));
+            return self.picker.pick(logits);
         }
         match self.pass.evaluate(self.session, last) {
             Ok(()) => {}
@@ -395,11 +454,11 @@ impl<'s> Generation<'s> {
             // What failed may be the guesses': nothing was evaluated, and the token goes alone.
             Err(_) => {
                 self.pass.draft.clear();
-                return Ok(self.sampler.pick(self.session.step(last)?));
+                return self.picker.pick(self.session.step(last)?);
             }
         }
         self.drafts.note_pass(n_rows, clock.seconds());
-        Ok(self.sampler.pick(&mut self.pass.logits[..n_vocab]))
+        self.picker.pick(&mut self.pass.logits[..n_vocab])
     }
 
     /// Compares the token just picked with its guess, if there is one; ends the pass where that failed, or

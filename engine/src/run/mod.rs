@@ -18,7 +18,7 @@ mod worker;
 pub use draft::{DraftCounts, MAX_DRAFT};
 #[cfg(feature = "std")]
 pub use generate::Timings;
-pub use generate::{Generation, StopReason};
+pub use generate::{Generation, StopReason, TokenFilter};
 #[cfg(feature = "std")]
 pub use memory::{GroupLimit, free_memory, group_limits};
 pub use options::{MAX_BATCH, SessionOptions};

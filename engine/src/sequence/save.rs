@@ -17,6 +17,9 @@ const HASH_BYTES: usize = 32;
 const BODY: usize = MARK.len() + HASH_BYTES;
 
 impl Sequence {
+    /// What saved sequences of all versions begin with.
+    pub const MARK: &[u8] = b"TDMSEQ\0";
+
     /// The sequence as bytes. They are of use to the same model and composition with the same options
     /// only, and on CPUs of one kind give the same results as the sequence itself.
     ///

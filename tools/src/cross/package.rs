@@ -16,7 +16,7 @@ use crate::open;
 /// The files beside the model's.
 const BINARY: &str = "tandem";
 const SOCKET: &str = "tandem.socket";
-const SERVICE: &str = "tandem@.service";
+const SERVICE: &str = "tandem.service";
 const README: &str = "README";
 const SUMS: &str = "SHA256SUMS";
 
@@ -101,6 +101,16 @@ impl Content {
         if let Some((path, composition)) = &self.bundle {
             flags.extend(["--bundle".to_string(), format!("{folder}{}", name(path)?)]);
             flags.push(format!("--compose={composition}")); // which may begin with a dash
+        }
+        Ok(flags)
+    }
+
+    /// Flags of `serve`: the bundle's composition is what requests get that name no model.
+    fn serve_flags(&self, folder: &str) -> Result<Vec<String>> {
+        let mut flags = self.flags(folder)?;
+        if let Some((_, composition)) = &self.bundle {
+            flags.pop();
+            flags.push(format!("--default={composition}"));
         }
         Ok(flags)
     }
@@ -276,16 +286,17 @@ fn quote(word: &str) -> String {
     format!("\"{}\"", word.replace('%', "%%").replace('$', "$$"))
 }
 
+/// Seconds without a request after which the service gives its memory back; the socket stays.
+const EXIT_IDLE: u32 = 900;
+
 fn socket() -> String {
     format!(
         "[Unit]
-Description=Tandem: a prompt in, an answer out
+Description=Tandem: language models over HTTP
 
 [Socket]
-ListenStream=/run/tandem.sock
-SocketMode=0660
-Accept=yes
-MaxConnections=1
+# This machine only; other machines come in by 0.0.0.0:8080, and then with a key: see {README}.
+ListenStream=127.0.0.1:8080
 
 [Install]
 WantedBy=sockets.target
@@ -296,30 +307,34 @@ WantedBy=sockets.target
 }
 
 fn service(content: &Content) -> Result<String> {
-    let mut flags = content.flags(&format!("{FOLDER}/"))?;
+    let mut flags = content.serve_flags(&format!("{FOLDER}/"))?;
     if flags.is_empty() {
         flags = vec!["--model".to_string(), format!("{FOLDER}/model.gguf")];
     }
     let flags: Vec<_> = flags.iter().map(|flag| quote(flag)).collect();
     Ok(format!(
         "[Unit]
-Description=Tandem: one answer
+Description=Tandem: language models over HTTP
+Requires={SOCKET}
+After={SOCKET}
 
 [Service]
-ExecStart={FOLDER}/{BINARY} run {} --prompt-file -
-StandardInput=socket
-StandardOutput=socket
-StandardError=journal
+Type=notify
+ExecStart={FOLDER}/{BINARY} serve {} --exit-idle {EXIT_IDLE}
+TimeoutStartSec=300
+TimeoutStopSec=40
 DynamicUser=yes
 NoNewPrivileges=yes
 PrivateDevices=yes
-PrivateNetwork=yes
 PrivateTmp=yes
 ProtectHome=yes
 ProtectKernelTunables=yes
 ProtectSystem=strict
 MemoryDenyWriteExecute=yes
-RestrictAddressFamilies=AF_UNIX
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+# Others in the network: allow them here, too.
+IPAddressDeny=any
+IPAddressAllow=localhost
 ",
         flags.join(" ")
     ))
@@ -352,13 +367,18 @@ the CPU has; on this board ({cpu}) that is the level {level}.
     ./tandem run {flags} --prompt 'Why is the sky blue?'
     ./tandem chat {flags}
 {model}
-As a service (a prompt to the socket, the answer from it, one at a time):
+As a service, which starts at the first request and ends after {minutes} minutes without one:
 
     sudo mkdir -p {FOLDER} && sudo cp -r . {FOLDER}/
     sudo cp {SOCKET} {SERVICE} /etc/systemd/system/
     sudo systemctl daemon-reload && sudo systemctl enable --now {SOCKET}
-    echo 'Why is the sky blue?' | sudo nc -N -U /run/tandem.sock
-"
+    curl http://127.0.0.1:8080/v1/chat/completions -d '{{\"messages\": [{{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}}]}}'
+
+Clients want http://127.0.0.1:8080/v1 as OpenAI's address, or http://127.0.0.1:8080 as Ollama's. For other
+machines set ListenStream to 0.0.0.0:8080 in {SOCKET}, their addresses in IPAddressAllow of {SERVICE}, and
+add --api-key-file there: whoever reaches the port can use the model otherwise.
+",
+        minutes = EXIT_IDLE / 60
     ))
 }
 

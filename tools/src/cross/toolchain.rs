@@ -115,7 +115,13 @@ impl Toolchain {
                 Linker::Program(_) => "build",
             })
             .args(["--profile", "board", "--target", self.target])
-            .args(["--package", "tandem", "--no-default-features"])
+            .args([
+                "--package",
+                "tandem",
+                "--no-default-features",
+                "--features",
+                "serve",
+            ])
             .current_dir(source)
             .env("CARGO_TARGET_DIR", &folder)
             .env("RUSTC", &self.rustc)

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use hyper::StatusCode;
 use serde_json::Value;
 use tandem_engine::{MAX_PENALTY_WINDOW, Model, Sampling};
 
-use super::error::ApiError;
+use super::error::{ApiError, Lengths};
 use super::fields::{Fields, whole};
 use super::scheduler::Bias;
 use super::{Served, random};
@@ -199,12 +198,10 @@ pub(super) fn check_length(n_prompt: usize, n_ctx: usize) -> Result<(), ApiError
         "This model's maximum context length is {n_ctx} tokens. However, your messages resulted in \
          {n_prompt} tokens."
     );
-    let mut error = ApiError::new(StatusCode::BAD_REQUEST, message).code("context_length_exceeded");
-    error
-        .more
-        .insert("n_prompt_tokens".to_string(), n_prompt.into());
-    error.more.insert("n_ctx".to_string(), n_ctx.into());
-    Err(error)
+    Err(ApiError {
+        lengths: Some(Box::new(Lengths { n_prompt, n_ctx })),
+        ..ApiError::bad(message).code("context_length_exceeded")
+    })
 }
 
 /// What the model's file recommends, else what is usual.

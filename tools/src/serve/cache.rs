@@ -19,6 +19,8 @@ pub(super) struct Group {
 pub(super) struct PrefixCache {
     entries: Vec<Entry>,
     max_bytes: usize,
+    /// Whether it has anything that it had not when [`PrefixCache::saved`] was called.
+    is_changed: bool,
     /// Bytes of a context's states, and its tokens.
     context_bytes: usize,
     n_ctx: usize,
@@ -34,6 +36,7 @@ impl PrefixCache {
         PrefixCache {
             entries: Vec::new(),
             max_bytes,
+            is_changed: false,
             context_bytes: Sequence::n_bytes(model.config(), options).unwrap_or(usize::MAX),
             n_ctx: options.n_ctx,
         }
@@ -54,6 +57,22 @@ impl PrefixCache {
 
     pub(super) fn n_bytes(&self) -> usize {
         self.bytes_of(self.n_tokens())
+    }
+
+    pub(super) fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
+    /// All of it was saved.
+    pub(super) fn saved(&mut self) {
+        self.is_changed = false;
+    }
+
+    /// The sequences, the least recently used first.
+    pub(super) fn sequences(&self) -> impl Iterator<Item = (Group, &Sequence)> {
+        self.entries
+            .iter()
+            .map(|entry| (entry.group, &entry.sequence))
     }
 
     /// The place of the sequence that has most of `prompt`, and how much.
@@ -90,6 +109,7 @@ impl PrefixCache {
         // Whoever could use a beginning of this one can use this one.
         self.entries
             .retain(|entry| entry.group != group || !tokens.starts_with(entry.sequence.tokens()));
+        self.is_changed = true;
         self.entries.push(Entry { group, sequence });
         while self.n_bytes() > self.max_bytes || self.entries.len() > MAX_ENTRIES {
             self.entries.remove(0);

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 use tandem_engine::chat::{Chat, Conversation, TemplateArgs};
 
-use super::constraint::{Constraint, Grammar, Grammars, Step};
 use super::error::ApiError;
 use super::fields::Fields;
+use super::form_error;
+use crate::constraint::{Constraint, Grammar, Grammars, Step};
 
 const MAX_TOOLS: usize = 128;
 const MAX_NAME: usize = 64;
@@ -45,7 +46,7 @@ impl CallForm {
     /// The text that tells of a call: where it comes, one begins.
     pub(super) fn mark(&self) -> String {
         match self.begin.trim_end() {
-            "" => format!("{{\"name\": "),
+            "" => "{\"name\": ".to_string(),
             begin => begin.to_string(),
         }
     }
@@ -195,7 +196,8 @@ impl Tools {
             }
             _ => json!({"$defs": definitions, "anyOf": calls}),
         };
-        grammars.schema(&schema, "tools")
+        let grammar = grammars.schema(&schema);
+        grammar.map_err(|error| form_error("tools", &error))
     }
 
     /// What holds an answer to a call from its first token on.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tandem_engine::chat::{Conversation, PromptError, TemplateArgs, fill};
 use tandem_engine::formats::bundle::INPUT_MARK;
 use tandem_engine::{Composition, Error};
@@ -12,14 +12,14 @@ use super::access::Caller;
 use super::answer::{Answer, Style};
 use super::asked::{Asked, MAX_LOGPROBS, check_length};
 use super::calls::{Choice, Tools};
-use super::constraint::{Constraint, Grammar, Step};
 use super::error::ApiError;
 use super::fields::Fields;
+use super::messages;
 use super::output::{Form, Thinking};
 use super::scheduler::Calls;
-use super::{Draft, Served};
+use super::{Draft, Served, form_error};
+use crate::constraint::{Constraint, Grammar};
 
-const MAX_MESSAGES: usize = 4096;
 const MAX_TEMPLATE_ARGS: usize = 64;
 
 /// A conversation that was read.
@@ -35,19 +35,10 @@ pub(super) struct Talk {
 impl Talk {
     /// Reads `messages` and what goes with them.
     pub(super) fn read(fields: &Fields<'_>) -> Result<Talk, ApiError> {
-        let messages = fields.required("messages", fields.array("messages")?)?;
-        if !(1..=MAX_MESSAGES).contains(&messages.len()) {
-            return fields.wrong("messages", "must have 1 to 4096 messages");
-        }
-        let mut out = Vec::with_capacity(messages.len());
-        let mut last_input = None;
-        for (i, message) in messages.iter().enumerate() {
-            let message = read_message(message, format!("messages[{i}]"))?;
-            if message["role"] == "user" {
-                last_input = message["content"].as_str().map(str::to_string);
-            }
-            out.push(message);
-        }
+        let out = messages::read(fields)?;
+        let last_input = out.iter().rfind(|message| message["role"] == "user");
+        let last_input = last_input.and_then(|message| message["content"].as_str());
+        let last_input = last_input.map(str::to_string);
         let continue_last = fields.boolean("continue_final_message")?.unwrap_or(false);
         let asks = fields
             .boolean("add_generation_prompt")?
@@ -244,8 +235,10 @@ pub(super) fn draft(
         draft.add_tools(&tools, served, &mut form)?;
     } else if let Some(grammar) = format.grammar(served)? {
         draft.grammar = Some(Arc::new(grammar));
-        // What is asked for comes at once: there is no room for thoughts.
-        form.thinking = Thinking::Never;
+        // What is asked for comes at once, unless thoughts have begun in the prompt.
+        if form.thinking == Thinking::Maybe {
+            form.thinking = Thinking::Never;
+        }
     }
     draft.form = form;
     Ok(draft)
@@ -289,7 +282,7 @@ impl Draft {
             return Tools::constraint(&served.calls, grammar, &served.grammars).map(Some);
         }
         let grammar = self.grammar.as_ref();
-        Ok(grammar.map(|grammar| Constraint::new([Step::Grammar(Box::new(grammar.begin()))])))
+        Ok(grammar.map(|grammar| grammar.constraint()))
     }
 }
 
@@ -373,88 +366,6 @@ pub(super) fn no_template() -> ApiError {
     ApiError::bad(message).code("no_chat_template")
 }
 
-/// One message, as templates take them: the content one text, arguments of calls objects.
-fn read_message(message: &Value, path: String) -> Result<Value, ApiError> {
-    let fields = Fields::of(message, path)?;
-    let role = fields.required("role", fields.text("role")?)?;
-    let role = match role {
-        "system" | "developer" => "system",
-        "user" | "assistant" | "tool" => role,
-        _ => {
-            let what = "must be system, developer, user, assistant or tool";
-            return fields.wrong("role", what);
-        }
-    };
-    let calls = fields.array("tool_calls")?.unwrap_or(&[]);
-    let content = match content(&fields)? {
-        Some(content) => content,
-        None if role == "assistant" && !calls.is_empty() => String::new(),
-        None => return fields.wrong("content", "is required"),
-    };
-    let mut out = Map::new();
-    out.insert("role".to_string(), role.into());
-    out.insert("content".to_string(), content.into());
-    for name in ["name", "reasoning_content", "tool_call_id"] {
-        if let Some(text) = fields.text(name)? {
-            out.insert(name.to_string(), text.into());
-        }
-    }
-    if !calls.is_empty() {
-        let path = fields.path("tool_calls");
-        let calls = calls.iter().enumerate();
-        let calls = calls.map(|(i, call)| read_call(call, format!("{path}[{i}]")));
-        let calls = calls.collect::<Result<Vec<_>, _>>()?;
-        out.insert("tool_calls".to_string(), calls.into());
-    }
-    Ok(Value::Object(out))
-}
-
-fn content(fields: &Fields<'_>) -> Result<Option<String>, ApiError> {
-    let parts = match fields.get("content") {
-        None => return Ok(None),
-        Some(Value::String(text)) => return Ok(Some(text.clone())),
-        Some(Value::Array(parts)) => parts,
-        Some(_) => return fields.wrong("content", "must be a string or an array of parts"),
-    };
-    let path = fields.path("content");
-    let mut texts = Vec::new();
-    for (i, part) in parts.iter().enumerate() {
-        let part = Fields::of(part, format!("{path}[{i}]"))?;
-        let kind = part.required("type", part.text("type")?)?;
-        if !matches!(kind, "text" | "input_text" | "output_text") {
-            let kind: String = kind.chars().take(50).collect();
-            let what = format!("is {kind:?}: only text is understood");
-            let error = ApiError::field(part.path("type"), &what);
-            return Err(error.code("unsupported_content"));
-        }
-        texts.push(part.required("text", part.text("text")?)?);
-    }
-    Ok(Some(texts.join("\n")))
-}
-
-fn read_call(call: &Value, path: String) -> Result<Value, ApiError> {
-    let call = Fields::of(call, path)?;
-    let function = call.required("function", call.object("function")?)?;
-    let name = function.required("name", function.text("name")?)?;
-    // Clients send a text with JSON, Ollama's the object; templates want the object.
-    let arguments = match function.get("arguments") {
-        None => json!({}),
-        Some(Value::String(text)) => {
-            serde_json::from_str(text).unwrap_or_else(|_| text.clone().into())
-        }
-        Some(Value::Object(object)) => Value::Object(object.clone()),
-        Some(_) => return function.wrong("arguments", "must be a string of JSON"),
-    };
-    let mut out = json!({
-        "type": "function",
-        "function": {"name": name, "arguments": arguments},
-    });
-    if let Some(id) = call.text("id")? {
-        out["id"] = id.into();
-    }
-    Ok(out)
-}
-
 /// What `response_format` asks for.
 #[derive(Debug, PartialEq)]
 pub(super) enum Format {
@@ -473,11 +384,13 @@ pub(super) enum Format {
 
 impl Format {
     fn grammar(&self, served: &Served) -> Result<Option<Grammar>, ApiError> {
-        match self {
-            Format::Text => Ok(None),
-            Format::Schema { schema, path } => served.grammars.schema(schema, path).map(Some),
-            Format::Regex { pattern, path } => served.grammars.regex(pattern, path).map(Some),
-        }
+        let (grammar, path) = match self {
+            Format::Text => return Ok(None),
+            Format::Schema { schema, path } => (served.grammars.schema(schema), path),
+            Format::Regex { pattern, path } => (served.grammars.regex(pattern), path),
+        };
+        let grammar = grammar.map_err(|error| form_error(path, &error))?;
+        Ok(Some(grammar))
     }
 }
 

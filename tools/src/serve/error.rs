@@ -1,7 +1,7 @@
 //! Refusals, in the form that OpenAI's clients know.
 
 use hyper::StatusCode;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// Why a request is not answered: the status, and what the client is told.
 #[derive(Clone, Debug)]
@@ -12,12 +12,19 @@ pub(super) struct ApiError {
     /// The field that is wrong, as a path: `messages[2].content`.
     pub param: Option<String>,
     pub message: String,
-    /// Further members of the error object.
-    pub more: Map<String, Value>,
+    /// Of a prompt that is too long.
+    pub lengths: Option<Box<Lengths>>,
     /// Seconds after which it is worth another try.
     pub retry_after: Option<u64>,
     /// The methods that the path has.
     pub allow: Option<&'static str>,
+}
+
+/// Tokens of a prompt, and of the context that it does not fit into.
+#[derive(Clone, Debug)]
+pub(super) struct Lengths {
+    pub n_prompt: usize,
+    pub n_ctx: usize,
 }
 
 impl ApiError {
@@ -27,7 +34,7 @@ impl ApiError {
             code: None,
             param: None,
             message: message.into(),
-            more: Map::new(),
+            lengths: None,
             retry_after: None,
             allow: None,
         }
@@ -96,8 +103,9 @@ impl ApiError {
             "param": self.param,
             "code": self.code,
         });
-        if let Value::Object(error) = &mut error {
-            error.extend(self.more.clone());
+        if let Some(lengths) = &self.lengths {
+            error["n_prompt_tokens"] = lengths.n_prompt.into();
+            error["n_ctx"] = lengths.n_ctx.into();
         }
         json!({ "error": error })
     }

@@ -313,7 +313,7 @@ impl Drop for AtWork {
 /// A path, and what is there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Route {
-    Page,
+    Page(Part),
     Health,
     Models,
     Model,
@@ -336,10 +336,38 @@ enum Route {
     Unknown,
 }
 
+/// What the page is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Part {
+    Html,
+    Css,
+    Script,
+}
+
+impl Part {
+    fn reply(self) -> Reply {
+        let (content, kind) = match self {
+            Part::Html => (include_str!("page/index.html"), "text/html; charset=utf-8"),
+            Part::Css => (include_str!("page/page.css"), "text/css; charset=utf-8"),
+            Part::Script => (
+                include_str!("page/page.js"),
+                "text/javascript; charset=utf-8",
+            ),
+        };
+        Reply::Page { content, kind }
+    }
+}
+
+/// What the page may do: talk with this server, and nothing else.
+const PAGE_POLICY: &str = "default-src 'self'; img-src 'self' data:; base-uri 'none'; \
+                           form-action 'none'; frame-ancestors 'none'";
+
 impl Route {
     fn of(path: &str) -> Route {
         match path {
-            "/" => Route::Page,
+            "/" => Route::Page(Part::Html),
+            "/page.css" => Route::Page(Part::Css),
+            "/page.js" => Route::Page(Part::Script),
             "/health" | "/v1/health" => Route::Health,
             "/models" | "/v1/models" => Route::Models,
             "/props" => Route::Props,
@@ -368,7 +396,7 @@ impl Route {
     /// The path as metrics and the log name it.
     fn name(self) -> &'static str {
         match self {
-            Route::Page => "/",
+            Route::Page(_) => "/",
             Route::Health => "/health",
             Route::Models => "/v1/models",
             Route::Model => "/v1/models/{id}",
@@ -395,7 +423,7 @@ impl Route {
     fn is_get(self) -> bool {
         matches!(
             self,
-            Route::Page
+            Route::Page(_)
                 | Route::Health
                 | Route::Models
                 | Route::Model
@@ -413,14 +441,21 @@ impl Route {
 
     /// Whether nobody needs a key for it.
     fn is_open(self) -> bool {
-        matches!(self, Route::Health | Route::Page)
+        matches!(self, Route::Health | Route::Page(_))
     }
 }
 
 /// What goes back, before it is a response.
 enum Reply {
     Json(Value),
-    Text { content: String, kind: &'static str },
+    Text {
+        content: String,
+        kind: &'static str,
+    },
+    Page {
+        content: &'static str,
+        kind: &'static str,
+    },
     Events(Box<EventBody>),
     Nothing,
 }
@@ -490,6 +525,14 @@ impl Reply {
         match self {
             Reply::Json(value) => full(value.to_string().into(), "application/json"),
             Reply::Text { content, kind } => full(content.into(), kind),
+            Reply::Page { content, kind } => {
+                let mut response = full(content.into(), kind);
+                let policy = HeaderValue::from_static(PAGE_POLICY);
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_SECURITY_POLICY, policy);
+                response
+            }
             Reply::Nothing => {
                 let mut response = Response::new(Either::Left(Full::default()));
                 *response.status_mut() = StatusCode::NO_CONTENT;
@@ -579,7 +622,7 @@ impl Asked {
             });
         }
         let caller = match route.is_open() {
-            true => Caller { group: 0 },
+            true => Caller::ANYBODY,
             false => server.access.caller(&parts.headers)?,
         };
         if route.is_get() {
@@ -611,6 +654,9 @@ impl Asked {
 
 /// What is there to be read.
 fn get(server: &Server, route: Route, path: &str) -> Result<Reply, ApiError> {
+    if let Route::Page(part) = route {
+        return Ok(part.reply());
+    }
     let served = server.served()?;
     Ok(match route {
         Route::Health => Reply::Json(serde_json::json!({"status": "ok"})),
@@ -627,10 +673,7 @@ fn get(server: &Server, route: Route, path: &str) -> Result<Reply, ApiError> {
         Route::OllamaVersion => Reply::Json(ollama::version()),
         Route::OllamaTags => Reply::Json(ollama::tags(served)),
         Route::OllamaPs => Reply::Json(ollama::running(served)),
-        _ => Reply::Text {
-            content: "Tandem is running\n".to_string(),
-            kind: "text/plain; charset=utf-8",
-        },
+        _ => return Err(ApiError::internal()),
     })
 }
 

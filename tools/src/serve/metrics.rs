@@ -173,6 +173,15 @@ impl Metrics {
         ] {
             out.one(name, "gauge", help, value);
         }
+        if let Some(n_bytes) = resident_bytes() {
+            // By the name that all programs have it under.
+            let name = "process_resident_memory_bytes";
+            let _ = write!(
+                out.0,
+                "# HELP {name} Memory in use, pages of the model's file included.\n# TYPE {name} gauge\n\
+                 {name} {n_bytes}\n"
+            );
+        }
         out.family("model_tokens_total", "counter", "Tokens by model and kind.");
         for (model, tokens) in models.zip(&self.tokens) {
             let model = escaped(model);
@@ -202,6 +211,16 @@ impl Metrics {
         out.sample(&format!("{name}_count"), "", histogram.n as f64);
         out.0
     }
+}
+
+/// Memory that the process has in use.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 /// A thread that panicked left counts, which are right still.

@@ -95,6 +95,11 @@ impl Output {
         }
     }
 
+    /// Whether thoughts are being written.
+    pub(super) fn is_thinking(&self) -> bool {
+        matches!(self.state, State::Thinking(_))
+    }
+
     /// Calls that are complete.
     pub(super) fn n_calls(&self) -> usize {
         self.n_calls

@@ -15,16 +15,17 @@ use hyper::StatusCode;
 use tandem_engine::adapters::ContentId;
 use tandem_engine::{
     Composition, MAX_SPANS, Model, Sampler, Sampling, Sequence, SessionError, SessionOptions, Span,
-    Worker,
+    TokenFilter as _, Worker,
 };
 use tokio::sync::mpsc;
 
 use super::cache::{Group, PrefixCache, n_common};
 use super::catalog::content_id;
-use super::constraint::{Constraint, Grammar, Step, TooComplex};
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::output::{Delta, Form, Output, Pushed};
+use super::store::Store;
+use crate::constraint::{Constraint, Grammar, Step};
 
 /// Events that a client may be behind, and how many must have room for its answers to go on: a round makes
 /// four of each answer at most.
@@ -39,6 +40,8 @@ const LONE_PASS: Duration = Duration::from_millis(250);
 const MIN_ROWS: usize = 16;
 /// Rows of a prompt whose logits are all wanted.
 const LOGIT_ROWS: usize = 32;
+/// How long nobody asks before what is cached is written to files.
+const QUIET: Duration = Duration::from_secs(5);
 /// Fewer common tokens than these are computed anew sooner than copied.
 const MIN_COPY: usize = 16;
 
@@ -227,6 +230,38 @@ struct Plan {
     n_rows: usize,
 }
 
+/// How long passes take, as measured last.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Seconds of a pass without prompts; 0 before there was one.
+    writing: f64,
+    /// Seconds that a prompt's row adds; 0 before there was one.
+    row: f64,
+}
+
+impl Pace {
+    fn note(&mut self, n_writing: usize, n_prompt: usize, seconds: f64) {
+        if n_prompt == 0 && n_writing > 0 {
+            self.writing = seconds;
+        } else if n_prompt >= MIN_ROWS {
+            // All weights are read for a token as they are for many rows, which computing hides where they are
+            // many enough: no more than half is taken for that.
+            let added = (seconds - self.writing).max(seconds / 2.0);
+            self.row = added / n_prompt as f64;
+        }
+    }
+
+    /// The rows of prompts that a pass may have which is to take so much longer for them.
+    fn rows_in(&self, limit: Duration) -> usize {
+        if self.row == 0.0 {
+            return 2 * MIN_ROWS;
+        }
+        let n = (limit.as_secs_f64() / self.row) as usize;
+        // Whole tiles are best.
+        (n / MIN_ROWS * MIN_ROWS).max(MIN_ROWS)
+    }
+}
+
 pub(super) struct Scheduler {
     model: Model,
     worker: Worker,
@@ -236,9 +271,10 @@ pub(super) struct Scheduler {
     slots: Vec<Slot>,
     n_parallel: usize,
     cache: PrefixCache,
+    /// Where the cache outlives the server.
+    store: Option<Store>,
     metrics: Arc<Metrics>,
-    /// Seconds of a row in passes of many, as measured last; 0 before.
-    row_seconds: f64,
+    pace: Pace,
     last_composition: Option<ContentId>,
 }
 
@@ -258,12 +294,18 @@ impl Scheduler {
             options,
             inbox,
             queue: VecDeque::new(),
+            store: None,
             slots: Vec::new(),
             n_parallel: limits.n_parallel,
             metrics,
-            row_seconds: 0.0,
+            pace: Pace::default(),
             last_composition: None,
         }
+    }
+
+    /// Keeps what was evaluated in files, too.
+    pub(super) fn keep_in(&mut self, store: Store) {
+        self.store = Some(store);
     }
 
     /// Answers until nobody can ask any more.
@@ -275,14 +317,32 @@ impl Scheduler {
             self.drop_ended();
             self.tell_gauges();
         }
+        self.save();
+    }
+
+    /// Writes what is cached to the store, if there is one.
+    fn save(&mut self) {
+        let Some(store) = self.store.as_ref().filter(|_| self.cache.is_changed()) else {
+            return;
+        };
+        if let Err(error) = store.save(&self.cache) {
+            tell!("warning: what was evaluated is not kept: {error:#}");
+        }
+        // What failed once is not tried again until there is something new.
+        self.cache.saved();
     }
 
     /// Takes in new requests, waiting for one where there is nothing to do; false where there will be none.
     fn take_in(&mut self) -> bool {
         if self.slots.is_empty() && self.queue.is_empty() {
-            match self.inbox.recv() {
+            let quiet = match self.store.is_some() && self.cache.is_changed() {
+                true => QUIET,
+                false => Duration::MAX,
+            };
+            match self.inbox.recv_timeout(quiet) {
                 Ok(task) => self.queue.push_back(*task),
-                Err(_) => return false,
+                Err(RecvTimeoutError::Timeout) => self.save(),
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
         let all_paused = self.slots.iter_mut().all(|slot| slot.is_paused());
@@ -378,10 +438,33 @@ impl Scheduler {
         })
     }
 
+    /// Takes what is stored of a task's group into the cache, when the group is first asked for.
+    fn load(&mut self, task: &Task) {
+        let Some(store) = &mut self.store else {
+            return;
+        };
+        let (model, options) = (&self.model, &self.options);
+        let mut empty = || {
+            let mut sequence = Sequence::new(model, options).ok()?;
+            sequence.set_composition(task.composition.as_ref()).ok()?;
+            Some(sequence)
+        };
+        let was_changed = self.cache.is_changed();
+        for sequence in store.load(task.group, &mut empty) {
+            self.cache.put(task.group, sequence);
+        }
+        if !was_changed {
+            self.cache.saved();
+        }
+    }
+
     /// A sequence that has a part of the prompt: one of the cache, or a copy of one at work.
     fn known(&mut self, task: &Task) -> Option<Sequence> {
         if task.prompt_logprobs {
             return None;
+        }
+        if task.keep {
+            self.load(task);
         }
         // Choices of one request share its prompt, whatever it says of the cache.
         let at_work = self.slots.iter().filter(|slot| {
@@ -407,20 +490,11 @@ impl Scheduler {
 
     /// The most rows of a pass.
     fn row_limit(&self, n_writing: usize, n_reading: usize) -> usize {
-        let n_batch = self.worker.n_batch();
-        if self.row_seconds == 0.0 {
-            return n_batch.min(2 * MIN_ROWS).max(n_writing + 1);
-        }
         let limit = match n_writing + n_reading {
             0 | 1 => LONE_PASS,
             _ => SHARED_PASS,
         };
-        let n = (limit.as_secs_f64() / self.row_seconds) as usize;
-        // Whole tiles are best.
-        let n = n / MIN_ROWS * MIN_ROWS;
-        n.clamp(MIN_ROWS, n_batch.max(MIN_ROWS))
-            .min(n_batch)
-            .max(n_writing)
+        (n_writing + self.pace.rows_in(limit)).min(self.worker.n_batch())
     }
 
     /// Which slots take part in the next pass with how many rows.
@@ -530,9 +604,8 @@ impl Scheduler {
         if n_rows > 0 {
             self.metrics.add_time(time, n_prompt as f64 / n_rows as f64);
         }
-        if n_prompt >= MIN_ROWS {
-            self.row_seconds = time.as_secs_f64() / n_rows as f64;
-        }
+        self.pace
+            .note(n_rows - n_prompt, n_prompt, time.as_secs_f64());
     }
 
     /// Looks at what a pass gave a slot: picks its next token, where it has read its prompt.
@@ -658,16 +731,19 @@ impl Slot {
         }
     }
 
-    fn next_token(&mut self) -> Result<Option<u32>, TooComplex> {
+    fn next_token(&mut self) -> Result<Option<u32>, String> {
         add_bias(&self.task.logit_bias, &mut self.logits);
         let raw = self.task.logprobs.map(|n| (n, self.logits.clone()));
-        if let Some(constraint) = &mut self.task.constraint
+        // Thoughts are free.
+        let mut constraint = self.task.constraint.as_mut();
+        constraint = constraint.filter(|_| !self.output.is_thinking());
+        if let Some(constraint) = &mut constraint
             && !constraint.restrict(&mut self.logits)?
         {
             return Ok(None);
         }
         let token = self.sampler.pick(&mut self.logits);
-        if let Some(constraint) = &mut self.task.constraint {
+        if let Some(constraint) = constraint {
             constraint.accept(token)?;
         }
         if let Some((n, raw)) = raw {
@@ -732,8 +808,8 @@ impl Slot {
         }
     }
 
-    fn fail(&mut self, error: &TooComplex) {
-        let message = format!("the schema became too complex: {}", error.0);
+    fn fail(&mut self, reason: &str) {
+        let message = format!("the schema became too complex: {reason}");
         let error = ApiError::new(StatusCode::BAD_REQUEST, message).code("schema_too_complex");
         self.end = Some(Ending::Failed(error));
     }

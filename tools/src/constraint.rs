@@ -8,31 +8,54 @@ use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
-use tandem_engine::Model;
 use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, TokenKind, TokenizerError};
-
-use super::error::ApiError;
+use tandem_engine::{Model, TokenFilter};
 
 /// The longest schema, in bytes of JSON.
 const MAX_SCHEMA_BYTES: usize = 256 << 10;
 /// Where less memory is free than this, the vocabulary is prepared in the form that takes less of it.
 const LITTLE_MEMORY: usize = 1 << 30;
 
+/// Why answers cannot be held to a form.
+#[derive(Debug)]
+pub(crate) enum FormError {
+    /// It is not valid, or has parts that cannot be enforced.
+    Invalid(String),
+    /// It is too much.
+    TooComplex(String),
+    /// The vocabulary cannot be prepared for it.
+    Vocabulary(String),
+}
+
+impl std::fmt::Display for FormError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FormError::Invalid(reason) => write!(f, "cannot be enforced: {reason}"),
+            FormError::TooComplex(reason) => write!(f, "is too complex: {reason}"),
+            FormError::Vocabulary(reason) => {
+                write!(f, "cannot be used with this vocabulary: {reason}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for FormError {}
+
 /// Makes constraints for the vocabulary of a model. What that takes is made when it is first needed.
-pub(super) struct Grammars {
+pub(crate) struct Grammars {
     model: Model,
     factory: OnceLock<Result<ParserFactory, String>>,
 }
 
 impl Grammars {
-    pub(super) fn new(model: &Model) -> Grammars {
+    pub(crate) fn new(model: &Model) -> Grammars {
         Grammars {
             model: model.clone(),
             factory: OnceLock::new(),
         }
     }
 
-    fn factory(&self) -> Result<&ParserFactory, ApiError> {
+    fn factory(&self) -> Result<&ParserFactory, FormError> {
         let factory = self.factory.get_or_init(|| {
             let env = token_env(&self.model).map_err(|error| error.to_string())?;
             let is_short = tandem_engine::free_memory().is_some_and(|free| free < LITTLE_MEMORY);
@@ -46,26 +69,22 @@ impl Grammars {
             factory.quiet();
             Ok(factory)
         });
-        factory.as_ref().map_err(|error| {
-            tell!("error: schemas cannot be used with this vocabulary: {error}");
-            ApiError::internal()
-        })
+        let failed = |error: &String| FormError::Vocabulary(error.clone());
+        factory.as_ref().map_err(failed)
     }
 
-    /// A grammar of the JSON values that `schema`, which `param` gives, allows.
-    pub(super) fn schema(&self, schema: &Value, param: &str) -> Result<Grammar, ApiError> {
-        if !schema.is_object() && !schema.is_boolean() {
-            return Err(ApiError::field(param, "must be an object").code("invalid_schema"));
-        }
+    /// A grammar of the JSON values that `schema` allows.
+    pub(crate) fn schema(&self, schema: &Value) -> Result<Grammar, FormError> {
         let n_bytes = schema.to_string().len();
         if n_bytes > MAX_SCHEMA_BYTES {
-            let what = format!("has {n_bytes} bytes, {MAX_SCHEMA_BYTES} at most are taken");
-            return Err(ApiError::field(param, &what).code("schema_too_complex"));
+            let reason = format!("it has {n_bytes} bytes, {MAX_SCHEMA_BYTES} at most are taken");
+            return Err(FormError::TooComplex(reason));
         }
         let mut schema = match schema {
+            Value::Bool(true) => json!({}),
             Value::Bool(false) => json!({"not": {}}),
             Value::Object(_) => schema.clone(),
-            _ => json!({}),
+            _ => return Err(FormError::Invalid("an object is wanted".to_string())),
         };
         // Small models fall into endless white space where any is allowed.
         schema["x-guidance"] = json!({
@@ -73,32 +92,32 @@ impl Grammars {
             "item_separator": ", ?",
             "key_separator": ": ?",
         });
-        self.grammar(TopLevelGrammar::from_json_schema(schema), param)
+        self.grammar(TopLevelGrammar::from_json_schema(schema))
     }
 
     /// A grammar of the texts that a regular expression allows.
-    pub(super) fn regex(&self, regex: &str, param: &str) -> Result<Grammar, ApiError> {
-        self.grammar(TopLevelGrammar::from_regex(regex), param)
+    pub(crate) fn regex(&self, regex: &str) -> Result<Grammar, FormError> {
+        if regex.len() > MAX_SCHEMA_BYTES {
+            let reason = format!("it has more than {MAX_SCHEMA_BYTES} bytes");
+            return Err(FormError::TooComplex(reason));
+        }
+        self.grammar(TopLevelGrammar::from_regex(regex))
     }
 
-    fn grammar(&self, grammar: TopLevelGrammar, param: &str) -> Result<Grammar, ApiError> {
-        let refuse = |code, error: &dyn std::fmt::Display| {
-            let error: String = error.to_string().chars().take(500).collect();
-            Err(ApiError::field(param, &format!("cannot be enforced: {error}")).code(code))
-        };
-        let mut matcher = match self.factory()?.create_parser(grammar) {
-            Ok(parser) => Matcher::new(Ok(parser)),
-            Err(error) => return refuse("invalid_schema", &error),
-        };
+    fn grammar(&self, grammar: TopLevelGrammar) -> Result<Grammar, FormError> {
+        let clipped = |error: &dyn std::fmt::Display| error.to_string().chars().take(500).collect();
+        let parser = self.factory()?.create_parser(grammar);
+        let parser = parser.map_err(|error| FormError::Invalid(clipped(&error)))?;
+        let mut matcher = Matcher::new(Ok(parser));
         // What is too much shows at the first token as a rule: it is better told before the answer begins.
-        if let Err(error) = matcher.compute_mask_or_eos() {
-            return refuse("schema_too_complex", &error);
+        match matcher.compute_mask_or_eos() {
+            Ok(_) => Ok(Grammar(matcher)),
+            Err(error) => Err(FormError::TooComplex(clipped(&error))),
         }
-        Ok(Grammar(matcher))
     }
 
     /// The tokens of a text that is written into an answer.
-    pub(super) fn tokens(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    pub(crate) fn tokens(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let options = EncodeOptions {
             add_special: false,
             parse_special: true,
@@ -108,11 +127,16 @@ impl Grammars {
 }
 
 /// A compiled grammar, not yet begun.
-pub(super) struct Grammar(Matcher);
+pub(crate) struct Grammar(Matcher);
 
 impl Grammar {
-    pub(super) fn begin(&self) -> Matcher {
+    pub(crate) fn begin(&self) -> Matcher {
         self.0.deep_clone()
+    }
+
+    /// What holds a whole answer to it.
+    pub(crate) fn constraint(&self) -> Constraint {
+        Constraint::new([Step::Grammar(Box::new(self.begin()))])
     }
 }
 
@@ -147,11 +171,11 @@ fn token_env(model: &Model) -> Result<TokEnv, TokenizerError> {
 }
 
 /// What the rest of an answer must be: one step after the other, then it is over.
-pub(super) struct Constraint {
+pub(crate) struct Constraint {
     steps: VecDeque<Step>,
 }
 
-pub(super) enum Step {
+pub(crate) enum Step {
     /// These tokens.
     Tokens(VecDeque<u32>),
     /// A text of a grammar.
@@ -159,25 +183,21 @@ pub(super) enum Step {
 }
 
 impl Step {
-    pub(super) fn tokens(tokens: Vec<u32>) -> Step {
+    pub(crate) fn tokens(tokens: Vec<u32>) -> Step {
         Step::Tokens(tokens.into())
     }
 }
 
-/// The grammar cannot be followed any more: it is too complex.
-#[derive(Debug)]
-pub(super) struct TooComplex(pub String);
-
 impl Constraint {
-    pub(super) fn new(steps: impl IntoIterator<Item = Step>) -> Constraint {
+    pub(crate) fn new(steps: impl IntoIterator<Item = Step>) -> Constraint {
         Constraint {
             steps: steps.into_iter().collect(),
         }
     }
+}
 
-    /// Forbids the tokens that cannot be next: their logits become minus infinity. False where nothing can
-    /// follow, as the answer is complete.
-    pub(super) fn restrict(&mut self, logits: &mut [f32]) -> Result<bool, TooComplex> {
+impl TokenFilter for Constraint {
+    fn restrict(&mut self, logits: &mut [f32]) -> Result<bool, String> {
         while let Some(step) = self.steps.front_mut() {
             match step {
                 Step::Tokens(tokens) => {
@@ -194,8 +214,8 @@ impl Constraint {
                 Step::Grammar(matcher) => {
                     if !matcher.is_stopped() {
                         let mask = matcher.compute_mask_or_eos();
-                        let mask = mask.map_err(|error| TooComplex(error.to_string()))?;
-                        let end = matcher.tok_env().map_err(|e| TooComplex(e.to_string()))?;
+                        let mask = mask.map_err(|error| error.to_string())?;
+                        let end = matcher.tok_env().map_err(|error| error.to_string())?;
                         let end = end.tok_trie().eos_token();
                         if mask.num_set() > usize::from(mask.is_allowed(end)) {
                             for (id, logit) in logits.iter_mut().enumerate() {
@@ -213,8 +233,7 @@ impl Constraint {
         Ok(false)
     }
 
-    /// Notes the token that was picked.
-    pub(super) fn accept(&mut self, token: u32) -> Result<(), TooComplex> {
+    fn accept(&mut self, token: u32) -> Result<(), String> {
         match self.steps.front_mut() {
             None => Ok(()),
             Some(Step::Tokens(tokens)) => {
@@ -223,7 +242,7 @@ impl Constraint {
             }
             Some(Step::Grammar(matcher)) => {
                 let taken = matcher.consume_token(token);
-                taken.map_err(|error| TooComplex(error.to_string()))
+                taken.map_err(|error| error.to_string())
             }
         }
     }

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Load on a server with OpenAI's API: tokens a second in sum, and the time to the first token.
+
+    tandem serve --model model.gguf --parallel 8 &
+    python3 benches/serve.py http://127.0.0.1:8080 --clients 1,2,4,8 --models base,reply-witty
+    python3 benches/serve.py http://127.0.0.1:8080 --beside 4000
+
+`--clients` runs so many streams at once, the models dealt out in turn, each with a prompt of its own.
+`--beside N` measures the first token of a short request alone, and while a prompt of N tokens is read.
+Prompts are token ids, so that any model will do, and end tokens are forbidden, so that answers last. Needs
+no library.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import statistics
+import threading
+import time
+from urllib.parse import urlsplit
+
+
+class Server:
+    def __init__(self, url):
+        parts = urlsplit(url)
+        self.host, self.port = parts.hostname, parts.port or 80
+        self.models = [m["id"] for m in self.get("/v1/models")["data"]]
+        props = self.get("/props")
+        end = props.get("eos_token")
+        ids = self.post("/tokenize", {"content": end})["tokens"] if end else []
+        self.bias = {str(i): -100 for i in ids}
+
+    def connect(self):
+        return http.client.HTTPConnection(self.host, self.port, timeout=600)
+
+    def get(self, path):
+        c = self.connect()
+        c.request("GET", path)
+        return json.loads(c.getresponse().read())
+
+    def post(self, path, body):
+        c = self.connect()
+        c.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        return json.loads(c.getresponse().read())
+
+    def stream(self, model, n_prompt, n_tokens, seed):
+        """Times of the pieces of an answer, in seconds since it was asked for."""
+        rng = random.Random(seed)
+        prompt = [rng.randrange(300, 3000) for _ in range(n_prompt)]
+        body = {
+            "model": model, "prompt": prompt, "max_tokens": n_tokens, "stream": True, "temperature": 0.7,
+            "seed": seed, "logit_bias": self.bias, "stream_options": {"include_usage": True},
+            "cache_prompt": False,
+        }
+        c = self.connect()
+        start = time.perf_counter()
+        c.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        r = c.getresponse()
+        assert r.status == 200, r.read()[:300]
+        times, n = [], 0
+        for line in r:
+            if line.startswith(b"data: {"):
+                data = json.loads(line[6:])
+                if data.get("error"):
+                    raise SystemExit(data["error"]["message"])
+                if data.get("usage"):
+                    n = data["usage"]["completion_tokens"]
+                elif data["choices"][0].get("text"):
+                    times.append(time.perf_counter() - start)
+        return times, n
+
+
+def at_once(server, models, n_clients, args, round_):
+    out = [None] * n_clients
+
+    def run(i):
+        out[i] = server.stream(models[i % len(models)], args.prompt, args.tokens, 1000 * round_ + i)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(n_clients)]
+    start = time.perf_counter()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    took = time.perf_counter() - start
+    first = statistics.median(times[0] for times, _ in out)
+    n = sum(n for _, n in out)
+    # While all write: from the last one's first piece to the first one's end.
+    began, ended = max(t[0] for t, _ in out), min(t[-1] for t, _ in out)
+    writing = sum(sum(began < x <= ended for x in t) * n / len(t) for t, n in out)
+    rate = writing / (ended - began) if ended > began else 0.0
+    return rate, n / took, first
+
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument("url")
+    a.add_argument("--clients", default="1,2,4,8")
+    a.add_argument("--models", default="", help="names, by commas [default: the first]")
+    a.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    a.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
+    a.add_argument("--rounds", type=int, default=3)
+    a.add_argument("--beside", type=int, default=0, metavar="N")
+    args = a.parse_args()
+    server = Server(args.url)
+    models = [m for m in args.models.split(",") if m] or server.models[:1]
+    if args.beside:
+        alone, beside = [], []
+        for i in range(args.rounds):
+            alone.append(server.stream(models[0], 20, 2, i)[0][0])
+            long = threading.Thread(target=server.stream, args=(models[-1], args.beside, 2, 77 + i))
+            long.start()
+            time.sleep(0.5 + 0.1 * i)
+            beside.append(server.stream(models[0], 20, 2, 50 + i)[0][0])
+            long.join()
+        one, other = statistics.median(alone), statistics.median(beside)
+        print(f"first token alone {1e3 * one:.0f} ms, beside {args.beside} tokens {1e3 * other:.0f} ms: {other / one:.2f}")
+        return
+    print("| clients | tokens/s while all write | of one | tokens/s with prompts | first token |")
+    print("|---:|---:|---:|---:|---:|")
+    base = None
+    for n in map(int, args.clients.split(",")):
+        rounds = [at_once(server, models, n, args, r) for r in range(args.rounds)]
+        rate, whole, first = (statistics.median(x) for x in zip(*rounds))
+        base = base or rate
+        print(f"| {n} | {rate:.1f} | {rate / base:.2f} | {whole:.1f} | {1e3 * first:.0f} ms |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

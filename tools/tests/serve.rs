@@ -1,0 +1,639 @@
+//! `tandem serve`, asked over real sockets. That clients written by others are content with it,
+//! `.ci/run` shows.
+#![cfg(feature = "serve")]
+
+#[expect(dead_code, reason = "of the shared helpers this needs some")]
+mod common;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{fixture, tandem};
+use serde_json::{Value, json};
+
+/// A running server, on a port of its own.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(more: &[&str]) -> Server {
+        let mut child = Server::spawn(&[&["--port", "0"], more].concat());
+        let log = child.stderr.take().unwrap();
+        let mut lines = BufReader::new(log).lines().map_while(Result::ok);
+        let address =
+            lines.find_map(|line| line.strip_prefix("listening on http://").map(String::from));
+        // The log must be read to its end, or the server would wait for that.
+        thread::spawn(move || lines.for_each(drop));
+        Server {
+            child,
+            address: address.expect("it listens"),
+        }
+    }
+
+    fn spawn(more: &[&str]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_tandem"))
+            .args(["serve", "--ctx", "512", "--threads", "2", "--model"])
+            .arg(fixture("pocket-q8_0.gguf"))
+            .arg("--bundle")
+            .arg(fixture("pocket.tandem"))
+            .args(more)
+            .env_remove("TANDEM_CPU")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// The status and the whole answer to a request as it stands.
+    fn raw(&self, request: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(request).unwrap();
+        Answer::read(stream)
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.raw(
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                .as_bytes(),
+        )
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Answer {
+        self.raw(&request(path, body, ""))
+    }
+
+    /// The text that a composition answers in a conversation.
+    fn chat(&self, body: &Value) -> String {
+        let answer = self.post("/v1/chat/completions", body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let answer = answer.json();
+        answer["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap()
+            .to_string()
+    }
+
+    fn gauge(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").body;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn read(mut stream: impl std::io::Read) -> Answer {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        let text = String::from_utf8(bytes).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
+        let head = head.to_ascii_lowercase();
+        let body = match head.contains("transfer-encoding: chunked") {
+            true => unchunked(body),
+            false => body.to_string(),
+        };
+        Answer {
+            status: status.unwrap_or(0),
+            head,
+            body,
+        }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    /// A refusal with this status and code.
+    fn refuses(&self, status: u16, code: &str) {
+        assert_eq!(self.status, status, "{}", self.body);
+        let error = &self.json()["error"];
+        assert_eq!(error["code"], *code, "{error}");
+        assert!(
+            error["message"].is_string() && error["type"].is_string(),
+            "{error}"
+        );
+    }
+
+    /// The text of a stream of chunks, and how it ended.
+    fn streamed(&self) -> (String, String) {
+        let (mut text, mut reason) = (String::new(), String::new());
+        assert!(self.body.ends_with("data: [DONE]\n\n"), "{}", self.body);
+        for line in self
+            .body
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: {"))
+        {
+            let chunk: Value = serde_json::from_str(&format!("{{{line}")).unwrap();
+            let choice = &chunk["choices"][0];
+            text.push_str(choice["delta"]["content"].as_str().unwrap_or_default());
+            reason.push_str(choice["finish_reason"].as_str().unwrap_or_default());
+        }
+        (text, reason)
+    }
+}
+
+fn unchunked(mut body: &str) -> String {
+    let mut out = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let n = usize::from_str_radix(size, 16).unwrap();
+        out.push_str(&rest[..n]);
+        body = rest[n..].trim_start_matches("\r\n");
+    }
+    out
+}
+
+fn request(path: &str, body: &Value, headers: &str) -> Vec<u8> {
+    let body = body.to_string();
+    let n = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {n}\r\nConnection: close\r\n{headers}\r\n{body}"
+    )
+    .into_bytes()
+}
+
+fn asks(model: &str, text: &str) -> Value {
+    json!({
+        "model": model,
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0,
+        "max_tokens": 24,
+    })
+}
+
+const TEXTS: [&str; 4] = [
+    "This package provides the shared library for reading and writing images in many formats.",
+    "This package contains the documentation of the compiler in HTML.",
+    "A game of cards for one player. It has forty rules and a high score list.",
+    "Tools to test and repair file systems on a disk, for the command line.",
+];
+const MODELS: [&str; 4] = [
+    "summarize",
+    "translate-de",
+    "summarize-fr",
+    "summarize-fr-lc",
+];
+
+/// What the command says to the same.
+fn said(model: &str, text: &str) -> String {
+    let run = tandem!(
+        "run",
+        "--model",
+        fixture("pocket-q8_0.gguf"),
+        "--bundle",
+        fixture("pocket.tandem"),
+        "--compose",
+        model,
+        "--temp",
+        "0",
+        "-n",
+        "24",
+        "--threads",
+        "2",
+        "--json",
+        "--prompt",
+        text
+    );
+    run.ok().json()["text"].as_str().unwrap().to_string()
+}
+
+#[test]
+fn compositions_say_what_the_command_says_alone_and_beside_each_other() {
+    let server = Server::start(&[]);
+    let cases: Vec<_> = MODELS.iter().flat_map(|m| TEXTS.map(|t| (*m, t))).collect();
+    let wanted: Vec<_> = cases
+        .iter()
+        .map(|(model, text)| said(model, text))
+        .collect();
+    let ask = |i: usize| {
+        let (model, text) = cases[i];
+        let mut body = asks(model, text);
+        if i.is_multiple_of(2) {
+            return server.chat(&body);
+        }
+        body["stream"] = true.into();
+        server.post("/v1/chat/completions", &body).streamed().0
+    };
+    // One by one, then all at once, when every prompt is in the cache.
+    for (i, wanted) in wanted.iter().enumerate().take(5) {
+        assert_eq!(ask(i), *wanted, "{:?}", cases[i]);
+    }
+    for _ in 0..2 {
+        let answers: Vec<_> = thread::scope(|scope| {
+            let ask = &ask;
+            let threads: Vec<_> = (0..cases.len())
+                .map(|i| scope.spawn(move || ask(i)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        assert_eq!(answers, wanted);
+    }
+    assert!(server.gauge("tandem_prompt_cached_tokens_total") > 0.0);
+    assert!(server.gauge("tandem_composition_switches_total") > 4.0);
+    assert!(server.gauge("tandem_cache_tokens") > 0.0);
+
+    let listed = server.get("/v1/models").json();
+    let ids: Vec<_> = listed["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids[0], "pocket-q8_0");
+    assert!(MODELS.iter().all(|model| ids.contains(model)), "{ids:?}");
+    assert_eq!(
+        server.get("/v1/models/summarize-fr").json()["parent"],
+        "pocket-q8_0"
+    );
+}
+
+#[test]
+fn prefixes_are_kept_for_whom_they_are_of() {
+    let server = Server::start(&["--parallel", "2"]);
+    let ask = |model: &str, more: Value| {
+        let mut body =
+            json!({"model": model, "prompt": TEXTS[0], "temperature": 0, "max_tokens": 8});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let answer = server.post("/v1/completions", &body).json();
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .unwrap();
+        (
+            answer["choices"][0]["text"].as_str().unwrap().to_string(),
+            cached,
+        )
+    };
+    let none = json!({"cache_prompt": false});
+    let base = ask("base", none.clone()).0;
+    let other = ask("summarize-fr", none.clone()).0;
+    let (text, cached) = ask("base", json!({}));
+    assert_eq!((text, cached), (base.clone(), 0));
+    // Another composition sees nothing of it.
+    let (text, cached) = ask("summarize-fr", json!({}));
+    assert_eq!((text, cached), (other.clone(), 0));
+    for _ in 0..2 {
+        let (text, cached) = ask("base", json!({}));
+        assert_eq!(text, base);
+        assert!(cached > 10);
+        assert_eq!(ask("summarize-fr", json!({})).0, other);
+    }
+    assert_eq!(ask("base", none).1, 0);
+    // Several choices read the prompt once, with the cache or without.
+    let before = server.gauge("tandem_prompt_tokens_total");
+    let body = json!({"model": "base", "prompt": "Another text, which nobody asked for before this one.",
+        "n": 3, "max_tokens": 8, "seed": 3, "cache_prompt": false, "temperature": 1.5});
+    let answer = server.post("/v1/completions", &body).json();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 3);
+    let n_prompt = answer["usage"]["prompt_tokens"].as_f64().unwrap();
+    let n_computed = server.gauge("tandem_prompt_tokens_total") - before;
+    assert!(n_computed <= n_prompt + 2.0, "{n_computed} of {n_prompt}");
+}
+
+#[test]
+fn prefixes_outlive_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let flags = ["--cache-dir", path, "--api-key", "one", "--api-key", "two"];
+    let ask = |server: &Server, key: &str, model: &str| {
+        let key = format!("Authorization: Bearer {key}\r\n");
+        let body = json!({"model": model, "prompt": TEXTS[0], "temperature": 0, "max_tokens": 8});
+        let answer = server.raw(&request("/v1/completions", &body, &key)).json();
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .unwrap();
+        (
+            answer["choices"][0]["text"].as_str().unwrap().to_string(),
+            cached,
+        )
+    };
+    let end = |mut server: Server| {
+        Command::new("kill")
+            .arg(server.child.id().to_string())
+            .status()
+            .unwrap();
+        assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    };
+    let files = || -> Vec<_> {
+        std::fs::read_dir(path)
+            .unwrap()
+            .map(|f| f.unwrap().path())
+            .collect()
+    };
+    let server = Server::start(&flags);
+    let (base, _) = ask(&server, "one", "base");
+    let (composed, _) = ask(&server, "one", "summarize-fr");
+    end(server);
+    assert_eq!(files().len(), 2);
+
+    // Whose they are they are still.
+    let server = Server::start(&flags);
+    assert_eq!(ask(&server, "two", "base"), (base.clone(), 0));
+    let (text, cached) = ask(&server, "one", "base");
+    assert!(text == base && cached > 10, "{cached}");
+    let (text, cached) = ask(&server, "one", "summarize-fr");
+    assert!(text == composed && cached > 10, "{cached}");
+    end(server);
+    assert_eq!(files().len(), 3);
+
+    // Torn and spoiled ones are not used.
+    for (i, file) in files().iter().enumerate() {
+        let mut bytes = std::fs::read(file).unwrap();
+        match i {
+            0 => bytes.truncate(bytes.len() / 2),
+            _ => {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+            }
+        }
+        std::fs::write(file, bytes).unwrap();
+    }
+    let server = Server::start(&flags);
+    assert_eq!(ask(&server, "one", "base"), (base, 0));
+    assert_eq!(ask(&server, "one", "summarize-fr"), (composed, 0));
+}
+
+#[test]
+fn answers_are_of_the_form_that_was_asked_for() {
+    let server = Server::start(&[]);
+    let schema = json!({
+        "type": "object",
+        "properties": {"kind": {"enum": ["game", "tool"]}, "n": {"type": "integer", "minimum": 3, "maximum": 9}},
+        "required": ["kind", "n"],
+        "additionalProperties": false,
+    });
+    let mut body = asks("summarize", TEXTS[2]);
+    body["max_tokens"] = 100.into();
+    let format = |schema: &Value| json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    body["response_format"] = format(&schema);
+    for temperature in [0, 2] {
+        body["temperature"] = temperature.into();
+        let value: Value = serde_json::from_str(&server.chat(&body)).unwrap();
+        assert!(
+            matches!(value["kind"].as_str(), Some("game" | "tool")),
+            "{value}"
+        );
+        assert!((3..=9).contains(&value["n"].as_i64().unwrap()), "{value}");
+    }
+    body["response_format"] = json!({"type": "regex", "pattern": "[0-9]{3}-[ab]+!"});
+    let text = server.chat(&body);
+    assert!(
+        text.len() > 5 && text.as_bytes()[3] == b'-' && text.ends_with('!'),
+        "{text}"
+    );
+    body["response_format"] = format(&json!({"type": "array", "uniqueItems": true}));
+    server
+        .post("/v1/chat/completions", &body)
+        .refuses(400, "invalid_schema");
+    body["response_format"] = json!({"type": "regex", "pattern": "(["});
+    server
+        .post("/v1/chat/completions", &body)
+        .refuses(400, "invalid_schema");
+
+    // Stop strings are looked for across tokens, and never shown.
+    let text = server.chat(&asks("summarize", TEXTS[0]));
+    let stop = &text[text.len() / 2..text.len() / 2 + 3];
+    let mut body = asks("summarize", TEXTS[0]);
+    body["stop"] = json!([stop, "\u{2603}"]);
+    assert_eq!(server.chat(&body), text[..text.find(stop).unwrap()]);
+    body["stream"] = true.into();
+    let streamed = server.post("/v1/chat/completions", &body).streamed();
+    assert_eq!(
+        streamed,
+        (
+            text[..text.find(stop).unwrap()].to_string(),
+            "stop".to_string()
+        )
+    );
+
+    // The prompt's own probabilities, as evaluation harnesses ask for them.
+    let body =
+        json!({"model": "base", "prompt": TEXTS[1], "echo": true, "logprobs": 1, "max_tokens": 0});
+    let answer = server.post("/v1/completions", &body).json();
+    let logprobs = &answer["choices"][0]["logprobs"];
+    let n = logprobs["tokens"].as_array().unwrap().len();
+    assert_eq!(n as u64, answer["usage"]["prompt_tokens"].as_u64().unwrap());
+    let values = logprobs["token_logprobs"].as_array().unwrap();
+    assert!(
+        values[0].is_null() && values[1..].iter().all(|v| v.as_f64().unwrap() <= 0.0),
+        "{logprobs}"
+    );
+}
+
+#[test]
+fn what_cannot_be_answered_is_refused_by_name() {
+    let server = Server::start(&["--api-key", "secret", "--max-body", "100K"]);
+    server.get("/v1/models").refuses(401, "invalid_api_key");
+    assert_eq!(server.get("/health").json()["status"], "ok");
+    let key = "Authorization: Bearer secret\r\n";
+    let ask = |change: Value| {
+        let mut body = asks("summarize", TEXTS[0]);
+        body.as_object_mut()
+            .unwrap()
+            .extend(change.as_object().unwrap().clone());
+        server.raw(&request("/v1/chat/completions", &body, key))
+    };
+    ask(json!({"model": "sumarize"})).refuses(404, "model_not_found");
+    ask(json!({"model": "base"})).refuses(400, "no_chat_template");
+    let long = "word ".repeat(2000);
+    let long = json!({"messages": [{"role": "user", "content": long}]});
+    ask(long).refuses(400, "context_length_exceeded");
+    let image =
+        json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
+    ask(json!({ "messages": image })).refuses(400, "unsupported_content");
+    let wrong = ask(json!({"temperature": -1}));
+    assert_eq!(wrong.json()["error"]["param"], "temperature");
+    for (field, value) in [
+        ("n", json!(0)),
+        ("stop", json!("")),
+        ("logit_bias", json!({"999999999": 1})),
+        ("top_logprobs", json!(3)),
+        ("seed", json!(1.5)),
+        ("messages", json!([])),
+        ("tool_choice", json!("perhaps")),
+    ] {
+        let wrong = ask(json!({ field: value }));
+        assert_eq!(
+            (wrong.status, &wrong.json()["error"]["param"]),
+            (400, &json!(field))
+        );
+    }
+    let origin = format!("{key}Origin: http://evil.example\r\n");
+    server
+        .raw(&request(
+            "/v1/chat/completions",
+            &asks("summarize", "x"),
+            &origin,
+        ))
+        .refuses(403, "origin_not_allowed");
+    let evil =
+        server.raw(b"GET /health HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
+    evil.refuses(403, "host_not_allowed");
+    let claim = format!(
+        "POST /tokenize HTTP/1.1\r\nHost: localhost\r\n{key}Content-Length: 200000\r\n\r\n"
+    );
+    server
+        .raw(claim.as_bytes())
+        .refuses(413, "request_too_large");
+    let twice = format!(
+        "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{key}Content-Length: 29\r\n\r\n{{\"content\":\"a\",\"content\":\"b\"}}"
+    );
+    server.raw(twice.as_bytes()).refuses(400, "invalid_json");
+    assert_eq!(server.raw(b"nonsense\r\n\r\n").status, 400);
+    let wrong = server.get("/v1/chat/completions");
+    assert!(
+        wrong.status == 405 && wrong.head.contains("allow: post"),
+        "{}",
+        wrong.head
+    );
+}
+
+#[test]
+fn who_leaves_costs_nothing_more() {
+    let server = Server::start(&["--parallel", "2"]);
+    let mut body = asks("base", "x");
+    body.as_object_mut().unwrap().remove("messages");
+    let ends = server
+        .post(
+            "/tokenize",
+            &json!({"content": "</s><|im_end|><|endoftext|>"}),
+        )
+        .json();
+    let bias: serde_json::Map<_, _> = ends["tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| (id.to_string(), json!(-100)))
+        .collect();
+    body["prompt"] = TEXTS[0].into();
+    body["max_tokens"] = 480.into();
+    body["logit_bias"] = bias.into();
+    for stream in [true, false] {
+        body["stream"] = stream.into();
+        let mut connection = TcpStream::connect(&server.address).unwrap();
+        connection
+            .write_all(&request("/v1/completions", &body, ""))
+            .unwrap();
+        let start = Instant::now();
+        while server.gauge("tandem_requests_processing") < 1.0 && start.elapsed().as_secs() < 10 {
+            thread::yield_now();
+        }
+        drop(connection);
+        let start = Instant::now();
+        while server.gauge("tandem_requests_processing") > 0.0 {
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "it works on for nobody"
+            );
+        }
+    }
+}
+
+#[test]
+fn it_ends_when_it_is_told_to_and_lets_answers_end() {
+    let mut server = Server::start(&[]);
+    let mut body = asks("summarize-fr", TEXTS[0]);
+    body["stream"] = true.into();
+    let mut connection = TcpStream::connect(&server.address).unwrap();
+    connection
+        .write_all(&request("/v1/chat/completions", &body, ""))
+        .unwrap();
+    let mut first = [0];
+    connection.read_exact(&mut first).unwrap();
+    let _idle = TcpStream::connect(&server.address).unwrap();
+    let killed = Command::new("kill")
+        .arg(server.child.id().to_string())
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    let rest = std::io::Read::chain(&first[..], connection);
+    assert_eq!(
+        Answer::read(rest).streamed().0,
+        said("summarize-fr", TEXTS[0])
+    );
+    let start = Instant::now();
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(TcpStream::connect(&server.address).is_err());
+}
+
+#[test]
+fn a_unix_socket_is_for_its_group_only_and_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tandem.sock");
+    let mut child = Server::spawn(&["--host", path.to_str().unwrap()]);
+    let start = Instant::now();
+    let ask = || {
+        let mut stream = UnixStream::connect(&path).ok()?;
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").ok()?;
+        Some(Answer::read(stream)).filter(|answer| answer.status == 200)
+    };
+    let answer = loop {
+        match ask() {
+            Some(answer) => break answer,
+            None => thread::sleep(Duration::from_millis(20)),
+        }
+        assert!(start.elapsed() < Duration::from_secs(30));
+    };
+    assert_eq!(answer.json()["status"], "ok");
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o660
+    );
+    // It is in use: nobody else may take it.
+    let mut other = Server::spawn(&["--host", path.to_str().unwrap()]);
+    assert_eq!(other.wait().unwrap().code(), Some(1));
+    Command::new("kill")
+        .arg(child.id().to_string())
+        .status()
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_port_that_is_taken_and_names_that_clash_are_errors() {
+    let server = Server::start(&[]);
+    let port = server.address.rsplit_once(':').unwrap().1.to_string();
+    let serve = |more: &[&str]| {
+        let mut args = vec!["serve", "--model"];
+        let (model, bundle) = (fixture("pocket-q8_0.gguf"), fixture("pocket.tandem"));
+        args.push(model.to_str().unwrap());
+        args.extend(["--bundle", bundle.to_str().unwrap()]);
+        args.extend(more);
+        let args: Vec<_> = args.iter().map(std::ffi::OsStr::new).collect();
+        common::run(&args, b"")
+    };
+    serve(&["--port", &port]).fails(1, &port);
+    serve(&["--port", "0", "--name-base", "summarize"]).fails(1, "two models called summarize");
+    serve(&["--port", "0", "--default", "nothing"]).fails(1, "no model called nothing");
+    serve(&["--port", "0", "--allow-origin", "*"]).fails(1, "API key");
+    serve(&["--port", "0", "--cache", "1X"]).fails(2, "512M");
+}
