@@ -63,9 +63,9 @@ pub use error::{Error, ModelError, SessionError};
 pub use exec::{Compute, MAX_SPANS};
 pub use model::{Architecture, Config, LinearId, Linears, Model, NormKind};
 pub use run::{
-    DraftCounts, Generation, MAX_BATCH, MAX_DRAFT, MAX_PENALTY_WINDOW, Memory, Released, Sampler,
-    Sampling, Session, SessionBuilder, SessionOptions, SharedPool, Span, StopReason, StopStrings,
-    TokenFilter, Worker, argmax,
+    DraftCounts, Drafts, Generation, MAX_BATCH, MAX_DRAFT, MAX_PENALTY_WINDOW, Memory, Released,
+    Sampler, Sampling, Session, SessionBuilder, SessionOptions, SharedPool, Span, StopReason,
+    StopStrings, TokenFilter, Worker, argmax,
 };
 #[cfg(feature = "std")]
 pub use run::{GroupLimit, Timings, free_memory, group_limits, threads};

@@ -636,6 +636,8 @@ fn the_seed_that_was_drawn_is_told_and_repeats_the_run() {
     )
     .ok();
     let seed = first.stderr.trim_end().rsplit("seed ").next().unwrap();
+    // What was guessed may be told behind it.
+    let seed = seed.split(';').next().unwrap();
     let again = tandem!(
         "run", "-p", "The", "--temp", "1", "-n", "20", "--model", model, "--seed", seed
     );

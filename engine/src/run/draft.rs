@@ -17,9 +17,12 @@ const ROW_COST: f32 = 0.2;
 const FIRST_LOSS: f32 = 0.25;
 const LOSS: f32 = 0.02;
 
-/// Guesses of one generation.
+/// Guesses of one generation: what [`Session::generate`](crate::Session::generate) makes, for whoever evaluates
+/// sequences by a [`Worker`](crate::Worker) and picks tokens himself. A guess is evaluated after the text's last
+/// token, each row's logits are picked from as long as the guesses come, and the rest is forgotten by
+/// [`Sequence::rewind`](crate::Sequence::rewind).
 #[derive(Debug)]
-pub(super) struct Drafts {
+pub struct Drafts {
     /// The prompt and what was generated.
     text: Vec<u32>,
     n_prompt: usize,
@@ -62,7 +65,8 @@ impl Share {
 }
 
 impl Drafts {
-    pub(super) fn new(prompt: &[u32], max_draft: usize) -> Drafts {
+    /// For what follows `prompt`, at most `max_draft` at once and [`MAX_DRAFT`].
+    pub fn new(prompt: &[u32], max_draft: usize) -> Drafts {
         Drafts {
             text: prompt.to_vec(),
             n_prompt: prompt.len(),
@@ -77,7 +81,7 @@ impl Drafts {
     }
 
     /// Tokens guessed so far, and how many of them came.
-    pub(super) fn counts(&self) -> DraftCounts {
+    pub fn counts(&self) -> DraftCounts {
         DraftCounts {
             drafted: self.n_drafted,
             accepted: self.n_accepted,
@@ -90,12 +94,12 @@ impl Drafts {
     }
 
     /// Notes the next token of the text.
-    pub(super) fn push(&mut self, token: u32) {
+    pub fn push(&mut self, token: u32) {
         self.text.push(token);
     }
 
     /// Guesses at most `room` tokens after the text into `draft`: none where it would not pay.
-    pub(super) fn guess(&mut self, room: usize, draft: &mut Vec<u32>) {
+    pub fn guess(&mut self, room: usize, draft: &mut Vec<u32>) {
         draft.clear();
         let most = self.max_draft.min(room);
         if most == 0 {
@@ -150,7 +154,7 @@ impl Drafts {
     }
 
     /// Notes that a pass of `n_rows` took that long, where there is a clock.
-    pub(super) fn note_pass(&mut self, n_rows: usize, seconds: Option<f32>) {
+    pub fn note_pass(&mut self, n_rows: usize, seconds: Option<f32>) {
         if let (Some(seconds), Some(mean)) = (seconds, self.seconds.get_mut(n_rows)) {
             *mean = match *mean > 0.0 {
                 true => 0.8 * *mean + 0.2 * seconds,
@@ -163,7 +167,7 @@ impl Drafts {
     }
 
     /// Notes that of `n_drafted` tokens `n_accepted` came.
-    pub(super) fn note_outcome(&mut self, n_accepted: usize, n_drafted: usize) {
+    pub fn note_outcome(&mut self, n_accepted: usize, n_drafted: usize) {
         let n_trials = n_drafted.min(n_accepted + 1);
         self.accepted[self.found].note(n_accepted, n_trials);
         self.saved += n_accepted as f32;

@@ -15,7 +15,7 @@ mod stop;
 pub mod threads;
 mod worker;
 
-pub use draft::{DraftCounts, MAX_DRAFT};
+pub use draft::{DraftCounts, Drafts, MAX_DRAFT};
 #[cfg(feature = "std")]
 pub use generate::Timings;
 pub use generate::{Generation, StopReason, TokenFilter};

@@ -207,8 +207,6 @@ pub(super) fn check_length(n_prompt: usize, n_ctx: usize) -> Result<(), ApiError
 /// What the model's file recommends, else what is usual.
 pub(super) fn defaults(model: &Model) -> Sampling {
     let mut sampling = Sampling::default();
-    // Several answers share each pass: there are no guesses.
-    sampling.max_draft = 0;
     let Ok(gguf) = model.gguf() else {
         return sampling;
     };

@@ -2,7 +2,7 @@
 //!
 //! A round takes in new requests, drops those whose clients have left, and runs one pass: a token of every
 //! answer that is being written, and beside them pieces of prompts, the shortest first, so many rows that nobody
-//! waits long for it. What a sequence gets is to the bit what it would get alone, so that a text depends on
+//! waits long for it. An answer alone guesses its next tokens, as the command does. What a sequence gets is to the bit what it would get alone, so that a text depends on
 //! its request only.
 
 use std::collections::VecDeque;
@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use hyper::StatusCode;
 use tandem_engine::adapters::ContentId;
 use tandem_engine::{
-    Composition, MAX_SPANS, Model, Sampler, Sampling, Sequence, SessionError, SessionOptions, Span,
-    TokenFilter as _, Worker,
+    Composition, Drafts, MAX_DRAFT, MAX_SPANS, Model, Sampler, Sampling, Sequence, SessionError,
+    SessionOptions, Span, TokenFilter as _, Worker,
 };
 use tokio::sync::mpsc;
 
@@ -175,6 +175,9 @@ struct Slot {
     n_cached: usize,
     /// Logits after the last rows of the last pass, `[n, n_vocab]`.
     logits: Vec<f32>,
+    drafts: Drafts,
+    /// The text's last token and guesses of what follows, where a pass evaluates such; else nothing.
+    ahead: Vec<u32>,
     prompt_logprobs: Vec<Logprob>,
     /// Of tokens whose text is not out yet.
     logprobs: Vec<Logprob>,
@@ -197,7 +200,8 @@ enum Ending {
 
 impl Slot {
     fn n_left(&self) -> usize {
-        self.text.len() - self.sequence.tokens().len()
+        let n_done = self.sequence.tokens().len();
+        self.text.len().saturating_sub(n_done)
     }
 
     fn n_generated(&self) -> usize {
@@ -415,6 +419,7 @@ impl Scheduler {
         self.metrics.add_cached(task.model, n_cached);
         let mut sampler = Sampler::new(task.sampling.clone(), n_vocab);
         sampler.accept_all(&task.prompt);
+        let drafts = Drafts::new(&task.prompt, task.sampling.max_draft);
         let vocab = self.model.tokenizer().map(|tokenizer| tokenizer.vocab());
         let vocab = vocab.map_err(|_| SessionError::Options {
             reason: "the model has no vocabulary",
@@ -428,6 +433,8 @@ impl Scheduler {
             sampler,
             n_cached,
             logits: Vec::new(),
+            drafts,
+            ahead: Vec::new(),
             prompt_logprobs: Vec::new(),
             logprobs: Vec::new(),
             began: false,
@@ -521,6 +528,12 @@ impl Scheduler {
             left -= plan.n_rows;
         }
         ready.retain(|plan| plan.n_rows > 0);
+        if let [plan] = &mut ready[..] {
+            let n_batch = self.worker.n_batch();
+            let slot = &mut self.slots[plan.slot];
+            slot.guess(n_batch.min(self.options.n_ctx));
+            plan.n_rows = plan.n_rows.max(slot.ahead.len());
+        }
         ready
     }
 
@@ -534,8 +547,11 @@ impl Scheduler {
             // One of them is to blame: each goes alone.
             let all = std::mem::take(&mut plans);
             let alone = all.len() == 1;
-            for plan in all {
-                let failed = match alone {
+            for mut plan in all {
+                // It may be the guesses that cannot be evaluated.
+                let ahead = std::mem::take(&mut self.slots[plan.slot].ahead);
+                plan.n_rows -= ahead.len().saturating_sub(1);
+                let failed = match alone && ahead.is_empty() {
                     true => Some(error.clone()),
                     false => self.forward(&[plan]).err(),
                 };
@@ -566,20 +582,25 @@ impl Scheduler {
                 task,
                 sequence,
                 text,
+                ahead,
                 logits,
                 ..
             } = slot;
             let n_done = sequence.tokens().len();
-            let is_prompt = n_done + 1 < text.len() || text.len() == task.prompt.len();
-            let n_wanted = match n_done + plan.n_rows == text.len() {
+            let is_prompt = text.len() == task.prompt.len();
+            let n_wanted = match n_done + plan.n_rows < text.len() {
                 _ if task.prompt_logprobs && is_prompt => plan.n_rows,
-                true => 1,
-                false => 0,
+                true => 0,
+                false => ahead.len().max(1),
             };
             logits.resize(n_wanted * n_vocab, 0.0);
+            let tokens = match ahead.is_empty() {
+                true => &text[n_done..n_done + plan.n_rows],
+                false => &ahead[..],
+            };
             spans.push(Span {
-                tokens: &text[n_done..n_done + plan.n_rows],
                 sequence,
+                tokens,
                 logits,
             });
         }
@@ -604,8 +625,14 @@ impl Scheduler {
         if n_rows > 0 {
             self.metrics.add_time(time, n_prompt as f64 / n_rows as f64);
         }
-        self.pace
-            .note(n_rows - n_prompt, n_prompt, time.as_secs_f64());
+        let seconds = time.as_secs_f64();
+        self.pace.note(n_rows - n_prompt, n_prompt, seconds);
+        if let [plan] = plans
+            && n_prompt == 0
+        {
+            let drafts = &mut self.slots[plan.slot].drafts;
+            drafts.note_pass(plan.n_rows.min(1 + MAX_DRAFT), Some(seconds as f32));
+        }
     }
 
     /// Looks at what a pass gave a slot: picks its next token, where it has read its prompt.
@@ -630,7 +657,7 @@ impl Scheduler {
                 self.queue.push_front(task);
             }
         }
-        slot.pick(&self.model, &self.metrics);
+        slot.pick_all(&self.model, &self.metrics);
     }
 
     /// Takes leave of the answers that are over.
@@ -690,19 +717,69 @@ impl Slot {
         self.logits.drain(..n_over);
     }
 
-    /// Picks the next token, and tells what became known by it.
-    fn pick(&mut self, model: &Model, metrics: &Metrics) {
+    /// Guesses what follows the text, where a single token is to be evaluated next; `most` rows in all.
+    fn guess(&mut self, most: usize) {
+        self.ahead.clear();
+        let is_writing = self.n_left() == 1 && self.n_generated() > 0;
+        if !is_writing || self.n_generated() >= self.task.sampling.max_tokens {
+            return;
+        }
+        // The token after the last guess is picked, too, and all of them have their places.
+        let n_wanted = self.task.sampling.max_tokens - self.n_generated();
+        let room = n_wanted.min(most) - 1;
+        self.drafts.guess(room, &mut self.ahead);
+        if let Some(last) = self.text.last()
+            && !self.ahead.is_empty()
+        {
+            self.ahead.insert(0, *last);
+        }
+    }
+
+    /// Picks the next token, and those after it as long as they are as guessed.
+    fn pick_all(&mut self, model: &Model, metrics: &Metrics) {
+        let n_vocab = model.config().n_vocab;
+        let ahead = std::mem::take(&mut self.ahead);
+        let logits = std::mem::take(&mut self.logits);
+        let mut n_accepted = 0;
+        for (row, logits) in logits.chunks_exact(n_vocab).enumerate() {
+            self.logits.clear();
+            self.logits.extend_from_slice(logits);
+            if !self.pick(model, metrics) || self.end.is_some() {
+                break;
+            }
+            match ahead.get(row + 1) {
+                Some(guess) if self.text.last() == Some(guess) => n_accepted += 1,
+                _ => break,
+            }
+        }
+        if !ahead.is_empty() {
+            self.drafts.note_outcome(n_accepted, ahead.len() - 1);
+            // What was evaluated for guesses that did not come. Delta nets may go back farther; what is
+            // missing then is evaluated with the next token.
+            self.sequence.rewind(self.text.len() - 1);
+        }
+    }
+
+    /// Picks the next token, and tells what became known by it; false where there is none.
+    fn pick(&mut self, model: &Model, metrics: &Metrics) -> bool {
         if self.task.sampling.max_tokens == 0 {
             self.end = Some(Ending::Reason(Reason::Length));
-            return;
+            return false;
         }
         let token = match self.next_token() {
             Ok(Some(token)) => token,
             // What was asked for is complete.
-            Ok(None) => return self.complete(),
-            Err(error) => return self.fail(&error),
+            Ok(None) => {
+                self.complete();
+                return false;
+            }
+            Err(error) => {
+                self.fail(&error);
+                return false;
+            }
         };
         self.text.push(token);
+        self.drafts.push(token);
         self.sampler.accept_all(&[token]);
         metrics.add_predicted(self.task.model);
         let now = Instant::now();
@@ -713,11 +790,12 @@ impl Slot {
         let vocab = model.tokenizer().map(|tokenizer| tokenizer.vocab());
         if vocab.is_ok_and(|vocab| vocab.is_end_of_generation(token)) {
             self.logprobs.pop();
-            return self.complete();
+            self.complete();
+            return true;
         }
         let Ok(mut pushed) = self.output.push(token) else {
             self.end = Some(Ending::Failed(ApiError::internal()));
-            return;
+            return true;
         };
         if let Some(text) = pushed.call.take() {
             self.begin_call(&text, &mut pushed);
@@ -729,6 +807,7 @@ impl Slot {
         } else if self.n_generated() >= self.task.sampling.max_tokens {
             self.end = Some(Ending::Reason(Reason::Length));
         }
+        true
     }
 
     fn next_token(&mut self) -> Result<Option<u32>, String> {
