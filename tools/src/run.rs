@@ -220,7 +220,11 @@ fn restore(session: &mut Session, path: &Path) -> Result<()> {
 fn keep(session: &mut Session, path: &Path) -> Result<()> {
     let bytes = session.sequence_mut().save()?;
     let written = write_atomically(path, |file| -> Result<()> { Ok(file.write_all(&bytes)?) });
-    written.with_context(|| format!("cannot write {}", path.display()))
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    // It holds what was said.
+    #[cfg(unix)]
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(())
 }
 
 /// Says so where a prompt begins with two BOS tokens: that of the text, and the one that is put before it.

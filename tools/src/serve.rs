@@ -49,12 +49,15 @@ use self::error::ApiError;
 use self::listen::Listener;
 use self::metrics::Metrics;
 use self::output::Form;
-use self::scheduler::{Calls, Event, Limits, MAX_EVENTS, Scheduler, Task, Waiting};
+use self::scheduler::{Calls, Counted, Event, Limits, MAX_EVENTS, Message, Scheduler, Task};
 use self::store::Store;
 use crate::adapters::{Parts, bundle_for, read_all};
 use crate::args::{AdapterArgs, SessionArgs, size};
 use crate::constraint::{FormError, Grammar, Grammars};
 use crate::open;
+
+/// Requests that are read at once.
+const MAX_READERS: usize = 4;
 
 /// Answer requests over HTTP, as OpenAI's API and Ollama's have them
 ///
@@ -179,6 +182,14 @@ impl Server {
         *self.is_ending.borrow()
     }
 
+    /// From now on no answers begin.
+    fn end(&self) {
+        self.is_ending.send_replace(true);
+        if let Some(served) = self.served.get() {
+            let _ = served.inbox.send(Message::Ending);
+        }
+    }
+
     fn served(&self) -> Result<&Served, ApiError> {
         self.served.get().ok_or_else(|| ApiError {
             retry_after: Some(1),
@@ -205,8 +216,11 @@ struct Served {
     n_ctx: usize,
     n_parallel: usize,
     n_queue: usize,
-    inbox: Sender<Box<Task>>,
-    waiting: Arc<AtomicUsize>,
+    inbox: Sender<Message>,
+    /// Requests that wait or are at work.
+    n_requests: Arc<AtomicUsize>,
+    /// The tokens that end answers.
+    ends: Arc<[u32]>,
     metrics: Arc<Metrics>,
 }
 
@@ -277,8 +291,8 @@ impl Draft {
     /// Hands the request to the model's thread.
     fn submit(mut self, served: &Served) -> Result<Submitted, ApiError> {
         let most = served.n_queue + served.n_parallel;
-        let waiting = Waiting::new(&served.waiting, most);
-        let mut waiting = Some(waiting.ok_or_else(|| ApiError::overloaded(5))?);
+        let counted = Counted::new(&served.n_requests, most);
+        let mut counted = Some(counted.ok_or_else(|| ApiError::overloaded(5))?);
         let (sender, events) = mpsc::channel(MAX_EVENTS);
         let mut prompts = vec![self.prompt.clone()];
         prompts.append(&mut self.more_prompts);
@@ -293,10 +307,10 @@ impl Draft {
                 continue;
             };
             first.followers = choices.collect();
-            first.waiting = waiting.take();
+            first.counted = counted.take();
             served
                 .inbox
-                .send(Box::new(first))
+                .send(Message::Task(Box::new(first)))
                 .map_err(|_| ApiError::internal())?;
         }
         self.answer.streams = self.asked.stream;
@@ -339,7 +353,8 @@ impl Draft {
             events: events.clone(),
             followers: Vec::new(),
             asked_at: self.asked_at,
-            waiting: None,
+            counted: None,
+            ends: Arc::clone(&served.ends),
         })
     }
 }
@@ -378,11 +393,17 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
     });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // Reading requests must not take all cores from the model.
+        .max_blocking_threads(MAX_READERS)
         .build()?;
     let address = listener.address();
     let clients = std::thread::spawn({
         let server = Arc::clone(&server);
-        move || runtime.block_on(http::run(server, listener))
+        move || {
+            runtime.block_on(http::run(server, listener));
+            // Whoever reads a request still has nobody to answer.
+            runtime.shutdown_background();
+        }
     });
     let scheduler = open_model(args, &server)?;
     drop(server);
@@ -396,6 +417,8 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
 
 fn keys(args: &Args) -> Result<Vec<String>> {
     let mut keys = args.api_key.clone();
+    let is_empty = |key: &String| key.trim().is_empty();
+    ensure!(!keys.iter().any(is_empty), "the API key is empty");
     if let Some(path) = &args.api_key_file {
         let name = || format!("cannot read {}", path.display());
         let text = std::fs::read_to_string(path).with_context(name)?;
@@ -431,6 +454,9 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
     let metrics = Arc::new(Metrics::new(catalog.entries().len()));
     let worker = Worker::new(&model, pool, &options)?;
     let (inbox, tasks) = std::sync::mpsc::channel();
+    let vocab = model.tokenizer()?.vocab();
+    let ids = 0..vocab.n_tokens() as u32;
+    let ends = ids.filter(|id| vocab.is_end_of_generation(*id)).collect();
     let template = model.gguf().ok();
     let template = template.and_then(|gguf| gguf.get_str(info::TEMPLATE).ok().flatten());
     let served = Served {
@@ -448,14 +474,20 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
         n_parallel: limits.n_parallel,
         n_queue: args.queue,
         inbox,
-        waiting: Arc::default(),
+        n_requests: Arc::default(),
+        ends,
         metrics: Arc::clone(&metrics),
         catalog,
         model,
     };
     let mut scheduler = Scheduler::new(worker, options, limits, tasks, metrics);
     if let Some(folder) = &args.cache_dir {
-        scheduler.keep_in(Store::open(folder, &options, limits.cache_bytes)?);
+        scheduler.keep_in(Store::open(
+            folder,
+            &served.model,
+            &options,
+            limits.cache_bytes,
+        )?);
     }
     // It was empty until now.
     let _ = server.served.set(served);

@@ -15,7 +15,7 @@ use super::Message;
 #[cfg(feature = "chat")]
 use super::jinja::{Value, value_of_json};
 #[cfg(feature = "chat")]
-use super::template::{ChatTemplate, ChatTemplateError, TemplateArgs, map_texts};
+use super::template::{ChatTemplate, ChatTemplateError, TemplateArgs, dict_of, list_of, map_texts};
 #[cfg(feature = "chat")]
 use crate::tokenizer::ControlTokens;
 use crate::tokenizer::{EncodeOptions, Part, TokenKind, Tokenizer, TokenizerError, Vocab};
@@ -201,21 +201,20 @@ impl Chat {
             message,
         };
         let messages = value_of_json(json).map_err(wrong)?;
-        let messages = map_texts(&messages, f)?;
-        let last =
-            last_content(&messages).ok_or_else(|| wrong("an array of objects is wanted".into()))?;
+        let mut messages = map_texts(&messages, f)?;
+        if !are_messages(&messages) {
+            return Err(wrong("an array of objects is wanted".into()).into());
+        }
         let mut args = args.map_texts(f)?;
         if continue_last {
             args.set_json("add_generation_prompt", "false")?;
+            messages = with_end_mark(&messages)?;
         }
         let n_bytes = json.len() + args.n_bytes();
         let args = self.special.with(&args);
         let mut text = self.template.render_values(messages, &args, n_bytes)?;
         if continue_last {
-            // Templates may trim what is said.
-            let last = last.trim();
-            let at = text.rfind(last).filter(|_| !last.is_empty());
-            text.truncate(at.ok_or(PromptError::Torn)? + last.len());
+            text.truncate(text.rfind(END_MARK).ok_or(PromptError::Torn)?);
         }
         Ok(text)
     }
@@ -251,23 +250,39 @@ pub struct Conversation<'a> {
     pub continue_last: bool,
 }
 
-/// The text of the last message, empty where it has none; `None` where messages are no list of
-/// dictionaries, or there is none.
+/// What stands where a message ends that is to be gone on with: a character for private use.
 #[cfg(feature = "chat")]
-fn last_content(messages: &Value) -> Option<String> {
-    let Value::List(items) = messages else {
-        return None;
-    };
+const END_MARK: char = '\u{f8fe}';
+
+/// Whether `messages` are a list of dictionaries, one at least.
+#[cfg(feature = "chat")]
+fn are_messages(messages: &Value) -> bool {
     let is_dict = |item: &Value| matches!(item, Value::Dict(_));
-    match items.last() {
-        Some(Value::Dict(last)) if items.iter().all(is_dict) => {
-            let mut entries = last.entries().iter();
-            let content = entries.find(|entry| entry.key.as_str() == Some("content"));
-            let text = content.and_then(|entry| entry.value.as_str());
-            Some(text.unwrap_or_default().into())
+    matches!(messages, Value::List(items) if !items.is_empty() && items.iter().all(is_dict))
+}
+
+/// The same messages with [`END_MARK`] behind the last one's content.
+#[cfg(feature = "chat")]
+fn with_end_mark(messages: &Value) -> Result<Value, ChatTemplateError> {
+    let Value::List(items) = messages else {
+        return Ok(messages.clone());
+    };
+    let mut items = items.to_vec();
+    if let Some(Value::Dict(last)) = items.last() {
+        let mut entries = last.entries().to_vec();
+        for entry in &mut entries {
+            if let ("content", Some(text)) =
+                (entry.key.as_str().unwrap_or(""), entry.value.as_str())
+            {
+                entry.value = Value::from(&*format!("{text}{END_MARK}"));
+            }
         }
-        _ => None,
+        let dict = dict_of(entries)?;
+        if let Some(last) = items.last_mut() {
+            *last = dict;
+        }
     }
+    list_of(items)
 }
 
 /// What stands for a hidden text: a private-use character before and after its number.

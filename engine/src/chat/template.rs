@@ -307,19 +307,27 @@ fn budget(n_messages: usize, n_bytes: usize) -> Budget {
     Budget::new(all.min(MAX_BYTES))
 }
 
+/// A list of parts that were counted when they were made.
+pub(crate) fn list_of(items: Vec<Value>) -> Result<Value, ChatTemplateError> {
+    Value::list(items, &mut Budget::new(u64::MAX)).map_err(failure)
+}
+
+/// The same of a dictionary.
+pub(crate) fn dict_of(entries: Vec<Entry>) -> Result<Value, ChatTemplateError> {
+    Value::dict(entries, &mut Budget::new(u64::MAX)).map_err(failure)
+}
+
 /// `value`, one of JSON, with `f` of every text in it.
 pub(crate) fn map_texts(
     value: &Value,
     f: &mut dyn FnMut(&str) -> String,
 ) -> Result<Value, ChatTemplateError> {
-    // What it holds was counted when it was made.
-    let mut budget = Budget::new(u64::MAX);
     match value {
-        Value::Str(text) => Value::str(f(text), &mut budget),
+        Value::Str(text) => Ok(Value::from(&*f(text))),
         Value::List(items) => {
             let items = items.iter().map(|item| map_texts(item, f));
             let items = items.collect::<Result<Vec<_>, _>>()?;
-            Value::list(items, &mut budget)
+            list_of(items)
         }
         Value::Dict(dict) => {
             let mut entries = Vec::with_capacity(dict.entries().len());
@@ -328,11 +336,10 @@ pub(crate) fn map_texts(
                 let value = map_texts(value, f)?;
                 entries.push(Entry { key, value });
             }
-            Value::dict(entries, &mut budget)
+            dict_of(entries)
         }
         other => Ok(other.clone()),
     }
-    .map_err(failure)
 }
 
 fn failure(error: Error) -> ChatTemplateError {

@@ -7,7 +7,7 @@ use tandem_kernels::{DType, KEY_GROUP, KvHead, Pool, SharedMatrix, quant, store_
 
 use crate::SessionError;
 use crate::blocks::AttentionConfig;
-use crate::buffer::zeroed;
+use crate::buffer::lazily_zeroed;
 
 /// The KV cache of one layer: for each KV head the keys, and the values, of all positions together, so
 /// that attention reads each head's in one stream. Keys lie as [`store_key`] puts them.
@@ -85,8 +85,8 @@ impl Kv {
             row_bytes: size.dtype.row_bytes(config.head_dim).unwrap_or(0),
             window: config.window,
             n_seen: 0,
-            k: zeroed(n_bytes / 2)?,
-            v: zeroed(n_bytes / 2)?,
+            k: lazily_zeroed(n_bytes / 2)?,
+            v: lazily_zeroed(n_bytes / 2)?,
         })
     }
 
@@ -159,8 +159,8 @@ impl Kv {
     /// A copy, which reads no places that hold nothing.
     pub(crate) fn fork(&self) -> Result<Kv, SessionError> {
         let mut copy = Kv {
-            k: zeroed(self.k.len())?,
-            v: zeroed(self.v.len())?,
+            k: lazily_zeroed(self.k.len())?,
+            v: lazily_zeroed(self.v.len())?,
             ..*self
         };
         let n_bytes = self.n_used() * self.row_bytes;

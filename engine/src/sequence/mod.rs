@@ -148,6 +148,18 @@ impl Sequence {
         })
     }
 
+    /// Bytes of what the layers remember, as far as anything was stored there: of attention, what was written
+    /// since the sequence was empty.
+    pub fn used_bytes(&self) -> usize {
+        let states = self.states.iter().map(|state| match state {
+            MixerState::Kv(kv) => kv.saved_bytes(),
+            MixerState::Columns(columns) => columns.saved_bytes(),
+            MixerState::Delta(delta) => delta.saved_bytes(),
+            MixerState::None => 0,
+        });
+        states.sum()
+    }
+
     /// Another sequence that goes on from here. It copies what the layers remember.
     ///
     /// # Errors

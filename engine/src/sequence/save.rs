@@ -28,13 +28,7 @@ impl Sequence {
     /// A model whose metadata cannot be read again, or too little memory.
     pub fn save(&self) -> Result<Vec<u8>, SessionError> {
         let purpose = self.purpose()?;
-        let states = self.states.iter().map(|state| match state {
-            MixerState::Kv(kv) => kv.saved_bytes(),
-            MixerState::Columns(columns) => columns.saved_bytes(),
-            MixerState::Delta(delta) => delta.saved_bytes(),
-            MixerState::None => 0,
-        });
-        let n_bytes = BODY + HASH_BYTES + 8 + 4 * self.tokens.len() + states.sum::<usize>();
+        let n_bytes = BODY + HASH_BYTES + 8 + 4 * self.tokens.len() + self.used_bytes();
         let mut out = Vec::new();
         let room = out.try_reserve_exact(n_bytes);
         room.map_err(|_| SessionError::OutOfMemory { n_bytes })?;

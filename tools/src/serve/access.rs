@@ -57,6 +57,11 @@ impl Access {
         let forbidden =
             |message: String, code| Err(ApiError::new(StatusCode::FORBIDDEN, message).code(code));
         let host = text(headers, header::HOST);
+        let n_hosts = headers.get_all(header::HOST).iter().count();
+        if n_hosts > 1 || (n_hosts == 1 && host.is_none()) {
+            let message = "one Host header is wanted".to_string();
+            return forbidden(message, "host_not_allowed");
+        }
         if let Some(host) = host
             && !self.is_unix
             && !self.allows_host(host)
@@ -111,7 +116,9 @@ impl Access {
     }
 
     fn allows_origin(&self, origin: &str, host: Option<&str>) -> bool {
-        let listed = |allowed: &String| allowed == "*" || allowed.trim_end_matches('/') == origin;
+        let listed = |allowed: &String| {
+            (allowed == "*" && origin != "null") || allowed.trim_end_matches('/') == origin
+        };
         if self.origins.iter().any(listed) {
             return true;
         }

@@ -146,7 +146,7 @@ impl Answer {
                     }
                     logprobs = table.to_json();
                 }
-                if !echo.is_empty() {
+                if !echo.is_empty() || !logprobs.is_null() {
                     self.chunk(index, echo.into(), logprobs, out);
                 }
             }

@@ -1,7 +1,7 @@
 //! What was evaluated before, to go on from: kept by composition and caller, never by name.
 
+use tandem_engine::Sequence;
 use tandem_engine::adapters::ContentId;
-use tandem_engine::{Model, Sequence, SessionOptions};
 
 /// The most sequences kept: each of them reserves addresses for a whole context.
 const MAX_ENTRIES: usize = 64;
@@ -21,9 +21,6 @@ pub(super) struct PrefixCache {
     max_bytes: usize,
     /// Whether it has anything that it had not when [`PrefixCache::saved`] was called.
     is_changed: bool,
-    /// Bytes of a context's states, and its tokens.
-    context_bytes: usize,
-    n_ctx: usize,
 }
 
 struct Entry {
@@ -32,20 +29,12 @@ struct Entry {
 }
 
 impl PrefixCache {
-    pub(super) fn new(model: &Model, options: &SessionOptions, max_bytes: usize) -> PrefixCache {
+    pub(super) fn new(max_bytes: usize) -> PrefixCache {
         PrefixCache {
             entries: Vec::new(),
             max_bytes,
             is_changed: false,
-            context_bytes: Sequence::n_bytes(model.config(), options).unwrap_or(usize::MAX),
-            n_ctx: options.n_ctx,
         }
-    }
-
-    /// Memory that a sequence of so many tokens takes, to a few pages.
-    fn bytes_of(&self, n_tokens: usize) -> usize {
-        let bytes = self.context_bytes as u128 * n_tokens as u128 / self.n_ctx as u128;
-        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     pub(super) fn n_tokens(&self) -> usize {
@@ -56,7 +45,10 @@ impl PrefixCache {
     }
 
     pub(super) fn n_bytes(&self) -> usize {
-        self.bytes_of(self.n_tokens())
+        self.entries
+            .iter()
+            .map(|entry| entry.sequence.used_bytes())
+            .sum()
     }
 
     pub(super) fn is_changed(&self) -> bool {
@@ -103,7 +95,7 @@ impl PrefixCache {
     /// Keeps a sequence, and gives up others where there are too many then.
     pub(super) fn put(&mut self, group: Group, sequence: Sequence) {
         let tokens = sequence.tokens();
-        if tokens.len() < MIN_TOKENS || self.bytes_of(tokens.len()) > self.max_bytes {
+        if tokens.len() < MIN_TOKENS || sequence.used_bytes() > self.max_bytes {
             return;
         }
         // Whoever could use a beginning of this one can use this one.

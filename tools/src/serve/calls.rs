@@ -107,8 +107,15 @@ fn learn(chat: &Chat) -> Option<CallForm> {
         Some(end) => end,
         None => end.split('<').next().unwrap_or(""),
     };
+    // Thoughts that the template writes for the model are its own affair.
+    let begin = &turn[..open];
+    let begin = begin
+        .rsplit("</think>")
+        .next()
+        .unwrap_or(begin)
+        .trim_start();
     Some(CallForm {
-        begin: turn[..open].to_string(),
+        begin: begin.to_string(),
         end: end.to_string(),
         arguments,
         in_template: true,

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tandem_engine::chat::{Conversation, PromptError, TemplateArgs, fill};
 use tandem_engine::formats::bundle::INPUT_MARK;
+use tandem_engine::tokenizer::TokenKind;
 use tandem_engine::{Composition, Error};
 
 use super::access::Caller;
@@ -259,7 +260,7 @@ impl Draft {
             self.forced_call = Some(Arc::new(grammar));
             return Ok(());
         }
-        form.call_mark = Some(served.calls.mark());
+        let mark = served.calls.mark();
         let tokens = |text: &str| {
             served
                 .grammars
@@ -267,7 +268,18 @@ impl Draft {
                 .map_err(|_| ApiError::internal())
         };
         let begin = &served.calls.begin;
+        // A mark that is one control token, which no text shows.
+        let vocab = served.tokenizer()?.vocab();
+        if let [id] = tokens(&mark)?[..]
+            && vocab.kind(id) == Some(TokenKind::Control)
+        {
+            form.call_token = Some(id);
+        }
+        let is_json = begin.trim().is_empty();
+        let json_mark = if is_json { mark.clone() } else { String::new() };
+        form.call_mark = Some(mark);
         self.calls = Some(Arc::new(Calls {
+            json_mark,
             after_mark: tokens(&begin[begin.trim_end().len()..])?,
             grammar,
             end: tokens(&served.calls.end)?,
@@ -392,6 +404,15 @@ impl Format {
         let grammar = grammar.map_err(|error| form_error(path, &error))?;
         Ok(Some(grammar))
     }
+}
+
+/// The grammar that `response_format` asks for, if it does.
+pub(super) fn grammar(
+    fields: &Fields<'_>,
+    served: &Served,
+) -> Result<Option<Arc<Grammar>>, ApiError> {
+    let grammar = format_of(fields)?.grammar(served)?;
+    Ok(grammar.map(Arc::new))
 }
 
 fn format_of(fields: &Fields<'_>) -> Result<Format, ApiError> {

@@ -10,7 +10,7 @@ use tandem_engine::tokenizer::ControlTokens;
 use super::access::Caller;
 use super::answer::{Answer, Style};
 use super::asked::{Asked, MAX_LOGPROBS, check_length, token_ids};
-use super::chat::prompt_error;
+use super::chat::{self, prompt_error};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::output::Form;
@@ -36,6 +36,10 @@ pub(super) fn draft(
     }
     let echo = fields.boolean("echo")?.unwrap_or(false);
     let logprobs = fields.count("logprobs", 0..=MAX_LOGPROBS)?;
+    if echo && logprobs.is_some() && asked.n > 1 {
+        return fields.wrong("n", "must be 1 where the prompt's logprobs are told");
+    }
+    let grammar = chat::grammar(fields, served)?;
     let composition = served.catalog.composition(asked.model)?;
     let prompt = match fields.boolean("input")?.unwrap_or(false) {
         true => composition.and_then(Composition::prompt),
@@ -77,6 +81,7 @@ pub(super) fn draft(
     draft.logprobs = logprobs;
     draft.prompt_logprobs = echo && logprobs.is_some();
     draft.form = form;
+    draft.grammar = grammar;
     Ok(draft)
 }
 

@@ -17,7 +17,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Map, Value};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -28,9 +28,11 @@ use super::answer::{Answer, Style, failure};
 use super::error::ApiError;
 use super::fields::{Fields, parse};
 use super::listen::Listener;
-use super::scheduler::Event;
+use super::scheduler::{Event, Message};
 use super::{Draft, Served, Server, Submitted, chat, completions, info, ollama};
 
+/// How long a client may take nothing of what it is sent.
+const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 /// Connections at once, and those of them that only this machine may use.
 const MAX_CONNECTIONS: usize = 512;
 const LOCAL_CONNECTIONS: usize = 16;
@@ -73,6 +75,9 @@ pub(super) async fn run(server: Arc<Server>, listener: Listener) {
         tell!("error: no more clients can be taken in: {error}");
     }
     wait_for_end(&clients).await;
+    if let Some(served) = server.served.get() {
+        let _ = served.inbox.send(Message::End);
+    }
     if server.served.get().is_none() {
         // The model is being opened for nobody.
         std::process::exit(0);
@@ -135,7 +140,7 @@ async fn end_by_signal(server: Arc<Server>) {
         "ending: answers at work may go on for {} s; a second signal ends at once",
         server.grace.as_secs()
     );
-    server.is_ending.send_replace(true);
+    server.end();
     next().await;
     std::process::exit(0);
 }
@@ -145,7 +150,7 @@ async fn end_when_idle(server: Arc<Server>, activity: Arc<Activity>, limit: Dura
         let left = limit.saturating_sub(activity.idle_for());
         if left.is_zero() && server.n_at_work.load(Relaxed) == 0 {
             tell!("ending: nobody has asked for {} s", limit.as_secs());
-            server.is_ending.send_replace(true);
+            server.end();
             return;
         }
         sleep(left.max(Duration::from_secs(1))).await;
@@ -222,16 +227,18 @@ impl Clients {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut permits = Vec::new();
-        let wanted = match is_local {
-            true => vec![&self.all],
-            false => vec![&self.remote, &self.all],
-        };
-        for places in wanted {
-            let place = Arc::clone(places).acquire_owned();
-            match unless_ending(&self.server, place).await {
-                Some(Ok(permit)) => permits.push(permit),
-                _ => return,
+        if !is_local {
+            // Those who come from elsewhere and are too many are not waited for: this machine's owner is
+            // behind them.
+            match Arc::clone(&self.remote).try_acquire_owned() {
+                Ok(permit) => permits.push(permit),
+                Err(_) => return,
             }
+        }
+        let place = Arc::clone(&self.all).acquire_owned();
+        match unless_ending(&self.server, place).await {
+            Some(Ok(permit)) => permits.push(permit),
+            _ => return,
         }
         tokio::spawn(Arc::clone(self).connection(stream, permits));
     }
@@ -258,7 +265,8 @@ impl Clients {
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEADER_BYTES)
             .half_close(false);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection =
+            pin!(builder.serve_connection(TokioIo::new(Impatient::new(stream)), service));
         let mut ending = pin!(ending(&self.server));
         let mut is_told = false;
         // What goes wrong here is the client's trouble: it has left, or sent nonsense.
@@ -642,7 +650,7 @@ impl Asked {
         // Long texts take their time, and compositions may have to be opened: others do not wait for it.
         let reading = Arc::clone(&server);
         let read = tokio::task::spawn_blocking(move || {
-            let object = parse(&body)?;
+            let object = parse(&body.bytes)?;
             post(reading.served()?, route, &object, caller)
         });
         match read.await.unwrap_or_else(|_| Err(ApiError::internal()))? {
@@ -733,11 +741,36 @@ async fn at_work_on(submitted: Submitted, at_work: AtWork) -> Result<Reply, ApiE
     Ok(Reply::Json(answer.whole()))
 }
 
+/// A request's body, counted among the bytes of all until it was read.
+struct HeldBody {
+    server: Arc<Server>,
+    bytes: Vec<u8>,
+}
+
+impl HeldBody {
+    fn add(&mut self, data: &[u8]) -> Result<(), ApiError> {
+        let before = self.server.n_body_bytes.fetch_add(data.len(), Relaxed);
+        self.bytes.extend_from_slice(data);
+        match before + data.len() > MAX_BODY_BYTES {
+            true => Err(ApiError::overloaded(1)),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for HeldBody {
+    fn drop(&mut self) {
+        self.server
+            .n_body_bytes
+            .fetch_sub(self.bytes.len(), Relaxed);
+    }
+}
+
 async fn read_body(
-    server: &Server,
+    server: &Arc<Server>,
     headers: &hyper::HeaderMap,
-    body: Incoming,
-) -> Result<Vec<u8>, ApiError> {
+    mut body: Incoming,
+) -> Result<HeldBody, ApiError> {
     let too_large = || {
         let message = format!("the body is larger than {} bytes", server.max_body);
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).code("request_too_large")
@@ -747,53 +780,102 @@ async fn read_body(
     if claimed.is_some_and(|n| n > server.max_body as u64) {
         return Err(too_large());
     }
-    let mut body = body;
+    let mut held = HeldBody {
+        server: Arc::clone(server),
+        bytes: Vec::new(),
+    };
     let reading = async {
-        let mut bytes = Vec::new();
-        let mut held = HeldBytes {
-            count: &server.n_body_bytes,
-            n: 0,
-        };
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| ApiError::bad("the body cannot be read"))?;
             let Ok(data) = frame.into_data() else {
                 continue;
             };
-            if bytes.len() + data.len() > server.max_body {
+            if held.bytes.len() + data.len() > server.max_body {
                 return Err(too_large());
             }
-            held.add(data.len())?;
-            bytes.extend_from_slice(&data);
+            held.add(&data)?;
         }
-        Ok(bytes)
+        Ok(())
     };
     let read = timeout(server.timeout_read, reading).await;
     read.unwrap_or_else(|_| {
         let message = "the body did not come in time";
         Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message))
-    })
+    })?;
+    Ok(held)
 }
 
-/// Bytes of a body, counted among those of all.
-struct HeldBytes<'c> {
-    count: &'c AtomicUsize,
-    n: usize,
+/// A connection on which writes fail whose client takes nothing for a while.
+struct Impatient<S> {
+    stream: S,
+    /// When that is, while a write waits.
+    until: Option<Pin<Box<Sleep>>>,
 }
 
-impl HeldBytes<'_> {
-    fn add(&mut self, n: usize) -> Result<(), ApiError> {
-        let before = self.count.fetch_add(n, Relaxed);
-        self.n += n;
-        match before + n > MAX_BODY_BYTES {
-            true => Err(ApiError::overloaded(1)),
-            false => Ok(()),
+impl<S> Impatient<S> {
+    fn new(stream: S) -> Impatient<S> {
+        let until = None;
+        Impatient { stream, until }
+    }
+
+    /// What a write gave, or an error where it waited too long.
+    fn judge<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.until = None;
+            return written;
         }
+        let until = self
+            .until
+            .get_or_insert_with(|| Box::pin(sleep(WRITE_PATIENCE)));
+        ready!(until.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl Drop for HeldBytes<'_> {
-    fn drop(&mut self) {
-        self.count.fetch_sub(self.n, Relaxed);
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, data);
+        self.judge(written, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.judge(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.judge(flushed, cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

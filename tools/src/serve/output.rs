@@ -25,6 +25,8 @@ pub(super) struct Form {
     pub thinking: Thinking,
     /// The text that a call begins with, where the model may make one.
     pub call_mark: Option<String>,
+    /// The token that is all of the mark, where it is one that no text shows.
+    pub call_token: Option<u32>,
     /// The answer is a call from its first token on.
     pub is_call: bool,
 }
@@ -48,6 +50,7 @@ pub(super) struct Output {
     stop: StopStrings,
     state: State,
     call_mark: Option<String>,
+    call_token: Option<u32>,
     mark: StopStrings,
     n_calls: usize,
     /// Nothing of the answer's text came yet, or a call came last: white space is left out.
@@ -89,6 +92,7 @@ impl Output {
             state,
             mark: StopStrings::new(mark.as_slice()),
             call_mark: mark,
+            call_token: form.call_token,
             n_calls: 0,
             skips_space: false,
             is_stopped: false,
@@ -109,6 +113,10 @@ impl Output {
         let piece = self.decoder.push(token)?.to_string();
         let mut pushed = Pushed::default();
         self.take(piece, &mut pushed);
+        let is_mark = self.call_token == Some(token) && matches!(self.state, State::Text);
+        if is_mark && !pushed.is_stopped {
+            pushed.call = Some(String::new());
+        }
         Ok(pushed)
     }
 
@@ -295,12 +303,13 @@ struct Arguments {
 /// The beginning of a call's arguments in a text, and the name before it.
 fn find_arguments(head: &str) -> Option<Arguments> {
     let open = head.find('{')?;
-    let key = ["\"arguments\"", "\"parameters\""].iter().find_map(|key| {
-        let at = head.find(key)?;
-        Some((at, at + key.len()))
-    });
-    let (before, after) = key?;
-    let rest = head[after..].trim_start().strip_prefix(':')?.trim_start();
+    // A tool may be called so, too: the key is what a colon follows.
+    let keys = ["\"arguments\"", "\"parameters\""].into_iter();
+    let mut places = keys.flat_map(|key| head.match_indices(key));
+    let (before, rest) = places.find_map(|(at, key)| {
+        let rest = head[at + key.len()..].trim_start().strip_prefix(':')?;
+        Some((at, rest.trim_start()))
+    })?;
     let at = head.len() - rest.len();
     if rest.is_empty() {
         return None;
@@ -346,5 +355,7 @@ mod tests {
             .collect();
         assert_eq!([deltas[0].clone(), Delta::Arguments(joined)], wanted);
         assert_eq!(read(&[r#"{"name": "f", "arguments":"#]), []);
+        let odd = read(&[r#"{"name": "arguments", "arguments": {}}"#]);
+        assert_eq!(odd[0], Delta::Call("arguments".to_string()));
     }
 }

@@ -61,6 +61,8 @@ pub(super) struct Task {
     pub prompt_logprobs: bool,
     pub form: Form,
     pub constraint: Option<Constraint>,
+    /// The tokens that end answers.
+    pub ends: Arc<[u32]>,
     /// How a call of a tool goes on where the model begins one.
     pub calls: Option<Arc<Calls>>,
     pub group: Group,
@@ -70,8 +72,8 @@ pub(super) struct Task {
     /// Other choices of the same prompt, which begin when it has been read.
     pub followers: Vec<Task>,
     pub asked_at: Instant,
-    /// Counts the requests that wait, while this one is among them.
-    pub waiting: Option<Waiting>,
+    /// Counts the request among those that wait or are at work; the first of its tasks has it.
+    pub counted: Option<Counted>,
 }
 
 /// A token and what is added to its logit.
@@ -83,6 +85,8 @@ pub(super) struct Bias {
 
 /// How calls of tools are written.
 pub(super) struct Calls {
+    /// The mark itself, where it is a part of the JSON.
+    pub json_mark: String,
     /// What follows the mark, before the JSON.
     pub after_mark: Vec<u32>,
     pub grammar: Grammar,
@@ -91,19 +95,19 @@ pub(super) struct Calls {
     pub several: bool,
 }
 
-/// Counts a request as waiting until it is dropped.
-pub(super) struct Waiting(Arc<AtomicUsize>);
+/// Counts a request until it is dropped.
+pub(super) struct Counted(Arc<AtomicUsize>);
 
-impl Waiting {
-    /// `None` where `most` wait already.
-    pub(super) fn new(count: &Arc<AtomicUsize>, most: usize) -> Option<Waiting> {
+impl Counted {
+    /// `None` where there are `most` already.
+    pub(super) fn new(count: &Arc<AtomicUsize>, most: usize) -> Option<Counted> {
         let more = |n: usize| (n < most).then_some(n + 1);
         let counted = count.fetch_update(Relaxed, Relaxed, more);
-        counted.ok().map(|_| Waiting(Arc::clone(count)))
+        counted.ok().map(|_| Counted(Arc::clone(count)))
     }
 }
 
-impl Drop for Waiting {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -161,7 +165,15 @@ pub(super) struct Logprob {
 }
 
 /// What comes to the model's thread.
-pub(super) type Inbox = Receiver<Box<Task>>;
+pub(super) enum Message {
+    Task(Box<Task>),
+    /// No new answers may begin: those that wait are refused.
+    Ending,
+    /// Nobody is there any more.
+    End,
+}
+
+pub(super) type Inbox = Receiver<Message>;
 
 /// An answer at work.
 struct Slot {
@@ -292,7 +304,7 @@ impl Scheduler {
     ) -> Scheduler {
         let model = worker.model().clone();
         Scheduler {
-            cache: PrefixCache::new(&model, &options, limits.cache_bytes),
+            cache: PrefixCache::new(limits.cache_bytes),
             model,
             worker,
             options,
@@ -344,7 +356,11 @@ impl Scheduler {
                 false => Duration::MAX,
             };
             match self.inbox.recv_timeout(quiet) {
-                Ok(task) => self.queue.push_back(*task),
+                Ok(message) => {
+                    if !self.take(message) {
+                        return false;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => self.save(),
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
@@ -353,22 +369,48 @@ impl Scheduler {
         if !self.slots.is_empty() && all_paused {
             // Their clients read nothing; others may come.
             match self.inbox.recv_timeout(Duration::from_millis(20)) {
-                Ok(task) => self.queue.push_back(*task),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    std::thread::sleep(Duration::from_millis(20))
+                Ok(message) => {
+                    if !self.take(message) {
+                        return false;
+                    }
                 }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(task) => self.queue.push_back(*task),
-                Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => {
-                    return !(self.slots.is_empty() && self.queue.is_empty());
+                Ok(message) => {
+                    if !self.take(message) {
+                        return false;
+                    }
                 }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
             }
         }
+    }
+
+    /// Takes a message; false where it is the last.
+    fn take(&mut self, message: Message) -> bool {
+        match message {
+            Message::Task(task) => self.queue.push_back(*task),
+            Message::Ending => {
+                let waiting = std::mem::take(&mut self.queue).into_iter();
+                for task in waiting {
+                    // Further choices of requests that have begun are at work, too.
+                    match task.counted {
+                        None => self.queue.push_back(task),
+                        Some(_) => {
+                            let refusal = Event::Failed(ApiError::shutting_down());
+                            let _ = task.events.try_send(refusal);
+                        }
+                    }
+                }
+            }
+            Message::End => return false,
+        }
+        true
     }
 
     fn drop_gone(&mut self) {
@@ -386,9 +428,8 @@ impl Scheduler {
 
     fn start_waiting(&mut self) {
         while self.slots.len() < self.n_parallel
-            && let Some(mut task) = self.queue.pop_front()
+            && let Some(task) = self.queue.pop_front()
         {
-            task.waiting = None;
             let events = task.events.clone();
             match self.start(task) {
                 Ok(slot) => self.slots.push(slot),
@@ -813,13 +854,23 @@ impl Slot {
     fn next_token(&mut self) -> Result<Option<u32>, String> {
         add_bias(&self.task.logit_bias, &mut self.logits);
         let raw = self.task.logprobs.map(|n| (n, self.logits.clone()));
-        // Thoughts are free.
+        if self.task.constraint.is_some() && self.output.is_thinking() {
+            // Thoughts are free, but must lead to what was asked for.
+            for end in &*self.task.ends {
+                if let Some(logit) = self.logits.get_mut(*end as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
         let mut constraint = self.task.constraint.as_mut();
         constraint = constraint.filter(|_| !self.output.is_thinking());
         if let Some(constraint) = &mut constraint
             && !constraint.restrict(&mut self.logits)?
         {
             return Ok(None);
+        }
+        if !self.logits.iter().any(|logit| *logit > f32::NEG_INFINITY) {
+            return Err("logit_bias forbids all that may be next".to_string());
         }
         let token = self.sampler.pick(&mut self.logits);
         if let Some(constraint) = constraint {
@@ -838,7 +889,8 @@ impl Slot {
             return self.output.no_call(text, pushed);
         };
         let mut matcher = calls.grammar.begin();
-        let written = text.trim_start();
+        let json = format!("{}{text}", calls.json_mark);
+        let written = json.trim_start();
         let mut steps = Vec::new();
         if written.is_empty() {
             if text.is_empty() {
@@ -888,7 +940,7 @@ impl Slot {
     }
 
     fn fail(&mut self, reason: &str) {
-        let message = format!("the schema became too complex: {reason}");
+        let message = format!("the answer cannot be held to what was asked for: {reason}");
         let error = ApiError::new(StatusCode::BAD_REQUEST, message).code("schema_too_complex");
         self.end = Some(Ending::Failed(error));
     }

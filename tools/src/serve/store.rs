@@ -7,11 +7,12 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::{Sequence, SessionOptions};
+use tandem_engine::{Model, Sequence, SessionOptions};
 use tandem_formats::write_atomically;
 
 use super::cache::{Group, PrefixCache};
@@ -31,14 +32,30 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn open(folder: &Path, options: &SessionOptions, max_bytes: usize) -> Result<Store> {
+    pub(super) fn open(
+        folder: &Path,
+        model: &Model,
+        options: &SessionOptions,
+        max_bytes: usize,
+    ) -> Result<Store> {
         let name = || format!("cannot use the folder {}", folder.display());
-        fs::create_dir_all(folder).with_context(name)?;
+        // What was said is nobody else's business.
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(folder).with_context(name)?;
         fs::read_dir(folder).with_context(name)?;
         Ok(Store {
             folder: folder.to_path_buf(),
             max_bytes,
-            form: format!("{} {}", options.level.name(), options.exact),
+            form: format!(
+                "{} {} {} {} {} {:?}",
+                options.level.name(),
+                options.exact,
+                options.kv_type.name(),
+                options.n_ctx,
+                options.n_batch,
+                model.fingerprint()?
+            ),
             loaded: HashSet::new(),
         })
     }
@@ -110,6 +127,7 @@ impl Store {
                 Ok(std::io::Write::write_all(file, &bytes)?)
             });
             write.with_context(|| format!("cannot write {}", path.display()))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         }
         let mut files = self.files();
         // Those of groups that were read and are not kept any more, then the oldest.
