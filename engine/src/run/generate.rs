@@ -1,5 +1,6 @@
 //! The generation loop.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 #[cfg(feature = "std")]

@@ -325,3 +325,74 @@ fn move_references(schema: &mut Value, place: &str) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tandem_engine::Model;
+
+    fn form(template: &str) -> CallForm {
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/pocket-q8_0.gguf");
+        let model = Model::open(fixture).unwrap();
+        let chat = Chat::new(template, model.tokenizer().unwrap().vocab()).unwrap();
+        CallForm::learn(Some(&chat))
+    }
+
+    /// Turns in ChatML, with tools and calls as `tools` and `call` write them.
+    fn chatml(tools: &str, call: &str) -> String {
+        format!(
+            "{{% if tools %}}<|im_start|>system\n{tools}<|im_end|>\n{{% endif %}}\
+             {{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n\
+             {{% if m.tool_calls %}}{{% for c in m.tool_calls %}}{call}{{% endfor %}}\
+             {{% else %}}{{{{ m.content }}}}{{% endif %}}<|im_end|>\n{{% endfor %}}\
+             {{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+        )
+    }
+
+    const TOOLS: &str = "{{ tools | tojson }}";
+
+    #[test]
+    fn forms_are_learned_from_templates() {
+        let call = r#"<tool_call>
+{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+</tool_call>"#;
+        let hermes = form(&chatml(TOOLS, call));
+        assert_eq!(
+            hermes,
+            CallForm {
+                in_template: true,
+                ..CallForm::hermes()
+            }
+        );
+        assert_eq!(hermes.mark(), "<tool_call>");
+        // Thoughts that a template writes are no part of the call.
+        let thoughts = format!("<think>\n\n</think>\n\n{call}");
+        assert_eq!(form(&chatml(TOOLS, &thoughts)), hermes);
+        // Llama's: nothing stands before, and the arguments are called otherwise.
+        let call = r#"{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}"#;
+        let llama = form(&chatml(TOOLS, call));
+        assert_eq!(
+            (&*llama.begin, &*llama.end, llama.arguments),
+            ("", "", "parameters")
+        );
+        assert_eq!(llama.mark(), "{\"name\": ");
+    }
+
+    #[test]
+    fn other_forms_are_written_as_hermes_writes_them() {
+        let xml = "<function={{ c.function.name }}>{{ c.function.arguments | tojson }}</function>";
+        assert_eq!(form(&chatml(TOOLS, xml)), CallForm::hermes());
+        // A template that has no use for tools.
+        assert_eq!(form(&chatml("", "")), CallForm::hermes());
+        assert_eq!(CallForm::learn(None), CallForm::hermes());
+    }
+
+    #[test]
+    fn references_stay_inside_of_their_schemas() {
+        let mut schema =
+            json!({"$ref": "#/$defs/a", "x": [{"$ref": "#"}], "y": {"$ref": "http://z"}});
+        move_references(&mut schema, "#/$defs/tool0");
+        let wanted = json!({"$ref": "#/$defs/tool0/$defs/a", "x": [{"$ref": "#/$defs/tool0"}], "y": {"$ref": "http://z"}});
+        assert_eq!(schema, wanted);
+    }
+}

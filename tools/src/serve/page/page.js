@@ -44,7 +44,10 @@ function headers() {
 }
 
 async function refusal(response) {
-  const body = await response.json().catch(() => null);
+  const body = await response.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return null;
+  });
   const error = new Error(body?.error?.message ?? `the server answered ${response.status}`);
   error.code = body?.error?.code;
   if (response.status === 401) openSettings(true);
