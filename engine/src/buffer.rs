@@ -6,14 +6,6 @@ use bytemuck::Zeroable;
 
 use crate::SessionError;
 
-/// A buffer of zeros whose memory the system gives piece by piece, as it is written: of a cache, most is
-/// never used as a rule. Whether there is enough for all of it is asked before, see
-/// [`Session::check_memory`](crate::Session).
-pub(crate) fn lazily_zeroed(n: usize) -> Result<Vec<u8>, SessionError> {
-    let buffer = bytemuck::allocation::try_zeroed_vec(n);
-    buffer.map_err(|()| SessionError::OutOfMemory { n_bytes: n })
-}
-
 /// A buffer of zeros, or the error that there is no memory for it.
 pub(crate) fn zeroed<T: Zeroable + Clone>(n: usize) -> Result<Vec<T>, SessionError> {
     let mut buffer = Vec::new();

@@ -69,7 +69,7 @@ pub use run::{
 };
 #[cfg(feature = "std")]
 pub use run::{GroupLimit, Timings, free_memory, group_limits, threads};
-pub use sequence::Sequence;
+pub use sequence::{Sequence, Snapshot};
 pub use tandem_formats as formats;
 #[cfg(feature = "std")]
 pub use tandem_kernels::ThreadPool;

@@ -537,7 +537,22 @@ fn a_fork_goes_on_like_what_it_was_made_of() {
         feed(&mut first, &tokens(50, 1, n_vocab));
         let mut second = first.fork().unwrap();
         assert_eq!(first.tokens(), second.tokens());
+        // Snapshots are taken over by sequences that had something else before.
+        let snapshot = first.snapshot().unwrap();
+        assert_eq!(snapshot.tokens(), first.tokens());
+        let mut third = Sequence::new(&model, &options).unwrap();
+        feed(&mut third, &tokens(90, 2, n_vocab));
+        third.restore_snapshot(&snapshot).unwrap();
+        assert_eq!(snapshot.save().unwrap(), third.save().unwrap(), "{name}");
+        let mut fourth = Sequence::new(&model, &options).unwrap();
+        fourth.copy_from(&first).unwrap();
         let one = feed(&mut first, &[7, 8, 9]);
+        assert_eq!(feed(&mut third, &[7, 8, 9]), one, "{name}");
+        assert_eq!(feed(&mut fourth, &[7, 8, 9]), one, "{name}");
+        let mut shorter = options;
+        shorter.n_ctx -= 1;
+        let mut shorter = Sequence::new(&model, &shorter).unwrap();
+        assert!(shorter.restore_snapshot(&snapshot).is_err());
         // What the one does is nothing to the other.
         let other = feed(&mut second, &[10, 11]);
         assert_ne!(one, other, "{name}");

@@ -7,7 +7,7 @@ use tandem_kernels::{DType, KEY_GROUP, KvHead, Pool, SharedMatrix, quant, store_
 
 use crate::SessionError;
 use crate::blocks::AttentionConfig;
-use crate::buffer::lazily_zeroed;
+use crate::buffer::zeroed;
 
 /// The KV cache of one layer: for each KV head the keys, and the values, of all positions together, so
 /// that attention reads each head's in one stream. Keys lie as [`store_key`] puts them.
@@ -33,7 +33,7 @@ pub(crate) struct Kv {
 }
 
 /// The sizes of caches.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct KvSize {
     /// F32, F16 or Q8_0.
     pub dtype: DType,
@@ -85,8 +85,8 @@ impl Kv {
             row_bytes: size.dtype.row_bytes(config.head_dim).unwrap_or(0),
             window: config.window,
             n_seen: 0,
-            k: lazily_zeroed(n_bytes / 2)?,
-            v: lazily_zeroed(n_bytes / 2)?,
+            k: zeroed(n_bytes / 2)?,
+            v: zeroed(n_bytes / 2)?,
         })
     }
 
@@ -158,19 +158,41 @@ impl Kv {
 
     /// A copy, which reads no places that hold nothing.
     pub(crate) fn fork(&self) -> Result<Kv, SessionError> {
+        self.copy(self.n_places)
+    }
+
+    /// A copy with no places beyond those that hold something. No more can be stored in it.
+    pub(crate) fn compact(&self) -> Result<Kv, SessionError> {
+        // In a ring that went around places have an order of their own.
+        match self.n_seen > self.n_places {
+            true => self.fork(),
+            false => self.copy(self.n_used()),
+        }
+    }
+
+    fn copy(&self, n_places: usize) -> Result<Kv, SessionError> {
+        let n_bytes = self.n_head_kv * n_places * self.row_bytes;
         let mut copy = Kv {
-            k: lazily_zeroed(self.k.len())?,
-            v: lazily_zeroed(self.v.len())?,
+            n_places,
+            k: zeroed(n_bytes)?,
+            v: zeroed(n_bytes)?,
             ..*self
         };
-        let n_bytes = self.n_used() * self.row_bytes;
-        for (from, to) in [(&self.k, &mut copy.k), (&self.v, &mut copy.v)] {
-            let heads = from.chunks_exact(self.head_bytes().max(1));
-            for (from, to) in heads.zip(to.chunks_exact_mut(self.head_bytes().max(1))) {
+        copy.copy_from(self);
+        Ok(copy)
+    }
+
+    /// Takes over what the cache of the same layer in another sequence holds, which may be a compact one.
+    pub(crate) fn copy_from(&mut self, other: &Kv) {
+        self.n_seen = other.n_seen;
+        let n_bytes = other.n_used() * self.row_bytes;
+        let (from_bytes, to_bytes) = (other.head_bytes().max(1), self.head_bytes().max(1));
+        for (from, to) in [(&other.k, &mut self.k), (&other.v, &mut self.v)] {
+            let heads = from.chunks_exact(from_bytes);
+            for (from, to) in heads.zip(to.chunks_exact_mut(to_bytes)) {
                 to[..n_bytes].copy_from_slice(&from[..n_bytes]);
             }
         }
-        Ok(copy)
     }
 
     /// Bytes that [`Kv::save`] writes.

@@ -148,9 +148,8 @@ impl Sequence {
         })
     }
 
-    /// Bytes of what the layers remember, as far as anything was stored there: of attention, what was written
-    /// since the sequence was empty.
-    pub fn used_bytes(&self) -> usize {
+    /// Bytes of what the layers remember, as far as anything was stored there.
+    pub(crate) fn used_bytes(&self) -> usize {
         let states = self.states.iter().map(|state| match state {
             MixerState::Kv(kv) => kv.saved_bytes(),
             MixerState::Columns(columns) => columns.saved_bytes(),
@@ -158,6 +157,66 @@ impl Sequence {
             MixerState::None => 0,
         });
         states.sum()
+    }
+
+    /// What was evaluated, in no more memory than it takes: to be kept, and gone on from later.
+    ///
+    /// # Errors
+    ///
+    /// Too little memory.
+    pub fn snapshot(&self) -> Result<Snapshot, SessionError> {
+        let states = self.states.iter().map(|state| match state {
+            MixerState::Kv(kv) => kv.compact().map(MixerState::Kv),
+            MixerState::Columns(columns) => columns.fork().map(MixerState::Columns),
+            MixerState::Delta(delta) => delta.fork().map(MixerState::Delta),
+            MixerState::None => Ok(MixerState::None),
+        });
+        Ok(Snapshot(Sequence {
+            model: self.model.clone(),
+            composition: self.composition.clone(),
+            tokens: self.tokens.clone(),
+            states: states.collect::<Result<_, _>>()?,
+            frequencies: Arc::clone(&self.frequencies),
+            size: self.size,
+        }))
+    }
+
+    /// Takes over what was evaluated when the snapshot was made, and its composition, in the place of what
+    /// the sequence has.
+    ///
+    /// # Errors
+    ///
+    /// A snapshot of a sequence of another model or with other options; then the sequence stays as it was.
+    /// Too little memory: then it is empty.
+    pub fn restore_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), SessionError> {
+        self.copy_from(&snapshot.0)
+    }
+
+    /// Takes over what another sequence has evaluated, and its composition.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sequence::restore_snapshot`].
+    pub fn copy_from(&mut self, other: &Sequence) -> Result<(), SessionError> {
+        if !self.model.is_same(&other.model) || self.size != other.size {
+            return Err(SessionError::Options {
+                reason: "the sequences are of different models, or have other options",
+            });
+        }
+        self.rewind(0);
+        for (state, other) in self.states.iter_mut().zip(&other.states) {
+            match (state, other) {
+                (MixerState::Kv(kv), MixerState::Kv(other)) => kv.copy_from(other),
+                (MixerState::Columns(columns), MixerState::Columns(other)) => {
+                    *columns = other.fork()?;
+                }
+                (MixerState::Delta(delta), MixerState::Delta(other)) => *delta = other.fork()?,
+                _ => {}
+            }
+        }
+        self.composition = other.composition.clone();
+        self.tokens.extend_from_slice(&other.tokens);
+        Ok(())
     }
 
     /// Another sequence that goes on from here. It copies what the layers remember.
@@ -308,6 +367,31 @@ impl Sequence {
     /// Notes tokens as evaluated.
     pub(crate) fn push(&mut self, tokens: &[u32]) {
         self.tokens.extend_from_slice(tokens);
+    }
+}
+
+/// What a sequence had evaluated at one time, see [`Sequence::snapshot`].
+#[derive(Debug)]
+pub struct Snapshot(Sequence);
+
+impl Snapshot {
+    /// The tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.0.tokens
+    }
+
+    /// Bytes that it takes.
+    pub fn n_bytes(&self) -> usize {
+        self.0.used_bytes() + size_of_val(self.tokens())
+    }
+
+    /// As [`Sequence::save`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sequence::save`].
+    pub fn save(&self) -> Result<Vec<u8>, SessionError> {
+        self.0.save()
     }
 }
 

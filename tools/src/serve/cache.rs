@@ -1,10 +1,10 @@
 //! What was evaluated before, to go on from: kept by composition and caller, never by name.
 
-use tandem_engine::Sequence;
 use tandem_engine::adapters::ContentId;
+use tandem_engine::{Sequence, Snapshot};
 
-/// The most sequences kept: each of them reserves addresses for a whole context.
-const MAX_ENTRIES: usize = 64;
+/// The most that are kept, as all are looked at for each request.
+const MAX_ENTRIES: usize = 1024;
 /// Fewer tokens than these are not worth a place.
 const MIN_TOKENS: usize = 8;
 
@@ -15,7 +15,7 @@ pub(super) struct Group {
     pub caller: u64,
 }
 
-/// Sequences of answers that are over, the least recently used first.
+/// What answers that are over had evaluated, the least recently used first.
 pub(super) struct PrefixCache {
     entries: Vec<Entry>,
     max_bytes: usize,
@@ -25,7 +25,7 @@ pub(super) struct PrefixCache {
 
 struct Entry {
     group: Group,
-    sequence: Sequence,
+    snapshot: Snapshot,
 }
 
 impl PrefixCache {
@@ -40,14 +40,14 @@ impl PrefixCache {
     pub(super) fn n_tokens(&self) -> usize {
         self.entries
             .iter()
-            .map(|entry| entry.sequence.tokens().len())
+            .map(|entry| entry.snapshot.tokens().len())
             .sum()
     }
 
     pub(super) fn n_bytes(&self) -> usize {
         self.entries
             .iter()
-            .map(|entry| entry.sequence.used_bytes())
+            .map(|entry| entry.snapshot.n_bytes())
             .sum()
     }
 
@@ -60,11 +60,11 @@ impl PrefixCache {
         self.is_changed = false;
     }
 
-    /// The sequences, the least recently used first.
-    pub(super) fn sequences(&self) -> impl Iterator<Item = (Group, &Sequence)> {
+    /// All of them, the least recently used first.
+    pub(super) fn snapshots(&self) -> impl Iterator<Item = (Group, &Snapshot)> {
         self.entries
             .iter()
-            .map(|entry| (entry.group, &entry.sequence))
+            .map(|entry| (entry.group, &entry.snapshot))
     }
 
     /// The place of the sequence that has most of `prompt`, and how much.
@@ -74,35 +74,38 @@ impl PrefixCache {
             .filter(|(_, entry)| entry.group == group)
             .map(|(place, entry)| Found {
                 place,
-                n_common: n_common(entry.sequence.tokens(), prompt),
+                n_common: n_common(entry.snapshot.tokens(), prompt),
             })
             .filter(|found| found.n_common >= MIN_TOKENS)
             .max_by_key(|found| found.n_common)
     }
 
-    /// A sequence that goes on from what was found: that one itself, where nothing of it would be forgotten,
-    /// else a copy; `None` where there is no memory for one.
-    pub(super) fn take(&mut self, found: Found) -> Option<Sequence> {
+    /// Lets `sequence` go on from what was found; false where that cannot be.
+    pub(super) fn restore(&mut self, found: Found, sequence: &mut Sequence) -> bool {
+        // The latest goes last.
         let entry = self.entries.remove(found.place);
-        if entry.sequence.tokens().len() == found.n_common {
-            return Some(entry.sequence);
-        }
-        let copy = entry.sequence.fork().ok();
+        let restored = sequence.restore_snapshot(&entry.snapshot);
         self.entries.push(entry);
-        copy
+        restored.is_ok()
     }
 
-    /// Keeps a sequence, and gives up others where there are too many then.
-    pub(super) fn put(&mut self, group: Group, sequence: Sequence) {
-        let tokens = sequence.tokens();
-        if tokens.len() < MIN_TOKENS || sequence.used_bytes() > self.max_bytes {
+    /// Keeps what a sequence has evaluated, and gives up others where it is too much then.
+    pub(super) fn put(&mut self, group: Group, sequence: &Sequence) {
+        if sequence.tokens().len() < MIN_TOKENS {
+            return;
+        }
+        let Ok(snapshot) = sequence.snapshot() else {
+            return;
+        };
+        if snapshot.n_bytes() > self.max_bytes {
             return;
         }
         // Whoever could use a beginning of this one can use this one.
+        let tokens = snapshot.tokens();
         self.entries
-            .retain(|entry| entry.group != group || !tokens.starts_with(entry.sequence.tokens()));
+            .retain(|entry| entry.group != group || !tokens.starts_with(entry.snapshot.tokens()));
         self.is_changed = true;
-        self.entries.push(Entry { group, sequence });
+        self.entries.push(Entry { group, snapshot });
         while self.n_bytes() > self.max_bytes || self.entries.len() > MAX_ENTRIES {
             self.entries.remove(0);
         }

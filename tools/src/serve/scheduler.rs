@@ -286,6 +286,8 @@ pub(super) struct Scheduler {
     queue: VecDeque<Task>,
     slots: Vec<Slot>,
     n_parallel: usize,
+    /// Sequences that no answer uses.
+    spare: Vec<Sequence>,
     cache: PrefixCache,
     /// Where the cache outlives the server.
     store: Option<Store>,
@@ -311,6 +313,7 @@ impl Scheduler {
             inbox,
             queue: VecDeque::new(),
             store: None,
+            spare: Vec::new(),
             slots: Vec::new(),
             n_parallel: limits.n_parallel,
             metrics,
@@ -447,14 +450,12 @@ impl Scheduler {
         if let Some(composition) = &task.composition {
             self.worker.reserve(composition)?;
         }
-        let mut sequence = match self.known(&task) {
+        let mut sequence = match self.spare.pop() {
             Some(sequence) => sequence,
-            None => {
-                let mut sequence = Sequence::new(&self.model, &self.options)?;
-                sequence.set_composition(task.composition.as_ref())?;
-                sequence
-            }
+            None => Sequence::new(&self.model, &self.options)?,
         };
+        sequence.set_composition(task.composition.as_ref())?;
+        self.go_on_from_known(&task, &mut sequence);
         sequence.keep_prefix(&task.prompt);
         let n_cached = sequence.tokens().len();
         self.metrics.add_cached(task.model, n_cached);
@@ -486,33 +487,18 @@ impl Scheduler {
         })
     }
 
-    /// Takes what is stored of a task's group into the cache, when the group is first asked for.
-    fn load(&mut self, task: &Task) {
-        let Some(store) = &mut self.store else {
-            return;
-        };
-        let (model, options) = (&self.model, &self.options);
-        let mut empty = || {
-            let mut sequence = Sequence::new(model, options).ok()?;
-            sequence.set_composition(task.composition.as_ref()).ok()?;
-            Some(sequence)
-        };
-        let was_changed = self.cache.is_changed();
-        for sequence in store.load(task.group, &mut empty) {
-            self.cache.put(task.group, sequence);
-        }
-        if !was_changed {
-            self.cache.saved();
-        }
-    }
-
-    /// A sequence that has a part of the prompt: one of the cache, or a copy of one at work.
-    fn known(&mut self, task: &Task) -> Option<Sequence> {
+    /// Lets a sequence that is empty go on from one that has a part of the prompt: one of the cache, or one
+    /// at work. Where there is none it stays empty.
+    fn go_on_from_known(&mut self, task: &Task, sequence: &mut Sequence) {
         if task.prompt_logprobs {
-            return None;
+            return;
         }
-        if task.keep {
-            self.load(task);
+        if let Some(store) = self.store.as_mut().filter(|_| task.keep) {
+            let was_changed = self.cache.is_changed();
+            store.load(task.group, sequence, &mut self.cache);
+            if !was_changed {
+                self.cache.saved();
+            }
         }
         // Choices of one request share its prompt, whatever it says of the cache.
         let at_work = self.slots.iter().filter(|slot| {
@@ -522,18 +508,21 @@ impl Scheduler {
         let at_work = at_work
             .map(|slot| (n_common(slot.sequence.tokens(), &task.prompt), slot))
             .max_by_key(|(n, _)| *n);
-        let found = task
-            .keep
-            .then(|| self.cache.find(task.group, &task.prompt))
-            .flatten();
+        let found = match task.keep {
+            true => self.cache.find(task.group, &task.prompt),
+            false => None,
+        };
         let n_found = found.map_or(0, |found| found.n_common);
-        if let Some((n, slot)) = at_work
-            && n >= MIN_COPY
-            && n > n_found
-        {
-            return slot.sequence.fork().ok();
+        let went_on = match (at_work, found) {
+            (Some((n, slot)), _) if n >= MIN_COPY && n > n_found => {
+                sequence.copy_from(&slot.sequence).is_ok()
+            }
+            (_, Some(found)) => self.cache.restore(found, sequence),
+            _ => return,
+        };
+        if !went_on {
+            sequence.rewind(0);
         }
-        self.cache.take(found?)
     }
 
     /// The most rows of a pass.
@@ -717,9 +706,12 @@ impl Scheduler {
                     self.metrics.cancelled.fetch_add(1, Relaxed);
                 }
             }
+            let mut sequence = slot.sequence;
             if slot.task.keep {
-                self.cache.put(slot.task.group, slot.sequence);
+                self.cache.put(slot.task.group, &sequence);
             }
+            sequence.rewind(0);
+            self.spare.push(sequence);
         }
     }
 

@@ -70,9 +70,9 @@ impl Store {
         hasher.finalize().to_hex()[..NAME_DIGITS].to_string()
     }
 
-    fn file_name(&self, group: Group, sequence: &Sequence) -> String {
+    fn file_name(&self, group: Group, tokens: &[u32]) -> String {
         let mut hasher = blake3::Hasher::new();
-        for token in sequence.tokens() {
+        for token in tokens {
             hasher.update(&token.to_le_bytes());
         }
         let tokens = hasher.finalize().to_hex();
@@ -83,46 +83,38 @@ impl Store {
         )
     }
 
-    /// The sequences of a group, when it is first asked for; `empty` makes one of its kind.
-    pub(super) fn load(
-        &mut self,
-        group: Group,
-        empty: &mut dyn FnMut() -> Option<Sequence>,
-    ) -> Vec<Sequence> {
+    /// Takes the files of a group into the cache, when it is first asked for, by way of `sequence`.
+    pub(super) fn load(&mut self, group: Group, sequence: &mut Sequence, cache: &mut PrefixCache) {
         let prefix = self.group_name(group);
         if !self.loaded.insert(prefix.clone()) {
-            return Vec::new();
+            return;
         }
-        let mut sequences = Vec::new();
         for file in self.files().iter().filter(|file| file.is_of(&prefix)) {
             let Ok(bytes) = fs::read(&file.path) else {
                 continue;
             };
-            let Some(mut sequence) = empty() else {
-                break;
-            };
             match sequence.restore(&bytes) {
-                Ok(()) => sequences.push(sequence),
+                Ok(()) => cache.put(group, sequence),
                 Err(error) => {
                     tell!("note: {} is not used: {error}", file.path.display());
                     let _ = fs::remove_file(&file.path);
                 }
             }
         }
-        sequences
+        sequence.rewind(0);
     }
 
     /// Writes what is not there yet, and removes the oldest where it is too much.
     pub(super) fn save(&self, cache: &PrefixCache) -> Result<()> {
         let mut kept = HashSet::new();
-        for (group, sequence) in cache.sequences() {
-            let name = self.file_name(group, sequence);
+        for (group, snapshot) in cache.snapshots() {
+            let name = self.file_name(group, snapshot.tokens());
             let path = self.folder.join(&name);
             kept.insert(OsString::from(name));
             if path.exists() {
                 continue;
             }
-            let bytes = sequence.save()?;
+            let bytes = snapshot.save()?;
             let write = write_atomically(&path, |file| -> Result<()> {
                 Ok(std::io::Write::write_all(file, &bytes)?)
             });
