@@ -35,7 +35,7 @@ const EVENTS_A_ROUND: usize = 4 * MAX_SPANS;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a pass may take beside an answer that is being written, and beside none.
 const SHARED_PASS: Duration = Duration::from_millis(100);
-const LONE_PASS: Duration = Duration::from_millis(250);
+const LONE_PASS: Duration = Duration::from_millis(200);
 /// The fewest rows of a pass, where that many are wanted.
 const MIN_ROWS: usize = 16;
 /// Rows of a prompt whose logits are all wanted.
