@@ -25,7 +25,7 @@ mod scheduler;
 mod store;
 
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
@@ -67,8 +67,11 @@ const MAX_READERS: usize = 4;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The model: a GGUF file (of a split model, the first part)
-    #[arg(long, short, value_name = "FILE")]
-    model: PathBuf,
+    #[arg(value_name = "MODEL", required_unless_present = "model")]
+    file: Option<PathBuf>,
+    /// The same
+    #[arg(long, short, value_name = "FILE", conflicts_with = "file")]
+    model: Option<PathBuf>,
     /// Read the model into memory instead of mapping its file
     #[arg(long)]
     no_mmap: bool,
@@ -77,7 +80,7 @@ pub(crate) struct Args {
     bundle: Vec<PathBuf>,
     #[command(flatten)]
     adapters: AdapterArgs,
-    /// Name of the composition that --lora makes
+    /// Name of the composition that --lora makes [default: lora]
     #[arg(long, value_name = "NAME", requires = "lora")]
     name: Option<String>,
     /// Name of the base [default: its file's]; `base` is always another one
@@ -147,6 +150,14 @@ pub(crate) struct Args {
     exit_idle: Option<u64>,
     #[command(flatten)]
     session: SessionArgs,
+}
+
+impl Args {
+    /// The model's file; one of the two ways to name it is required.
+    fn path(&self) -> &Path {
+        let path = self.model.as_deref().or(self.file.as_deref());
+        path.unwrap_or(Path::new(""))
+    }
 }
 
 /// Permissions of a file.
@@ -408,6 +419,9 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
     let scheduler = open_model(args, &server)?;
     drop(server);
     tell!("listening on {address}");
+    if address.starts_with("http") {
+        tell!("open that in a browser, or give it to clients, with /v1 to those of OpenAI's API");
+    }
     listen::tell_ready();
     scheduler.run();
     clients
@@ -433,10 +447,10 @@ fn keys(args: &Args) -> Result<Vec<String>> {
 /// Opens all that the flags name, after which requests are answered.
 fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
     let model = match args.no_mmap {
-        false => open::model(&args.model)?,
-        true => open::model_in_memory(&args.model)?,
+        false => open::model(args.path())?,
+        true => open::model_in_memory(args.path())?,
     };
-    open::tokenizer(&args.model, &model)?;
+    open::tokenizer(args.path(), &model)?;
     // A template that cannot be read is told now, not to the first client.
     let chat = model
         .chat()
@@ -461,7 +475,7 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
     let template = template.and_then(|gguf| gguf.get_str(info::TEMPLATE).ok().flatten());
     let served = Served {
         file_name: args
-            .model
+            .path()
             .file_name()
             .unwrap_or_default()
             .to_string_lossy()
@@ -498,9 +512,9 @@ fn catalog(args: &Args, model: &Model, how: HowToOpen) -> Result<Catalog> {
     let name = args
         .name_base
         .clone()
-        .unwrap_or_else(|| catalog::base_name(&args.model));
+        .unwrap_or_else(|| catalog::base_name(args.path()));
     let compute = how.clone();
-    let mut catalog = Catalog::new(name, &args.model, how);
+    let mut catalog = Catalog::new(name, args.path(), how);
     for path in &args.bundle {
         catalog.add_bundle(path, &bundle_for(path, model)?)?;
     }
