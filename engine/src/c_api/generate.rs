@@ -342,7 +342,10 @@ impl From<Outcome> for tandem_result {
             n_prompt: outcome.n_prompt,
             n_generated: outcome.n_generated,
             stop: match outcome.stop {
-                StopReason::EndOfText => tandem_stop::TANDEM_STOP_END_OF_TEXT,
+                // No filter can be given from C.
+                StopReason::EndOfText | StopReason::Complete => {
+                    tandem_stop::TANDEM_STOP_END_OF_TEXT
+                }
                 StopReason::MaxTokens => tandem_stop::TANDEM_STOP_MAX_TOKENS,
                 StopReason::ContextFull => tandem_stop::TANDEM_STOP_CONTEXT_FULL,
                 StopReason::Cancelled => tandem_stop::TANDEM_STOP_CANCELLED,
