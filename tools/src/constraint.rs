@@ -130,13 +130,55 @@ impl Grammars {
 pub(crate) struct Grammar(Matcher);
 
 impl Grammar {
-    pub(crate) fn begin(&self) -> Matcher {
+    fn begin(&self) -> Matcher {
         self.0.deep_clone()
     }
+}
 
-    /// What holds a whole answer to it.
+/// A grammar, with tokens that stand before and after it.
+pub(crate) struct Framed {
+    pub begin: Vec<u32>,
+    pub grammar: Grammar,
+    pub end: Vec<u32>,
+}
+
+impl Framed {
+    /// A grammar alone.
+    pub(crate) fn alone(grammar: Grammar) -> Framed {
+        Framed {
+            begin: Vec::new(),
+            grammar,
+            end: Vec::new(),
+        }
+    }
+
+    /// What holds an answer to it.
     pub(crate) fn constraint(&self) -> Constraint {
-        Constraint::new([Step::Grammar(Box::new(self.begin()))])
+        self.steps(self.grammar.begin(), &self.begin)
+    }
+
+    /// What holds the rest of an answer to it that has this text already, of the grammar or white space before
+    /// it; `None` where that is no beginning of it.
+    pub(crate) fn go_on_from(&self, text: &str) -> Option<Constraint> {
+        if text.is_empty() {
+            return Some(self.constraint());
+        }
+        let mut matcher = self.grammar.begin();
+        let env = matcher.tok_env().ok()?;
+        let tokens = env.tokenize_bytes(text.trim_start().as_bytes());
+        matcher.consume_tokens(&tokens).ok()?;
+        Some(self.steps(matcher, &[]))
+    }
+
+    fn steps(&self, matcher: Matcher, begin: &[u32]) -> Constraint {
+        let steps = [
+            Step::Tokens(begin.iter().copied().collect()),
+            Step::Grammar(Box::new(matcher)),
+            Step::Tokens(self.end.iter().copied().collect()),
+        ];
+        Constraint {
+            steps: steps.into(),
+        }
     }
 }
 
@@ -175,25 +217,11 @@ pub(crate) struct Constraint {
     steps: VecDeque<Step>,
 }
 
-pub(crate) enum Step {
+enum Step {
     /// These tokens.
     Tokens(VecDeque<u32>),
     /// A text of a grammar.
     Grammar(Box<Matcher>),
-}
-
-impl Step {
-    pub(crate) fn tokens(tokens: Vec<u32>) -> Step {
-        Step::Tokens(tokens.into())
-    }
-}
-
-impl Constraint {
-    pub(crate) fn new(steps: impl IntoIterator<Item = Step>) -> Constraint {
-        Constraint {
-            steps: steps.into_iter().collect(),
-        }
-    }
 }
 
 impl TokenFilter for Constraint {

@@ -14,7 +14,7 @@ use tandem_formats::write_atomically;
 
 use crate::args::{ChatArgs, ModelArgs, SamplerArgs};
 #[cfg(feature = "serve")]
-use crate::constraint::{Constraint, Grammars};
+use crate::constraint::{Constraint, Framed, Grammars};
 use crate::open;
 use crate::progress::prefill;
 
@@ -191,7 +191,7 @@ fn constraint(args: &Args, model: &Model) -> Result<Option<Constraint>> {
         }
         (None, None) => return Ok(None),
     };
-    Ok(Some(grammar.constraint()))
+    Ok(Some(Framed::alone(grammar).constraint()))
 }
 
 /// Takes up what an earlier run kept, if there is something, and it is of use here.

@@ -17,12 +17,16 @@ mod fields;
 mod http;
 mod info;
 mod listen;
+mod logprobs;
 mod messages;
 mod metrics;
 mod ollama;
 mod output;
+mod pace;
 mod scheduler;
+mod slot;
 mod store;
+mod task;
 
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::{Path, PathBuf};
@@ -49,11 +53,12 @@ use self::error::ApiError;
 use self::listen::Listener;
 use self::metrics::Metrics;
 use self::output::Form;
-use self::scheduler::{Calls, Counted, Event, Limits, MAX_EVENTS, Message, Scheduler, Task};
+use self::scheduler::{Limits, Scheduler};
 use self::store::Store;
+use self::task::{Calls, Counted, Event, MAX_EVENTS, Message, Task};
 use crate::adapters::{Parts, bundle_for, read_all};
 use crate::args::{AdapterArgs, SessionArgs, size};
-use crate::constraint::{FormError, Grammar, Grammars};
+use crate::constraint::{FormError, Framed, Grammars};
 use crate::open;
 
 /// Requests that are read at once.
@@ -260,10 +265,8 @@ struct Draft {
     logprobs: Option<usize>,
     prompt_logprobs: bool,
     form: Form,
-    /// Of the whole answer.
-    grammar: Option<Arc<Grammar>>,
-    /// Of a call that the answer has to be.
-    forced_call: Option<Arc<Grammar>>,
+    /// What the answer must be, where anything was asked for.
+    grammar: Option<Arc<Framed>>,
     /// Of calls that the model may make.
     calls: Option<Arc<Calls>>,
 }
@@ -294,7 +297,6 @@ impl Draft {
             prompt_logprobs: false,
             form: Form::default(),
             grammar: None,
-            forced_call: None,
             calls: None,
         }
     }
@@ -309,11 +311,8 @@ impl Draft {
         prompts.append(&mut self.more_prompts);
         let n = self.asked.n;
         for (i, prompt) in prompts.into_iter().enumerate() {
-            let mut choices = Vec::with_capacity(n);
-            for k in 0..n {
-                choices.push(self.task(i * n + k, k, &prompt, served, &sender)?);
-            }
-            let mut choices = choices.into_iter();
+            let choices = i * n..(i + 1) * n;
+            let mut choices = choices.map(|choice| self.task(choice, &prompt, served, &sender));
             let Some(mut first) = choices.next() else {
                 continue;
             };
@@ -336,15 +335,15 @@ impl Draft {
     fn task(
         &self,
         choice: usize,
-        k: usize,
         prompt: &Arc<[u32]>,
         served: &Served,
         events: &mpsc::Sender<Event>,
-    ) -> Result<Task, ApiError> {
+    ) -> Task {
+        let k = choice % self.asked.n;
         let mut sampling = self.asked.sampling.clone();
         sampling.seed = sampling.seed.wrapping_add(k as u64);
         sampling.max_tokens = sampling.max_tokens.min(served.n_ctx - prompt.len());
-        Ok(Task {
+        Task {
             choice,
             model: self.asked.model,
             composition: self.composition.clone(),
@@ -354,7 +353,7 @@ impl Draft {
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs && k == 0,
             form: self.form.clone(),
-            constraint: self.constraint(served)?,
+            grammar: self.grammar.clone(),
             calls: self.calls.clone(),
             group: Group {
                 composition: content_id(self.composition.as_ref()),
@@ -366,7 +365,7 @@ impl Draft {
             asked_at: self.asked_at,
             counted: None,
             ends: Arc::clone(&served.ends),
-        })
+        }
     }
 }
 

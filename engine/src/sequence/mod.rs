@@ -148,6 +148,20 @@ impl Sequence {
         })
     }
 
+    fn copy_states(&mut self, other: &Sequence) -> Result<(), SessionError> {
+        for (state, other) in self.states.iter_mut().zip(&other.states) {
+            match (state, other) {
+                (MixerState::Kv(kv), MixerState::Kv(other)) => kv.copy_from(other),
+                (MixerState::Columns(columns), MixerState::Columns(other)) => {
+                    *columns = other.fork()?;
+                }
+                (MixerState::Delta(delta), MixerState::Delta(other)) => *delta = other.fork()?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes of what the layers remember, as far as anything was stored there.
     pub(crate) fn used_bytes(&self) -> usize {
         let states = self.states.iter().map(|state| match state {
@@ -204,15 +218,9 @@ impl Sequence {
             });
         }
         self.rewind(0);
-        for (state, other) in self.states.iter_mut().zip(&other.states) {
-            match (state, other) {
-                (MixerState::Kv(kv), MixerState::Kv(other)) => kv.copy_from(other),
-                (MixerState::Columns(columns), MixerState::Columns(other)) => {
-                    *columns = other.fork()?;
-                }
-                (MixerState::Delta(delta), MixerState::Delta(other)) => *delta = other.fork()?,
-                _ => {}
-            }
+        if let Err(error) = self.copy_states(other) {
+            self.rewind(0);
+            return Err(error);
         }
         self.composition = other.composition.clone();
         self.tokens.extend_from_slice(&other.tokens);

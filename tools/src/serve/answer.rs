@@ -6,10 +6,11 @@ use serde_json::{Map, Value, json};
 use tandem_engine::tokenizer::{ControlTokens, Vocab};
 
 use super::error::ApiError;
+use super::logprobs::{Likely, Logprob};
 use super::ollama;
 use super::output::Delta;
 use super::random_text;
-use super::scheduler::{Begin, End, Event, Logprob, Progress, Reason};
+use super::task::{Begin, End, Event, Progress, Reason};
 
 pub(super) const FINGERPRINT: &str = concat!("tandem-", env!("CARGO_PKG_VERSION"));
 
@@ -512,7 +513,7 @@ fn chat_logprobs(entries: &[Logprob], vocab: &Vocab) -> Value {
     let entries = entries.iter().map(|entry| {
         let top = entry.top.iter();
         let top: Vec<_> = top
-            .map(|(id, logprob)| one(*id, *logprob, ControlTokens::Show))
+            .map(|likely| one(likely.token, likely.logprob, ControlTokens::Show))
             .collect();
         let mut out = one(entry.token, entry.logprob, ControlTokens::Hide);
         out["top_logprobs"] = top.into();
@@ -541,10 +542,13 @@ impl LegacyLogprobs {
     fn push(&mut self, entry: &Logprob, vocab: &Vocab, offset: &mut usize) {
         self.push_token(entry.token, vocab, offset);
         self.logprobs.push(entry.logprob.into());
-        let picked = [(entry.token, entry.logprob)];
+        let picked = Likely {
+            token: entry.token,
+            logprob: entry.logprob,
+        };
         let mut top = Map::new();
-        for (id, logprob) in entry.top.iter().chain(&picked) {
-            top.insert(key_of(vocab, *id), (*logprob).into());
+        for likely in entry.top.iter().chain([&picked]) {
+            top.insert(key_of(vocab, likely.token), likely.logprob.into());
         }
         self.top.push(Value::Object(top));
     }

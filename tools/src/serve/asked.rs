@@ -7,7 +7,7 @@ use tandem_engine::{MAX_PENALTY_WINDOW, Model, Sampling};
 
 use super::error::{ApiError, Lengths};
 use super::fields::{Fields, whole};
-use super::scheduler::Bias;
+use super::task::Bias;
 use super::{Served, random};
 
 /// The most choices of a prompt, stop strings and their bytes, biased tokens.

@@ -8,10 +8,12 @@ use tandem_engine::chat::{Chat, Conversation, TemplateArgs};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::form_error;
-use crate::constraint::{Constraint, Grammar, Grammars, Step};
+use crate::constraint::{Grammar, Grammars};
 
 const MAX_TOOLS: usize = 128;
 const MAX_NAME: usize = 64;
+/// The most bytes that a template may write before a call's JSON, and after it.
+const MAX_FRAME_BYTES: usize = 1024;
 
 /// How calls stand in what the model writes.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,6 +105,9 @@ fn learn(chat: &Chat) -> Option<CallForm> {
         return None;
     }
     let end = &turn[close..];
+    if open > MAX_FRAME_BYTES || end.len() > MAX_FRAME_BYTES {
+        return None;
+    }
     let end = match end.strip_suffix(after_answer) {
         Some(end) => end,
         None => end.split('<').next().unwrap_or(""),
@@ -205,20 +210,6 @@ impl Tools {
         };
         let grammar = grammars.schema(&schema);
         grammar.map_err(|error| form_error("tools", &error))
-    }
-
-    /// What holds an answer to a call from its first token on.
-    pub(super) fn constraint(
-        form: &CallForm,
-        grammar: &Grammar,
-        grammars: &Grammars,
-    ) -> Result<Constraint, ApiError> {
-        let tokens = |text: &str| grammars.tokens(text).map_err(|_| ApiError::internal());
-        Ok(Constraint::new([
-            Step::tokens(tokens(&form.begin)?),
-            Step::Grammar(Box::new(grammar.begin())),
-            Step::tokens(tokens(&form.end)?),
-        ]))
     }
 
     /// What a model is told of the tools whose template does not.

@@ -17,9 +17,9 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::messages;
 use super::output::{Form, Thinking};
-use super::scheduler::Calls;
+use super::task::Calls;
 use super::{Draft, Served, form_error};
-use crate::constraint::{Constraint, Grammar};
+use crate::constraint::Framed;
 
 const MAX_TEMPLATE_ARGS: usize = 64;
 
@@ -235,7 +235,7 @@ pub(super) fn draft(
         }
         draft.add_tools(&tools, served, &mut form)?;
     } else if let Some(grammar) = format.grammar(served)? {
-        draft.grammar = Some(Arc::new(grammar));
+        draft.grammar = Some(grammar);
         // What is asked for comes at once, unless thoughts have begun in the prompt.
         if form.thinking == Thinking::Maybe {
             form.thinking = Thinking::Never;
@@ -254,20 +254,22 @@ impl Draft {
         form: &mut Form,
     ) -> Result<(), ApiError> {
         let grammar = tools.grammar(&served.calls, &served.grammars)?;
+        let tokens = |text: &str| {
+            let tokens = served.grammars.tokens(text);
+            tokens.map_err(|_| ApiError::internal())
+        };
+        let (begin, end) = (&*served.calls.begin, tokens(&served.calls.end)?);
         if tools.choice != Choice::Auto {
             form.is_call = true;
             form.thinking = Thinking::Never;
-            self.forced_call = Some(Arc::new(grammar));
+            self.grammar = Some(Arc::new(Framed {
+                begin: tokens(begin)?,
+                grammar,
+                end,
+            }));
             return Ok(());
         }
         let mark = served.calls.mark();
-        let tokens = |text: &str| {
-            served
-                .grammars
-                .tokens(text)
-                .map_err(|_| ApiError::internal())
-        };
-        let begin = &served.calls.begin;
         // A mark that is one control token, which no text shows.
         let vocab = served.tokenizer()?.vocab();
         if let [id] = tokens(&mark)?[..]
@@ -280,21 +282,14 @@ impl Draft {
         form.call_mark = Some(mark);
         self.calls = Some(Arc::new(Calls {
             json_mark,
-            after_mark: tokens(&begin[begin.trim_end().len()..])?,
-            grammar,
-            end: tokens(&served.calls.end)?,
+            call: Framed {
+                begin: tokens(&begin[begin.trim_end().len()..])?,
+                grammar,
+                end,
+            },
             several: tools.parallel,
         }));
         Ok(())
-    }
-
-    /// What holds a choice's answer to what was asked for.
-    pub(super) fn constraint(&self, served: &Served) -> Result<Option<Constraint>, ApiError> {
-        if let Some(grammar) = &self.forced_call {
-            return Tools::constraint(&served.calls, grammar, &served.grammars).map(Some);
-        }
-        let grammar = self.grammar.as_ref();
-        Ok(grammar.map(|grammar| grammar.constraint()))
     }
 }
 
@@ -395,14 +390,14 @@ pub(super) enum Format {
 }
 
 impl Format {
-    fn grammar(&self, served: &Served) -> Result<Option<Grammar>, ApiError> {
+    fn grammar(&self, served: &Served) -> Result<Option<Arc<Framed>>, ApiError> {
         let (grammar, path) = match self {
             Format::Text => return Ok(None),
             Format::Schema { schema, path } => (served.grammars.schema(schema), path),
             Format::Regex { pattern, path } => (served.grammars.regex(pattern), path),
         };
         let grammar = grammar.map_err(|error| form_error(path, &error))?;
-        Ok(Some(grammar))
+        Ok(Some(Arc::new(Framed::alone(grammar))))
     }
 }
 
@@ -410,9 +405,8 @@ impl Format {
 pub(super) fn grammar(
     fields: &Fields<'_>,
     served: &Served,
-) -> Result<Option<Arc<Grammar>>, ApiError> {
-    let grammar = format_of(fields)?.grammar(served)?;
-    Ok(grammar.map(Arc::new))
+) -> Result<Option<Arc<Framed>>, ApiError> {
+    format_of(fields)?.grammar(served)
 }
 
 fn format_of(fields: &Fields<'_>) -> Result<Format, ApiError> {

@@ -11,7 +11,7 @@ use super::chat;
 use super::completions;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::scheduler::Reason;
+use super::task::Reason;
 
 /// A version of Ollama's whose clients are content.
 const VERSION: &str = "0.12.0";

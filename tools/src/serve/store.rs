@@ -90,6 +90,9 @@ impl Store {
             return;
         }
         for file in self.files().iter().filter(|file| file.is_of(&prefix)) {
+            if file.n_bytes > self.max_bytes as u64 {
+                continue;
+            }
             let Ok(bytes) = fs::read(&file.path) else {
                 continue;
             };
