@@ -17,9 +17,9 @@ use tandem_engine::{
 use crate::adapters::{Parts, bundle_for};
 use crate::open;
 
-/// Which model, and how it runs.
+/// The model's file.
 #[derive(clap::Args)]
-pub(crate) struct ModelArgs {
+pub(crate) struct FileArgs {
     /// The model: a GGUF file (of a split model, the first part)
     #[arg(value_name = "MODEL", required_unless_present = "model")]
     file: Option<PathBuf>,
@@ -29,6 +29,30 @@ pub(crate) struct ModelArgs {
     /// Read the model into memory instead of mapping its file, which must not change while it is in use
     #[arg(long)]
     no_mmap: bool,
+}
+
+impl FileArgs {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        let path = self.model.as_deref().or(self.file.as_deref());
+        // One of them is required.
+        path.unwrap_or(Path::new(""))
+    }
+
+    /// Opens it.
+    pub(crate) fn open(&self) -> Result<Model> {
+        match self.no_mmap {
+            false => open::model(self.path()),
+            true => open::model_in_memory(self.path()),
+        }
+    }
+}
+
+/// Which model, and how it runs.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    file: FileArgs,
     #[command(flatten)]
     pub adapters: AdapterArgs,
     #[command(flatten)]
@@ -40,17 +64,12 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// The model's file.
     pub(crate) fn path(&self) -> &Path {
-        let path = self.model.as_deref().or(self.file.as_deref());
-        // One of them is required.
-        path.unwrap_or(Path::new(""))
+        self.file.path()
     }
 
     /// Opens the model.
     pub(crate) fn open(&self) -> Result<Model> {
-        match self.no_mmap {
-            false => open::model(self.path()),
-            true => open::model_in_memory(self.path()),
-        }
+        self.file.open()
     }
 
     /// Another composition of the bundle that the flags name.

@@ -18,7 +18,7 @@ const LITTLE_MEMORY: usize = 1 << 30;
 
 /// Why answers cannot be held to a form.
 #[derive(Debug)]
-pub(crate) enum FormError {
+pub(crate) enum GrammarError {
     /// It is not valid, or has parts that cannot be enforced.
     Invalid(String),
     /// It is too much.
@@ -27,19 +27,19 @@ pub(crate) enum FormError {
     Vocabulary(String),
 }
 
-impl std::fmt::Display for FormError {
+impl std::fmt::Display for GrammarError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            FormError::Invalid(reason) => write!(f, "cannot be enforced: {reason}"),
-            FormError::TooComplex(reason) => write!(f, "is too complex: {reason}"),
-            FormError::Vocabulary(reason) => {
+            GrammarError::Invalid(reason) => write!(f, "cannot be enforced: {reason}"),
+            GrammarError::TooComplex(reason) => write!(f, "is too complex: {reason}"),
+            GrammarError::Vocabulary(reason) => {
                 write!(f, "cannot be used with this vocabulary: {reason}")
             }
         }
     }
 }
 
-impl std::error::Error for FormError {}
+impl std::error::Error for GrammarError {}
 
 /// Makes constraints for the vocabulary of a model. What that takes is made when it is first needed.
 pub(crate) struct Grammars {
@@ -55,7 +55,7 @@ impl Grammars {
         }
     }
 
-    fn factory(&self) -> Result<&ParserFactory, FormError> {
+    fn factory(&self) -> Result<&ParserFactory, GrammarError> {
         let factory = self.factory.get_or_init(|| {
             let env = token_env(&self.model).map_err(|error| error.to_string())?;
             let is_short = tandem_engine::free_memory().is_some_and(|free| free < LITTLE_MEMORY);
@@ -69,22 +69,22 @@ impl Grammars {
             factory.quiet();
             Ok(factory)
         });
-        let failed = |error: &String| FormError::Vocabulary(error.clone());
+        let failed = |error: &String| GrammarError::Vocabulary(error.clone());
         factory.as_ref().map_err(failed)
     }
 
     /// A grammar of the JSON values that `schema` allows.
-    pub(crate) fn schema(&self, schema: &Value) -> Result<Grammar, FormError> {
+    pub(crate) fn schema(&self, schema: &Value) -> Result<Grammar, GrammarError> {
         let n_bytes = schema.to_string().len();
         if n_bytes > MAX_SCHEMA_BYTES {
             let reason = format!("it has {n_bytes} bytes, {MAX_SCHEMA_BYTES} at most are taken");
-            return Err(FormError::TooComplex(reason));
+            return Err(GrammarError::TooComplex(reason));
         }
         let mut schema = match schema {
             Value::Bool(true) => json!({}),
             Value::Bool(false) => json!({"not": {}}),
             Value::Object(_) => schema.clone(),
-            _ => return Err(FormError::Invalid("an object is wanted".to_string())),
+            _ => return Err(GrammarError::Invalid("an object is wanted".to_string())),
         };
         // Small models fall into endless white space where any is allowed.
         schema["x-guidance"] = json!({
@@ -96,23 +96,23 @@ impl Grammars {
     }
 
     /// A grammar of the texts that a regular expression allows.
-    pub(crate) fn regex(&self, regex: &str) -> Result<Grammar, FormError> {
+    pub(crate) fn regex(&self, regex: &str) -> Result<Grammar, GrammarError> {
         if regex.len() > MAX_SCHEMA_BYTES {
             let reason = format!("it has more than {MAX_SCHEMA_BYTES} bytes");
-            return Err(FormError::TooComplex(reason));
+            return Err(GrammarError::TooComplex(reason));
         }
         self.grammar(TopLevelGrammar::from_regex(regex))
     }
 
-    fn grammar(&self, grammar: TopLevelGrammar) -> Result<Grammar, FormError> {
+    fn grammar(&self, grammar: TopLevelGrammar) -> Result<Grammar, GrammarError> {
         let clipped = |error: &dyn std::fmt::Display| error.to_string().chars().take(500).collect();
         let parser = self.factory()?.create_parser(grammar);
-        let parser = parser.map_err(|error| FormError::Invalid(clipped(&error)))?;
+        let parser = parser.map_err(|error| GrammarError::Invalid(clipped(&error)))?;
         let mut matcher = Matcher::new(Ok(parser));
         // What is too much shows at the first token as a rule: it is better told before the answer begins.
         match matcher.compute_mask_or_eos() {
             Ok(_) => Ok(Grammar(matcher)),
-            Err(error) => Err(FormError::TooComplex(clipped(&error))),
+            Err(error) => Err(GrammarError::TooComplex(clipped(&error))),
         }
     }
 

@@ -1,8 +1,8 @@
 //! `tandem serve`: an HTTP server, in which every composition is a model by name.
 //!
-//! One thread owns the model ([`scheduler`]), another talks with the clients ([`http`]). A request is read
-//! and checked ([`chat`], [`completions`]), becomes a task for each text that it asks for, and gets events
-//! back, of which its answer is made ([`answer`]).
+//! One thread talks with the clients ([`http`]), another owns the model ([`scheduler`]). A request is read and
+//! checked ([`chat`], [`completions`]), becomes a task for each text that it asks for, is worked on in a [`slot`],
+//! and gets events back, of which its answer is made ([`answer`]).
 
 mod access;
 mod answer;
@@ -29,7 +29,7 @@ mod store;
 mod task;
 
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
@@ -47,7 +47,7 @@ use self::access::{Access, Caller};
 use self::answer::Answer;
 use self::asked::Asked;
 use self::cache::Group;
-use self::calls::CallForm;
+use self::calls::CallSyntax;
 use self::catalog::{Catalog, HowToOpen, content_id};
 use self::error::ApiError;
 use self::listen::Listener;
@@ -57,8 +57,8 @@ use self::scheduler::{Limits, Scheduler};
 use self::store::Store;
 use self::task::{Calls, Counted, Event, MAX_EVENTS, Message, Task};
 use crate::adapters::{Parts, bundle_for, read_all};
-use crate::args::{AdapterArgs, SessionArgs, size};
-use crate::constraint::{FormError, Framed, Grammars};
+use crate::args::{AdapterArgs, FileArgs, SessionArgs, size};
+use crate::constraint::{Framed, GrammarError, Grammars};
 use crate::open;
 
 /// Requests that are read at once.
@@ -71,15 +71,8 @@ const MAX_READERS: usize = 4;
 /// on the machine can read a command line.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The model: a GGUF file (of a split model, the first part)
-    #[arg(value_name = "MODEL", required_unless_present = "model")]
-    file: Option<PathBuf>,
-    /// The same
-    #[arg(long, short, value_name = "FILE", conflicts_with = "file")]
-    model: Option<PathBuf>,
-    /// Read the model into memory instead of mapping its file
-    #[arg(long)]
-    no_mmap: bool,
+    #[command(flatten)]
+    file: FileArgs,
     /// Make each composition of this bundle a model; several may be given
     #[arg(long, value_name = "FILE")]
     bundle: Vec<PathBuf>,
@@ -157,14 +150,6 @@ pub(crate) struct Args {
     session: SessionArgs,
 }
 
-impl Args {
-    /// The model's file; one of the two ways to name it is required.
-    fn path(&self) -> &Path {
-        let path = self.model.as_deref().or(self.file.as_deref());
-        path.unwrap_or(Path::new(""))
-    }
-}
-
 /// Permissions of a file.
 #[derive(Clone, Copy, Debug)]
 struct Mode(u32);
@@ -225,7 +210,7 @@ struct Served {
     file_name: String,
     catalog: Catalog,
     grammars: Grammars,
-    calls: CallForm,
+    calls: CallSyntax,
     /// Whether the template knows of thoughts.
     thinks: bool,
     defaults: Sampling,
@@ -254,7 +239,7 @@ impl Served {
 }
 
 /// A request that was checked: what the model is to do.
-struct Draft {
+struct Job {
     asked: Asked,
     prompt: Arc<[u32]>,
     more_prompts: Vec<Arc<[u32]>>,
@@ -278,14 +263,14 @@ struct Submitted {
     stream: bool,
 }
 
-impl Draft {
+impl Job {
     fn new(
         asked: Asked,
         prompt: Arc<[u32]>,
         composition: Option<Composition>,
         answer: Answer,
-    ) -> Draft {
-        Draft {
+    ) -> Job {
+        Job {
             asked,
             prompt,
             more_prompts: Vec::new(),
@@ -445,11 +430,8 @@ fn keys(args: &Args) -> Result<Vec<String>> {
 
 /// Opens all that the flags name, after which requests are answered.
 fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
-    let model = match args.no_mmap {
-        false => open::model(args.path())?,
-        true => open::model_in_memory(args.path())?,
-    };
-    open::tokenizer(args.path(), &model)?;
+    let model = args.file.open()?;
+    open::tokenizer(args.file.path(), &model)?;
     // A template that cannot be read is told now, not to the first client.
     let chat = model
         .chat()
@@ -474,13 +456,14 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
     let template = template.and_then(|gguf| gguf.get_str(info::TEMPLATE).ok().flatten());
     let served = Served {
         file_name: args
+            .file
             .path()
             .file_name()
             .unwrap_or_default()
             .to_string_lossy()
             .into(),
         grammars: Grammars::new(&model),
-        calls: CallForm::learn(chat),
+        calls: CallSyntax::learn(chat),
         thinks: template.is_some_and(|template| template.contains("<think>")),
         defaults: asked::defaults(&model),
         n_ctx: options.n_ctx,
@@ -511,9 +494,9 @@ fn catalog(args: &Args, model: &Model, how: HowToOpen) -> Result<Catalog> {
     let name = args
         .name_base
         .clone()
-        .unwrap_or_else(|| catalog::base_name(args.path()));
+        .unwrap_or_else(|| catalog::base_name(args.file.path()));
     let compute = how.clone();
-    let mut catalog = Catalog::new(name, args.path(), how);
+    let mut catalog = Catalog::new(name, args.file.path(), how);
     for path in &args.bundle {
         catalog.add_bundle(path, &bundle_for(path, model)?)?;
     }
@@ -552,11 +535,11 @@ fn limits(args: &Args, model: &Model, options: &SessionOptions) -> Limits {
 }
 
 /// A form that answers cannot be held to, which the request has at `param`.
-fn form_error(param: &str, error: &FormError) -> ApiError {
+fn grammar_error(param: &str, error: &GrammarError) -> ApiError {
     let code = match error {
-        FormError::Invalid(_) => "invalid_schema",
-        FormError::TooComplex(_) => "schema_too_complex",
-        FormError::Vocabulary(_) => {
+        GrammarError::Invalid(_) => "invalid_schema",
+        GrammarError::TooComplex(_) => "schema_too_complex",
+        GrammarError::Vocabulary(_) => {
             tell!("error: a schema {error}");
             return ApiError::internal();
         }

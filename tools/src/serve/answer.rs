@@ -10,7 +10,7 @@ use super::logprobs::{Likely, Logprob};
 use super::ollama;
 use super::output::Delta;
 use super::random_text;
-use super::task::{Begin, End, Event, Progress, Reason};
+use super::task::{Begin, End, Event, FinishReason, Progress};
 
 pub(super) const FINGERPRINT: &str = concat!("tandem-", env!("CARGO_PKG_VERSION"));
 
@@ -424,8 +424,10 @@ impl Answer {
             .unwrap_or_default()
     }
 
-    pub(super) fn reason(&self) -> Reason {
-        self.ends().next().map_or(Reason::Stop, |end| end.reason)
+    pub(super) fn reason(&self) -> FinishReason {
+        self.ends()
+            .next()
+            .map_or(FinishReason::Stop, |end| end.reason)
     }
 
     fn usage(&self) -> Value {
@@ -473,11 +475,11 @@ fn rate(n: usize, time: Duration) -> f64 {
     }
 }
 
-fn word(reason: Reason) -> &'static str {
+fn word(reason: FinishReason) -> &'static str {
     match reason {
-        Reason::Stop => "stop",
-        Reason::Length => "length",
-        Reason::ToolCalls => "tool_calls",
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::ToolCalls => "tool_calls",
     }
 }
 

@@ -7,7 +7,7 @@ use tandem_engine::chat::{Chat, Conversation, TemplateArgs};
 
 use super::error::ApiError;
 use super::fields::Fields;
-use super::form_error;
+use super::grammar_error;
 use crate::constraint::{Grammar, Grammars};
 
 const MAX_TOOLS: usize = 128;
@@ -17,7 +17,7 @@ const MAX_FRAME_BYTES: usize = 1024;
 
 /// How calls stand in what the model writes.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct CallForm {
+pub(super) struct CallSyntax {
     /// Before a call's JSON.
     pub begin: String,
     pub end: String,
@@ -27,10 +27,10 @@ pub(super) struct CallForm {
     pub in_template: bool,
 }
 
-impl CallForm {
+impl CallSyntax {
     /// Hermes's, which many models know.
-    fn hermes() -> CallForm {
-        CallForm {
+    fn hermes() -> CallSyntax {
+        CallSyntax {
             begin: "<tool_call>\n".to_string(),
             end: "\n</tool_call>".to_string(),
             arguments: "arguments",
@@ -40,9 +40,9 @@ impl CallForm {
 
     /// Learns from a template how it writes calls: it is shown one, and what stands around it is cut out.
     /// Where it does not write them as JSON with a name and arguments, they are Hermes's.
-    pub(super) fn learn(chat: Option<&Chat>) -> CallForm {
+    pub(super) fn learn(chat: Option<&Chat>) -> CallSyntax {
         let learned = chat.and_then(learn);
-        learned.unwrap_or_else(CallForm::hermes)
+        learned.unwrap_or_else(CallSyntax::hermes)
     }
 
     /// The text that tells of a call: where it comes, one begins.
@@ -54,7 +54,7 @@ impl CallForm {
     }
 }
 
-fn learn(chat: &Chat) -> Option<CallForm> {
+fn learn(chat: &Chat) -> Option<CallSyntax> {
     let tools = r#"[{"type":"function","function":{"name":"@name@","description":"@what@",
         "parameters":{"type":"object","properties":{"@key@":{"type":"string"}}}}}]"#;
     let render = |messages: &Value, prompt: bool| {
@@ -119,7 +119,7 @@ fn learn(chat: &Chat) -> Option<CallForm> {
         .next()
         .unwrap_or(begin)
         .trim_start();
-    Some(CallForm {
+    Some(CallSyntax {
         begin: begin.to_string(),
         end: end.to_string(),
         arguments,
@@ -132,7 +132,7 @@ pub(super) struct Tools {
     tools: Vec<Tool>,
     /// As the client gave them, for the template.
     pub json: Value,
-    pub choice: Choice,
+    pub choice: ToolChoice,
     pub parallel: bool,
 }
 
@@ -142,7 +142,7 @@ struct Tool {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Choice {
+pub(super) enum ToolChoice {
     Auto,
     /// Any tool.
     Required,
@@ -179,13 +179,13 @@ impl Tools {
     /// The grammar of a call's JSON.
     pub(super) fn grammar(
         &self,
-        form: &CallForm,
+        form: &CallSyntax,
         grammars: &Grammars,
     ) -> Result<Grammar, ApiError> {
         let mut definitions = Map::new();
         let mut calls = Vec::new();
         for (i, tool) in self.tools.iter().enumerate() {
-            if matches!(self.choice, Choice::Named(named) if named != i) {
+            if matches!(self.choice, ToolChoice::Named(named) if named != i) {
                 continue;
             }
             let key = format!("tool{i}");
@@ -209,7 +209,7 @@ impl Tools {
             _ => json!({"$defs": definitions, "anyOf": calls}),
         };
         let grammar = grammars.schema(&schema);
-        grammar.map_err(|error| form_error("tools", &error))
+        grammar.map_err(|error| grammar_error("tools", &error))
     }
 
     /// What a model is told of the tools whose template does not.
@@ -268,14 +268,14 @@ fn read_tool(item: &Value, path: String) -> Result<Tool, ApiError> {
     })
 }
 
-fn read_choice(fields: &Fields<'_>, tools: &[Tool]) -> Result<Option<Choice>, ApiError> {
+fn read_choice(fields: &Fields<'_>, tools: &[Tool]) -> Result<Option<ToolChoice>, ApiError> {
     let what = "must be \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}";
     match fields.get("tool_choice") {
-        None => Ok(Some(Choice::Auto)),
+        None => Ok(Some(ToolChoice::Auto)),
         Some(Value::String(choice)) => match &**choice {
             "none" => Ok(None),
-            "auto" => Ok(Some(Choice::Auto)),
-            "required" if !tools.is_empty() => Ok(Some(Choice::Required)),
+            "auto" => Ok(Some(ToolChoice::Auto)),
+            "required" if !tools.is_empty() => Ok(Some(ToolChoice::Required)),
             "required" => fields.wrong("tool_choice", "needs tools"),
             _ => fields.wrong("tool_choice", what),
         },
@@ -287,7 +287,7 @@ fn read_choice(fields: &Fields<'_>, tools: &[Tool]) -> Result<Option<Choice>, Ap
             let function = choice.required("function", choice.object("function")?)?;
             let name = function.required("name", function.text("name")?)?;
             match tools.iter().position(|tool| tool.name == name) {
-                Some(place) => Ok(Some(Choice::Named(place))),
+                Some(place) => Ok(Some(ToolChoice::Named(place))),
                 None => function.wrong("name", "is none of the tools'"),
             }
         }
@@ -322,11 +322,11 @@ mod tests {
     use super::*;
     use tandem_engine::Model;
 
-    fn form(template: &str) -> CallForm {
+    fn form(template: &str) -> CallSyntax {
         let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/pocket-q8_0.gguf");
         let model = Model::open(fixture).unwrap();
         let chat = Chat::new(template, model.tokenizer().unwrap().vocab()).unwrap();
-        CallForm::learn(Some(&chat))
+        CallSyntax::learn(Some(&chat))
     }
 
     /// Turns in ChatML, with tools and calls as `tools` and `call` write them.
@@ -350,9 +350,9 @@ mod tests {
         let hermes = form(&chatml(TOOLS, call));
         assert_eq!(
             hermes,
-            CallForm {
+            CallSyntax {
                 in_template: true,
-                ..CallForm::hermes()
+                ..CallSyntax::hermes()
             }
         );
         assert_eq!(hermes.mark(), "<tool_call>");
@@ -372,10 +372,10 @@ mod tests {
     #[test]
     fn other_forms_are_written_as_hermes_writes_them() {
         let xml = "<function={{ c.function.name }}>{{ c.function.arguments | tojson }}</function>";
-        assert_eq!(form(&chatml(TOOLS, xml)), CallForm::hermes());
+        assert_eq!(form(&chatml(TOOLS, xml)), CallSyntax::hermes());
         // A template that has no use for tools.
-        assert_eq!(form(&chatml("", "")), CallForm::hermes());
-        assert_eq!(CallForm::learn(None), CallForm::hermes());
+        assert_eq!(form(&chatml("", "")), CallSyntax::hermes());
+        assert_eq!(CallSyntax::learn(None), CallSyntax::hermes());
     }
 
     #[test]

@@ -12,19 +12,19 @@ use tandem_engine::{Composition, Error};
 use super::access::Caller;
 use super::answer::{Answer, Style};
 use super::asked::{Asked, MAX_LOGPROBS, check_length};
-use super::calls::{Choice, Tools};
+use super::calls::{ToolChoice, Tools};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::messages;
 use super::output::{Form, Thinking};
 use super::task::Calls;
-use super::{Draft, Served, form_error};
+use super::{Job, Served, grammar_error};
 use crate::constraint::Framed;
 
 const MAX_TEMPLATE_ARGS: usize = 64;
 
 /// A conversation that was read.
-pub(super) struct Talk {
+pub(super) struct ChatRequest {
     /// As the template takes them.
     messages: Vec<Value>,
     args: TemplateArgs,
@@ -33,9 +33,9 @@ pub(super) struct Talk {
     last_input: Option<String>,
 }
 
-impl Talk {
+impl ChatRequest {
     /// Reads `messages` and what goes with them.
-    pub(super) fn read(fields: &Fields<'_>) -> Result<Talk, ApiError> {
+    pub(super) fn read(fields: &Fields<'_>) -> Result<ChatRequest, ApiError> {
         let out = messages::read(fields)?;
         let last_input = out.iter().rfind(|message| message["role"] == "user");
         let last_input = last_input.and_then(|message| message["content"].as_str());
@@ -57,7 +57,7 @@ impl Talk {
         let prompt = if asks { "true" } else { "false" };
         args.set_json("add_generation_prompt", prompt)
             .map_err(refused)?;
-        Ok(Talk {
+        Ok(ChatRequest {
             messages: out,
             args,
             continue_last,
@@ -164,14 +164,14 @@ impl Talk {
 }
 
 /// A request for an answer in a conversation: what the model is to do, and how its answer is told.
-pub(super) fn draft(
+pub(super) fn job(
     fields: &Fields<'_>,
     served: &Served,
     caller: Caller,
     style: Style,
-) -> Result<Draft, ApiError> {
+) -> Result<Job, ApiError> {
     let asked_at = Instant::now();
-    let mut talk = Talk::read(fields)?;
+    let mut talk = ChatRequest::read(fields)?;
     let asked = Asked::read(fields, served)?;
     let logprobs = logprobs(fields)?;
     let format = format_of(fields)?;
@@ -194,7 +194,7 @@ pub(super) fn draft(
             let ids = task_ids(&talk, fields, served, prompt)?;
             if tools
                 .as_ref()
-                .is_some_and(|tools| tools.choice != Choice::Auto)
+                .is_some_and(|tools| tools.choice != ToolChoice::Auto)
             {
                 let what = "cannot be required of a composition with a prompt of its own";
                 return fields.wrong("tool_choice", what);
@@ -224,28 +224,28 @@ pub(super) fn draft(
     };
     check_length(ids.len(), served.n_ctx)?;
     answer.n_prompt = ids.len();
-    let mut draft = Draft::new(asked, ids.into(), composition.cloned(), answer);
-    draft.caller = caller;
-    draft.asked_at = asked_at;
-    draft.logprobs = logprobs;
+    let mut job = Job::new(asked, ids.into(), composition.cloned(), answer);
+    job.caller = caller;
+    job.asked_at = asked_at;
+    job.logprobs = logprobs;
     if let Some(tools) = tools {
         if format != Format::Text {
             let what = "cannot be given together with tools";
             return fields.wrong("response_format", what);
         }
-        draft.add_tools(&tools, served, &mut form)?;
+        job.add_tools(&tools, served, &mut form)?;
     } else if let Some(grammar) = format.grammar(served)? {
-        draft.grammar = Some(grammar);
+        job.grammar = Some(grammar);
         // What is asked for comes at once, unless thoughts have begun in the prompt.
         if form.thinking == Thinking::Maybe {
             form.thinking = Thinking::Never;
         }
     }
-    draft.form = form;
-    Ok(draft)
+    job.form = form;
+    Ok(job)
 }
 
-impl Draft {
+impl Job {
     /// Lets the model call tools, or makes it do so.
     fn add_tools(
         &mut self,
@@ -259,7 +259,7 @@ impl Draft {
             tokens.map_err(|_| ApiError::internal())
         };
         let (begin, end) = (&*served.calls.begin, tokens(&served.calls.end)?);
-        if tools.choice != Choice::Auto {
+        if tools.choice != ToolChoice::Auto {
             form.is_call = true;
             form.thinking = Thinking::Never;
             self.grammar = Some(Arc::new(Framed {
@@ -295,7 +295,7 @@ impl Draft {
 
 /// The prompt of a composition that is a task.
 fn task_ids(
-    talk: &Talk,
+    talk: &ChatRequest,
     fields: &Fields<'_>,
     served: &Served,
     prompt: &str,
@@ -396,7 +396,7 @@ impl Format {
             Format::Schema { schema, path } => (served.grammars.schema(schema), path),
             Format::Regex { pattern, path } => (served.grammars.regex(pattern), path),
         };
-        let grammar = grammar.map_err(|error| form_error(path, &error))?;
+        let grammar = grammar.map_err(|error| grammar_error(path, &error))?;
         Ok(Some(Arc::new(Framed::alone(grammar))))
     }
 }

@@ -14,15 +14,11 @@ use super::chat::{self, prompt_error};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::output::Form;
-use super::{Draft, Served};
+use super::{Job, Served};
 
 const MAX_PROMPTS: usize = 64;
 
-pub(super) fn draft(
-    fields: &Fields<'_>,
-    served: &Served,
-    caller: Caller,
-) -> Result<Draft, ApiError> {
+pub(super) fn job(fields: &Fields<'_>, served: &Served, caller: Caller) -> Result<Job, ApiError> {
     let asked_at = Instant::now();
     let asked = Asked::read(fields, served)?;
     if fields.get("suffix").is_some() {
@@ -74,15 +70,15 @@ pub(super) fn draft(
     };
     let mut prompts = prompts.into_iter();
     let first = prompts.next().unwrap_or_default();
-    let mut draft = Draft::new(asked, first.into(), composition.cloned(), answer);
-    draft.more_prompts = prompts.map(Into::into).collect();
-    draft.caller = caller;
-    draft.asked_at = asked_at;
-    draft.logprobs = logprobs;
-    draft.prompt_logprobs = echo && logprobs.is_some();
-    draft.form = form;
-    draft.grammar = grammar;
-    Ok(draft)
+    let mut job = Job::new(asked, first.into(), composition.cloned(), answer);
+    job.more_prompts = prompts.map(Into::into).collect();
+    job.caller = caller;
+    job.asked_at = asked_at;
+    job.logprobs = logprobs;
+    job.prompt_logprobs = echo && logprobs.is_some();
+    job.form = form;
+    job.grammar = grammar;
+    Ok(job)
 }
 
 /// The prompts' ids: of one text or several, or ids themselves. `prompt` is a composition's, which texts are

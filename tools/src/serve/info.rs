@@ -6,7 +6,7 @@ use tandem_engine::tokenizer::{ControlTokens, EncodeOptions};
 use super::Served;
 use super::answer::FINGERPRINT;
 use super::asked::token_ids;
-use super::chat::Talk;
+use super::chat::ChatRequest;
 use super::error::ApiError;
 use super::fields::Fields;
 
@@ -110,7 +110,7 @@ pub(super) fn detokenize(fields: &Fields<'_>, served: &Served) -> Result<Value, 
 
 pub(super) fn apply_template(fields: &Fields<'_>, served: &Served) -> Result<Value, ApiError> {
     let place = served.catalog.choose(fields.text("model")?)?;
-    let talk = Talk::read(fields)?;
+    let talk = ChatRequest::read(fields)?;
     let composition = served.catalog.composition(place)?;
     let prompt = match composition.and_then(|composition| composition.prompt()) {
         Some(prompt) => talk.fill(fields, prompt)?,

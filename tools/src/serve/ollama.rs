@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Draft;
+use super::Job;
 use super::Served;
 use super::access::Caller;
 use super::answer::{Answer, Style, now};
@@ -11,7 +11,7 @@ use super::chat;
 use super::completions;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::task::Reason;
+use super::task::FinishReason;
 
 /// A version of Ollama's whose clients are content.
 const VERSION: &str = "0.12.0";
@@ -124,11 +124,7 @@ pub(super) fn pull(fields: &Fields<'_>, served: &Served) -> Result<Value, ApiErr
     Ok(json!({"status": "success"}))
 }
 
-pub(super) fn chat(
-    fields: &Fields<'_>,
-    served: &Served,
-    caller: Caller,
-) -> Result<Draft, ApiError> {
+pub(super) fn chat(fields: &Fields<'_>, served: &Served, caller: Caller) -> Result<Job, ApiError> {
     let mut request = request(fields)?;
     let messages = fields.required("messages", fields.array("messages")?)?;
     for (i, message) in messages.iter().enumerate() {
@@ -139,14 +135,14 @@ pub(super) fn chat(
     if let Some(tools) = fields.get("tools") {
         request.insert("tools".to_string(), tools.clone());
     }
-    chat::draft(&Fields::new(&request), served, caller, Style::OllamaChat)
+    chat::job(&Fields::new(&request), served, caller, Style::OllamaChat)
 }
 
 pub(super) fn generate(
     fields: &Fields<'_>,
     served: &Served,
     caller: Caller,
-) -> Result<Draft, ApiError> {
+) -> Result<Job, ApiError> {
     let mut request = request(fields)?;
     refuse_images(fields)?;
     if fields
@@ -158,16 +154,16 @@ pub(super) fn generate(
     let prompt = fields.text("prompt")?.unwrap_or_default();
     if fields.boolean("raw")?.unwrap_or(false) {
         request.insert("prompt".to_string(), prompt.into());
-        let mut draft = completions::draft(&Fields::new(&request), served, caller)?;
-        draft.answer.style = Style::OllamaText;
-        return Ok(draft);
+        let mut job = completions::job(&Fields::new(&request), served, caller)?;
+        job.answer.style = Style::OllamaText;
+        return Ok(job);
     }
     let system = fields.text("system")?.filter(|system| !system.is_empty());
     let system = system.map(|system| json!({"role": "system", "content": system}));
     let user = json!({"role": "user", "content": prompt});
     let messages: Vec<Value> = system.into_iter().chain([user]).collect();
     request.insert("messages".to_string(), messages.into());
-    chat::draft(&Fields::new(&request), served, caller, Style::OllamaText)
+    chat::job(&Fields::new(&request), served, caller, Style::OllamaText)
 }
 
 /// Whether it only asks that the model be there.
@@ -316,8 +312,8 @@ pub(super) fn last_line(answer: &Answer) -> Value {
     let nanos = |time: std::time::Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     out["done"] = true.into();
     out["done_reason"] = match answer.reason() {
-        Reason::Length => "length",
-        Reason::Stop | Reason::ToolCalls => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Stop | FinishReason::ToolCalls => "stop",
     }
     .into();
     out["total_duration"] = nanos(answer.started.elapsed()).into();

@@ -431,7 +431,7 @@ impl Scheduler {
             }
             let mut slot = self.slots.remove(i);
             match slot.end.take() {
-                Some(Ending::Reason(reason)) => slot.tell_end(reason),
+                Some(Ending::Finished(reason)) => slot.tell_end(reason),
                 Some(Ending::Failed(error)) => slot.send(Event::Failed(error)),
                 Some(Ending::Gone) | None => {
                     self.metrics.cancelled.fetch_add(1, Relaxed);

@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::logprobs::{Logprob, logprob};
 use super::metrics::Metrics;
 use super::output::{Delta, Output, Pushed};
-use super::task::{Begin, Bias, EVENTS_A_ROUND, End, Event, Progress, Reason, Task};
+use super::task::{Begin, Bias, EVENTS_A_ROUND, End, Event, FinishReason, Progress, Task};
 use crate::constraint::Constraint;
 
 /// How long an answer pauses for a client that does not read before it is given up.
@@ -47,7 +47,7 @@ pub(super) struct Slot {
 }
 
 pub(super) enum Ending {
-    Reason(Reason),
+    Finished(FinishReason),
     Failed(ApiError),
     /// Its client has left.
     Gone,
@@ -181,7 +181,7 @@ impl Slot {
     /// Picks the next token, and tells what became known by it; false where there is none.
     fn pick(&mut self, model: &Model, metrics: &Metrics) -> bool {
         if self.task.sampling.max_tokens == 0 {
-            self.end = Some(Ending::Reason(Reason::Length));
+            self.end = Some(Ending::Finished(FinishReason::Length));
             return false;
         }
         let token = match self.next_token() {
@@ -221,9 +221,9 @@ impl Slot {
         let is_stopped = pushed.is_stopped;
         self.tell(pushed.deltas);
         if is_stopped {
-            self.end = Some(Ending::Reason(self.reason()));
+            self.end = Some(Ending::Finished(self.reason()));
         } else if self.n_generated() >= self.task.sampling.max_tokens {
-            self.end = Some(Ending::Reason(Reason::Length));
+            self.end = Some(Ending::Finished(FinishReason::Length));
         }
         true
     }
@@ -277,7 +277,7 @@ impl Slot {
     /// Nothing more can follow: of the call that is being written, or of all.
     fn complete(&mut self) {
         if !self.in_call {
-            self.end = Some(Ending::Reason(self.reason()));
+            self.end = Some(Ending::Finished(self.reason()));
             return;
         }
         self.in_call = false;
@@ -285,17 +285,17 @@ impl Slot {
         self.constraint = None;
         let goes_on = self.task.calls.as_ref().is_some_and(|calls| calls.several);
         if !goes_on || self.n_generated() >= self.task.sampling.max_tokens {
-            self.end = Some(Ending::Reason(self.reason()));
+            self.end = Some(Ending::Finished(self.reason()));
             return;
         }
         // The last token's logits were spoiled: it is evaluated once more.
         self.sequence.rewind(self.text.len() - 1);
     }
 
-    fn reason(&self) -> Reason {
+    fn reason(&self) -> FinishReason {
         match self.output.n_calls() {
-            0 => Reason::Stop,
-            _ => Reason::ToolCalls,
+            0 => FinishReason::Stop,
+            _ => FinishReason::ToolCalls,
         }
     }
 
@@ -319,7 +319,7 @@ impl Slot {
     }
 
     /// Tells what was held back, and that the answer is over.
-    pub(super) fn tell_end(&mut self, reason: Reason) {
+    pub(super) fn tell_end(&mut self, reason: FinishReason) {
         let deltas = self.output.finish();
         let logprobs = std::mem::take(&mut self.logprobs);
         if !deltas.is_empty() || !logprobs.is_empty() {

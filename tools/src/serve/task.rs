@@ -115,7 +115,7 @@ pub(super) struct Progress {
 #[derive(Debug)]
 pub(super) struct End {
     pub choice: usize,
-    pub reason: Reason,
+    pub reason: FinishReason,
     pub n_generated: usize,
     pub prompt_time: Duration,
     pub decode_time: Duration,
@@ -123,7 +123,7 @@ pub(super) struct End {
 
 /// Why an answer is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(super) enum FinishReason {
     Stop,
     Length,
     ToolCalls,

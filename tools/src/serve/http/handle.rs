@@ -19,7 +19,7 @@ use crate::serve::access::Caller;
 use crate::serve::answer::Style;
 use crate::serve::error::ApiError;
 use crate::serve::fields::{Fields, parse};
-use crate::serve::{Draft, Served, Server, Submitted, chat, completions, info, ollama};
+use crate::serve::{Job, Served, Server, Submitted, chat, completions, info, ollama};
 
 pub(super) async fn answer(
     clients: Arc<Clients>,
@@ -178,7 +178,7 @@ fn post(
     caller: Caller,
 ) -> Result<Done, ApiError> {
     let fields = &Fields::new(object);
-    let draft: Draft = match route {
+    let job: Job = match route {
         Route::Tokenize => return info::tokenize(fields, served).map(Done::Json),
         Route::Detokenize => return info::detokenize(fields, served).map(Done::Json),
         Route::ApplyTemplate => return info::apply_template(fields, served).map(Done::Json),
@@ -189,11 +189,10 @@ fn post(
         }
         Route::OllamaChat => ollama::chat(fields, served, caller)?,
         Route::OllamaGenerate => ollama::generate(fields, served, caller)?,
-        Route::Completions => completions::draft(fields, served, caller)?,
-        _ => chat::draft(fields, served, caller, Style::Chat)?,
+        Route::Completions => completions::job(fields, served, caller)?,
+        _ => chat::job(fields, served, caller, Style::Chat)?,
     };
-    draft
-        .submit(served)
+    job.submit(served)
         .map(|submitted| Done::Submitted(Box::new(submitted)))
 }
 
