@@ -1,9 +1,11 @@
 //! `tandem cross`: from a workstation to a board.
 
 mod boards;
+mod deb;
 mod deploy;
 mod package;
 mod toolchain;
+mod units;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 
 use boards::Board;
+use deb::Deb;
 use package::Content;
 use toolchain::Toolchain;
 
@@ -18,7 +21,8 @@ use toolchain::Toolchain;
 ///
 /// Compiles Tandem's source tree for 64-bit Arm and writes a directory that is ready to copy: the
 /// program, linked statically, a systemd service, a README, checksums, and if wanted a model and a
-/// bundle. One program serves all boards; the best level that the CPU has is chosen at start.
+/// bundle. With --deb it is a package, to be installed on the board by `sudo apt install ./FILE`. One
+/// program serves all boards; the best level that the CPU has is chosen at start.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The board, see --list
@@ -28,9 +32,12 @@ pub(crate) struct Args {
     #[arg(long, exclusive = true)]
     list: bool,
     /// The directory to write; one that this command wrote before is replaced [default:
-    /// tandem-BOARD]
-    #[arg(long, value_name = "DIR")]
+    /// tandem-BOARD]. With --deb the package, or a folder for it
+    #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
+    /// Write a Debian package, with completions for shells and manual pages
+    #[arg(long, conflicts_with = "deploy")]
+    deb: bool,
     /// Copy it to a board by ssh, to the folder `tandem` in the user's home unless another is
     /// named, and run `tandem doctor` there
     #[arg(long, value_name = "USER@HOST[:DIR]", value_parser = deploy::target)]
@@ -58,7 +65,13 @@ pub(crate) fn cross(args: &Args) -> Result<()> {
     // All that may be wrong is looked for before the build, which takes minutes.
     let default = || PathBuf::from(format!("tandem-{}", board.name));
     let out = args.out.clone().unwrap_or_else(default);
-    package::check_out(&out)?;
+    let deb = match args.deb {
+        true => Some(Deb::new(args.out.as_deref())?),
+        false => {
+            package::check_out(&out)?;
+            None
+        }
+    };
     if let Some(target) = &args.deploy {
         target.check_tools()?;
     }
@@ -71,6 +84,11 @@ pub(crate) fn cross(args: &Args) -> Result<()> {
     let toolchain = Toolchain::find()?;
     tell!("building with {}", toolchain.describe());
     let binary = toolchain.build(&source)?;
+    if let Some(deb) = deb {
+        deb.write(&binary, &content)?;
+        tell!("{}", deb.path().display());
+        return Ok(());
+    }
     let package = package::write(&out, board, &binary, &content)?;
     tell!("{}", package.describe().trim_end());
     match &args.deploy {

@@ -14,6 +14,7 @@ mod bandwidth;
 mod bench;
 mod bundle;
 mod chat;
+mod completions;
 #[cfg(feature = "serve")]
 mod constraint;
 #[cfg(feature = "cross")]
@@ -72,6 +73,7 @@ enum Command {
     Bench(bench::Args),
     Perplexity(perplexity::Args),
     Doctor(doctor::Args),
+    Completions(completions::Args),
     #[cfg(feature = "cross")]
     Cross(cross::Args),
     Eval(eval::Args),
@@ -100,6 +102,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Completions(args) => completions::completions(&args),
         #[cfg(feature = "cross")]
         Command::Cross(args) => cross::cross(&args),
         Command::Eval(args) => eval::eval(&args),

@@ -51,6 +51,17 @@ fn run_prints_the_text_alone_and_timings_beside_it() {
 }
 
 #[test]
+fn shells_complete_commands_and_flags() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = tandem!("completions", shell).ok().text();
+        for word in ["serve", "perplexity", "prompt-cache"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    tandem!("completions", "dosshell").fails(2, "bash");
+}
+
+#[test]
 fn prompts_come_from_files_and_standard_input() {
     let model = fixture("pocket-q8_0.gguf");
     let folder = tempfile::tempdir().unwrap();

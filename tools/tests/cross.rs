@@ -5,7 +5,9 @@
 #[expect(dead_code, reason = "of the shared helpers this needs some")]
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -113,6 +115,7 @@ impl World {
             .env_remove("CARGO")
             .env_remove("RUSTC")
             .env("RUSTFLAGS", "-Ctarget-cpu=native")
+            .env("SOURCE_DATE_EPOCH", "1795924594")
             .env("PATH", self.path("bin"))
             .stdin(std::process::Stdio::null())
             .output()
@@ -215,7 +218,7 @@ fn a_directory_is_written_that_checks_itself() {
     let mode = fs::metadata(&out).unwrap().permissions().mode();
     assert_eq!(mode & 0o055, 0o055, "others may read it");
     let service = fs::read_to_string(out.join("tandem.service")).unwrap();
-    let start = r#"ExecStart=/opt/tandem/tandem serve "--model" "/opt/tandem/pocket-q8_0.gguf" "--bundle" "/opt/tandem/pocket.tandem" "--default=summarize-fr" --exit-idle 900"#;
+    let start = r#"ExecStart=/opt/tandem/tandem serve "--model" "/opt/tandem/pocket-q8_0.gguf" "--bundle" "/opt/tandem/pocket.tandem" "--default=summarize-fr" --exit-idle 900 --cache-dir /var/cache/tandem"#;
     assert!(service.contains(start), "{service}");
 
     // The baseline build, by the compiler that has the target; no flag of the user's own.
@@ -254,6 +257,133 @@ fn a_directory_is_written_that_checks_itself() {
         .build(&[&content[..], &["nosuch"]].concat())
         .fails(1, "nosuch");
     world.has_no_output();
+}
+
+/// The archives in a Debian package: names of files, and texts of those that are texts.
+fn unpack(deb: &[u8]) -> BTreeMap<String, String> {
+    let mut members = ar::Archive::new(deb);
+    let mut files = BTreeMap::new();
+    while let Some(member) = members.next_entry() {
+        let mut member = member.unwrap();
+        let name = String::from_utf8(member.header().identifier().to_vec()).unwrap();
+        let mut bytes = Vec::new();
+        member.read_to_end(&mut bytes).unwrap();
+        if !name.contains(".tar") {
+            files.insert(name, String::from_utf8(bytes).unwrap());
+            continue;
+        }
+        if name.ends_with(".gz") {
+            let packed = std::mem::take(&mut bytes);
+            let mut reader = flate2::read::GzDecoder::new(&packed[..]);
+            reader.read_to_end(&mut bytes).unwrap();
+        }
+        for entry in tar::Archive::new(&bytes[..]).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            assert_eq!(
+                (entry.header().uid().unwrap(), entry.header().gid().unwrap()),
+                (0, 0)
+            );
+            let mode = entry.header().mode().unwrap();
+            let place = entry.path().unwrap().display().to_string();
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).unwrap();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            files.insert(format!("{name} {mode:o} {place}"), text);
+        }
+    }
+    files
+}
+
+#[test]
+fn a_debian_package_has_all_that_belongs_to_it() {
+    let world = World::new();
+    let out = world.path("out");
+    let deb = ["--board", "rpi4", "--deb", "--out", out.to_str().unwrap()];
+    world.cross(&deb).ok();
+    let path = out.join("tandem_0.1.0-20261129035634_arm64.deb");
+    let bytes = fs::read(&path).unwrap();
+    let files = unpack(&bytes);
+    assert_eq!(files["debian-binary"], "2.0\n");
+    let control = &files["control.tar.gz 644 control"];
+    for line in [
+        "Package: tandem",
+        "Version: 0.1.0-20261129035634",
+        "Architecture: arm64",
+    ] {
+        assert!(control.contains(&format!("{line}\n")), "{control}");
+    }
+    for script in ["postinst", "prerm", "postrm"] {
+        assert!(files[&format!("control.tar.gz 755 {script}")].starts_with("#!/bin/sh\nset -e\n"));
+    }
+    let built = fs::read(world.path("built")).unwrap();
+    assert_eq!(
+        files["data.tar.gz 755 usr/bin/tandem"],
+        String::from_utf8_lossy(&built)
+    );
+    let units = "data.tar.gz 644 usr/lib/systemd/system";
+    let service = &files[&format!("{units}/tandem.service")];
+    assert!(
+        service
+            .contains("ExecStart=/usr/bin/tandem serve \"--model\" \"/var/lib/tandem/model.gguf\"")
+    );
+    // Without a model nothing listens.
+    let socket = &files[&format!("{units}/tandem.socket")];
+    assert!(
+        socket.contains("ConditionPathExists=/var/lib/tandem/model.gguf"),
+        "{socket}"
+    );
+    let bash = &files["data.tar.gz 644 usr/share/bash-completion/completions/tandem"];
+    assert!(bash.contains("--prompt-cache") && !bash.contains("--deploy"));
+    for place in [
+        "usr/share/zsh/vendor-completions/_tandem",
+        "usr/share/fish/vendor_completions.d/tandem.fish",
+        "usr/share/man/man1/tandem.1.gz",
+        "usr/share/man/man1/tandem-serve.1.gz",
+        "usr/share/doc/tandem/copyright",
+    ] {
+        assert!(
+            files.contains_key(&format!("data.tar.gz 644 {place}")),
+            "{place}"
+        );
+    }
+    assert!(!files.keys().any(|name| name.contains("tandem-cross")));
+    // Folders come before what is in them, else dpkg does not unpack it.
+    assert!(files.contains_key("data.tar.gz 755 usr/share/man/man1/"));
+
+    // The same again is the same to the byte; a model goes along as it is.
+    world.cross(&deb).ok();
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+    let model = fixture("pocket-q8_0.gguf");
+    let named = world.path("out/x.deb");
+    let flags = [
+        "--board",
+        "rpi4",
+        "--deb",
+        "--model",
+        model.to_str().unwrap(),
+        "--out",
+    ];
+    world
+        .cross(&[&flags[..], &[named.to_str().unwrap()]].concat())
+        .ok();
+    let files = unpack(&fs::read(&named).unwrap());
+    let packed = &files["data.tar 644 usr/share/tandem/pocket-q8_0.gguf"];
+    assert_eq!(*packed, String::from_utf8_lossy(&fs::read(model).unwrap()));
+    let service = &files["data.tar 644 usr/lib/systemd/system/tandem.service"];
+    assert!(
+        service.contains("serve \"--model\" \"/usr/share/tandem/pocket-q8_0.gguf\" --exit-idle")
+    );
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
+
+    let refused = |out: &str, why: &str| {
+        world
+            .cross(&["--board", "rpi4", "--deb", "--out", out])
+            .fails(1, why);
+    };
+    refused("/nonexistent/x.deb", "choose another --out");
+    refused("x.txt", "must end in .deb");
+    let deploy = ["--board", "rpi4", "--deb", "--deploy", "a@b"];
+    world.cross(&deploy).fails(2, "cannot be used with");
 }
 
 #[test]

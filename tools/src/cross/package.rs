@@ -9,19 +9,24 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use sha2::{Digest as _, Sha256};
 
 use super::boards::Board;
+use super::units::{self, EXIT_IDLE, Place, SERVICE, SOCKET};
 use crate::adapters::bundle_for;
 use crate::inspect::size;
 use crate::open;
 
 /// The files beside the model's.
 const BINARY: &str = "tandem";
-const SOCKET: &str = "tandem.socket";
-const SERVICE: &str = "tandem.service";
 const README: &str = "README";
 const SUMS: &str = "SHA256SUMS";
 
 /// Where the units expect it all on the board.
 const FOLDER: &str = "/opt/tandem";
+const PLACE: Place = Place {
+    binary: "/opt/tandem/tandem",
+    folder: FOLDER,
+    model: "/opt/tandem/model.gguf",
+    note: "Installed with the rest in /opt/tandem; see README.",
+};
 
 /// What goes to the board besides the program.
 pub(super) struct Content {
@@ -87,7 +92,7 @@ impl Content {
         Ok(n_bytes)
     }
 
-    fn paths(&self) -> impl Iterator<Item = &Path> {
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
         let bundle = self.bundle.iter().map(|(path, _)| path);
         self.model.iter().chain(bundle).map(PathBuf::as_path)
     }
@@ -106,7 +111,7 @@ impl Content {
     }
 
     /// Flags of `serve`: the bundle's composition is what requests get that name no model.
-    fn serve_flags(&self, folder: &str) -> Result<Vec<String>> {
+    pub(super) fn serve_flags(&self, folder: &str) -> Result<Vec<String>> {
         let mut flags = self.flags(folder)?;
         if let Some((_, composition)) = &self.bundle {
             flags.pop();
@@ -117,7 +122,7 @@ impl Content {
 }
 
 /// The name of a file, which may stand in units, checksums and commands.
-fn name(path: &Path) -> Result<String> {
+pub(super) fn name(path: &Path) -> Result<String> {
     let name = path.file_name().and_then(|name| name.to_str());
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
     let name = name.filter(|name| name.chars().all(is_plain) && !name.starts_with(['-', '.']));
@@ -179,7 +184,7 @@ pub(super) fn check_out(out: &Path) -> Result<()> {
     Ok(())
 }
 
-fn parent(out: &Path) -> &Path {
+pub(super) fn parent(out: &Path) -> &Path {
     match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -193,16 +198,18 @@ pub(super) fn write(
     binary: &Path,
     content: &Content,
 ) -> Result<Package> {
-    let written = write_all(out, board, binary, content);
-    written.map_err(|error| {
-        let mut causes = error
-            .chain()
-            .filter_map(|cause| cause.downcast_ref::<io::Error>());
-        match causes.any(|error| error.kind() == io::ErrorKind::StorageFull) {
-            true => error.context("no space for the directory: make some, or choose another --out"),
-            false => error,
-        }
-    })
+    write_all(out, board, binary, content).map_err(tell_of_space)
+}
+
+/// Says what to do where the disk is full.
+pub(super) fn tell_of_space(error: anyhow::Error) -> anyhow::Error {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    match causes.any(|error| error.kind() == io::ErrorKind::StorageFull) {
+        true => error.context("no space on the disk: make some, or choose another --out"),
+        false => error,
+    }
 }
 
 fn write_all(out: &Path, board: &Board, binary: &Path, content: &Content) -> Result<Package> {
@@ -219,8 +226,8 @@ fn write_all(out: &Path, board: &Board, binary: &Path, content: &Content) -> Res
         copy(path, &folder.join(name(path)?)).with_context(cannot)?;
     }
     let text = |name: &str, text: String| fs::write(folder.join(name), text).with_context(cannot);
-    text(SOCKET, socket())?;
-    text(SERVICE, service(content)?)?;
+    text(SOCKET, units::socket(&PLACE, content))?;
+    text(SERVICE, units::service(&PLACE, content)?)?;
     text(README, readme(board, content)?)?;
     let mut names = vec![BINARY.to_string()];
     names.extend(content.paths().map(name).collect::<Result<Vec<_>>>()?);
@@ -280,66 +287,6 @@ fn shell(flags: &[String]) -> String {
     flags.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// A word of a unit's command line: nothing in it is expanded.
-fn quote(word: &str) -> String {
-    let word = word.replace('\\', r"\\").replace('"', "\\\"");
-    format!("\"{}\"", word.replace('%', "%%").replace('$', "$$"))
-}
-
-/// Seconds without a request after which the service gives its memory back; the socket stays.
-const EXIT_IDLE: u32 = 900;
-
-fn socket() -> String {
-    format!(
-        "[Unit]
-Description=Tandem: language models over HTTP
-
-[Socket]
-# This machine only; other machines come in by 0.0.0.0:8080, and then with a key: see {README}.
-ListenStream=127.0.0.1:8080
-
-[Install]
-WantedBy=sockets.target
-
-# Installed with the rest in {FOLDER}; see {README}.
-"
-    )
-}
-
-fn service(content: &Content) -> Result<String> {
-    let mut flags = content.serve_flags(&format!("{FOLDER}/"))?;
-    if flags.is_empty() {
-        flags = vec!["--model".to_string(), format!("{FOLDER}/model.gguf")];
-    }
-    let flags: Vec<_> = flags.iter().map(|flag| quote(flag)).collect();
-    Ok(format!(
-        "[Unit]
-Description=Tandem: language models over HTTP
-Requires={SOCKET}
-After={SOCKET}
-
-[Service]
-Type=notify
-ExecStart={FOLDER}/{BINARY} serve {} --exit-idle {EXIT_IDLE}
-TimeoutStartSec=300
-TimeoutStopSec=40
-DynamicUser=yes
-NoNewPrivileges=yes
-PrivateDevices=yes
-PrivateTmp=yes
-ProtectHome=yes
-ProtectKernelTunables=yes
-ProtectSystem=strict
-MemoryDenyWriteExecute=yes
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-# Others in the network: allow them here, too.
-IPAddressDeny=any
-IPAddressAllow=localhost
-",
-        flags.join(" ")
-    ))
-}
-
 fn readme(board: &Board, content: &Content) -> Result<String> {
     let (title, cpu, level, version) = (
         board.title,
@@ -385,12 +332,6 @@ add --api-key-file there: whoever reaches the port can use the model otherwise.
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_of_units_are_not_expanded() {
-        assert_eq!(quote("a b"), "\"a b\"");
-        assert_eq!(quote(r#"50% of $HOME "\"#), r#""50%% of $$HOME \"\\""#);
-    }
 
     #[test]
     fn names_need_no_quotes() {

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Installs the package that `tandem cross --deb` wrote in an arm64 root under emulation, and looks at what a user
+# of it finds: tools/tests/deb.sh PACKAGE (with the fixtures' model and bundle in it). Needs root, mmdebstrap,
+# arch-test and qemu-user-static.
+set -euo pipefail
+package=$(realpath "$1")
+work=$(mktemp -d)
+root=$work/root
+trap 'umount -q "$root/proc" || true; rm -rf --one-file-system "$work"' EXIT
+
+# The kernel hands programs for Arm to the emulator, inside of the root, too (F).
+formats=/proc/sys/fs/binfmt_misc
+[ -e $formats/register ] || mount -t binfmt_misc binfmt_misc $formats
+if [ ! -e $formats/qemu-aarch64 ]; then
+    magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
+    mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
+    echo ":qemu-aarch64:M::$magic:$mask:$(command -v qemu-aarch64-static):F" >$formats/register
+fi
+
+mmdebstrap -q --architectures=arm64 --variant=essential --include=apt,bash-completion bookworm "$root"
+mkdir -p "$root/proc" && mount -t proc proc "$root/proc"
+inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 "$@"; }
+
+cp "$package" "$root/root/tandem.deb"
+inside apt-get install -y -qq /root/tandem.deb >"$work/apt" 2>&1 || { cat "$work/apt"; exit 1; }
+[ "$(inside dpkg-query -W -f '${Status}' tandem)" = "install ok installed" ]
+inside dpkg --verify tandem
+[ -L "$root/etc/systemd/system/sockets.target.wants/tandem.socket" ]
+
+# What the service runs, for one answer.
+start=$(sed -n 's/^ExecStart=//p' "$root/usr/lib/systemd/system/tandem.service")
+answer=$(inside bash -c "mkdir -m 700 /var/cache/tandem; $start --port 0 2>/root/log & pid=\$!
+    until address=\$(sed -n 's/^listening on http:..//p' /root/log) && [ -n \"\$address\" ]; do
+        kill -0 \$pid || { cat /root/log; exit 1; }; sleep 0.2; done
+    body='{\"messages\": [{\"role\": \"user\", \"content\": \"This package contains the manual.\"}], \"temperature\": 0}'
+    exec 3<>/dev/tcp/\${address%:*}/\${address##*:}
+    printf 'POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s' \${#body} \"\$body\" >&3
+    cat <&3; kill \$pid; wait \$pid")
+grep -o '"content":"[^"]*"' <<<"$answer"
+wanted=$(inside tandem run --model /usr/share/tandem/pocket-q8_0.gguf --bundle /usr/share/tandem/pocket.tandem \
+    --compose summarize-fr --temp 0 --prompt "This package contains the manual." 2>/dev/null)
+grep -qF "\"content\":\"$wanted\"" <<<"$answer"
+
+# Every command that bash completes is there, and has a page in the manual.
+commands=$(inside bash -c '. /usr/share/bash-completion/bash_completion
+    . /usr/share/bash-completion/completions/tandem
+    COMP_WORDS=(tandem "") COMP_CWORD=1 COMP_LINE="tandem " COMP_POINT=7
+    _tandem tandem "" tandem; printf "%s\n" "${COMPREPLY[@]}"' | grep '^[a-z]' | grep -v '^help$')
+[ "$(wc -l <<<"$commands")" -ge 15 ]
+for command in $commands; do
+    inside tandem "$command" --help >/dev/null
+    gzip -dc "$root/usr/share/man/man1/tandem-$command.1.gz" | grep -q '^\.SH SYNOPSIS'
+done
+gzip -dc "$root/usr/share/man/man1/tandem.1.gz" | grep -q 'tandem-serve'
+
+# The same package again is an update; gone, it leaves nothing but what is asked to stay.
+inside dpkg -i /root/tandem.deb >"$work/again"
+inside apt-get purge -y -qq tandem >"$work/purge" 2>&1
+for left in usr/bin/tandem usr/lib/systemd/system/tandem.service var/cache/tandem var/lib/tandem \
+    etc/systemd/system/sockets.target.wants/tandem.socket etc/systemd/system/tandem.socket; do
+    [ ! -e "$root/$left" ] && [ ! -L "$root/$left" ] || { echo "$left is left"; exit 1; }
+done
+echo "installed, asked, completed, described, removed: $(wc -w <<<"$commands") commands"
