@@ -67,6 +67,8 @@ typedef enum tandem_stop {
   TANDEM_STOP_CANCELLED = 3,
   // One of the options' `stop` was next.
   TANDEM_STOP_STRING = 4,
+  // The answer is complete in the options' `json_schema` or `regex`.
+  TANDEM_STOP_COMPLETE = 5,
 } tandem_stop;
 
 // An open bundle of adapters.
@@ -137,6 +139,12 @@ typedef struct tandem_generate_options {
   // Texts in UTF-8, each with a zero at its end, that end the answer and are not part of it. They are
   // read when the call begins. Default: NULL.
   const char *const *stop;
+  // A JSON schema in UTF-8, with a zero at its end: the answer is JSON that it allows. It is read when the call
+  // begins, and kept for the next ones. A schema that cannot be enforced gives `TANDEM_ARGUMENT`. An answer
+  // that another stop ends is not whole. Default: NULL.
+  const char *json_schema;
+  // The same by a regular expression, which the whole answer is a match of; not both. Default: NULL.
+  const char *regex;
 } tandem_generate_options;
 
 // Gets the text as it is generated, in whole characters of UTF-8: `n_bytes` bytes, and a zero

@@ -291,6 +291,9 @@ pub enum Error {
     Prompt(PromptError),
     /// The vocabulary cannot be used, or not express a text.
     Tokenizer(TokenizerError),
+    /// An answer cannot be held to a form.
+    #[cfg(feature = "constraint")]
+    Grammar(crate::constraint::GrammarError),
 }
 
 impl fmt::Display for Error {
@@ -304,6 +307,8 @@ impl fmt::Display for Error {
             Error::Session(error) => error.fmt(f),
             Error::Prompt(error) => error.fmt(f),
             Error::Tokenizer(error) => error.fmt(f),
+            #[cfg(feature = "constraint")]
+            Error::Grammar(error) => error.fmt(f),
         }
     }
 }
@@ -320,6 +325,8 @@ impl core::error::Error for Error {
             Error::Session(error) => error.source(),
             Error::Prompt(error) => error.source(),
             Error::Tokenizer(error) => error.source(),
+            #[cfg(feature = "constraint")]
+            Error::Grammar(error) => error.source(),
         }
     }
 }
@@ -364,5 +371,12 @@ impl From<PromptError> for Error {
 impl From<TokenizerError> for Error {
     fn from(error: TokenizerError) -> Self {
         Error::Tokenizer(error)
+    }
+}
+
+#[cfg(feature = "constraint")]
+impl From<crate::constraint::GrammarError> for Error {
+    fn from(error: crate::constraint::GrammarError) -> Self {
+        Error::Grammar(error)
     }
 }

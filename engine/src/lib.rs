@@ -35,6 +35,8 @@
 //!   SentencePiece vocabularies.
 //! - `merge` (default): adapters merged into one by TIES, DARE, SVD and others; brings a linear algebra
 //!   library. The plain sum of adapters does not need it.
+//! - `constraint`: answers held to JSON schemas and regular expressions; brings llguidance. Without it a
+//!   [`TokenFilter`] of your own does.
 //! - `c-api`: the interface for C, see `include/tandem.h`.
 
 #![cfg_attr(not(feature = "std"), no_std)]
@@ -48,6 +50,8 @@ mod buffer;
 #[cfg(feature = "c-api")]
 pub mod c_api;
 pub mod chat;
+#[cfg(feature = "constraint")]
+pub mod constraint;
 mod error;
 mod exec;
 pub mod model;

@@ -15,8 +15,6 @@ mod bench;
 mod bundle;
 mod chat;
 mod completions;
-#[cfg(feature = "serve")]
-mod constraint;
 #[cfg(feature = "cross")]
 mod cross;
 mod dataset;

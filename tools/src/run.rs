@@ -4,17 +4,15 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-#[cfg(feature = "serve")]
-use anyhow::anyhow;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
+#[cfg(feature = "serve")]
+use tandem_engine::constraint::Constraint;
 use tandem_engine::{Message, Model, Prompt, Sequence, Session, StopReason};
 
 use tandem_formats::write_atomically;
 
 use crate::args::{ChatArgs, ModelArgs, SamplerArgs};
-#[cfg(feature = "serve")]
-use crate::constraint::{Constraint, Framed, Grammars};
 use crate::open;
 use crate::progress::prefill;
 
@@ -177,21 +175,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// What the flags hold the answer to.
 #[cfg(feature = "serve")]
 fn constraint(args: &Args, model: &Model) -> Result<Option<Constraint>> {
-    let grammars = Grammars::new(model);
     let grammar = match (&args.json_schema, &args.regex) {
         (Some(path), _) => {
-            let schema = serde_json::from_slice(&open::bytes(path)?);
-            let schema = schema.with_context(|| format!("{} is no JSON", path.display()))?;
-            let grammar = grammars.schema(&schema);
-            grammar.map_err(|error| anyhow!("the schema {} {error}", path.display()))?
+            let name = || format!("cannot use the schema {}", path.display());
+            let schema = String::from_utf8(open::bytes(path)?).with_context(name)?;
+            model.grammars()?.json_schema(&schema).with_context(name)?
         }
-        (None, Some(regex)) => {
-            let grammar = grammars.regex(regex);
-            grammar.map_err(|error| anyhow!("the regular expression {error}"))?
-        }
+        (None, Some(regex)) => model
+            .grammars()?
+            .regex(regex)
+            .context("cannot use the regular expression")?,
         (None, None) => return Ok(None),
     };
-    Ok(Some(Framed::alone(grammar).constraint()))
+    Ok(Some(grammar.constraint()))
 }
 
 /// Takes up what an earlier run kept, if there is something, and it is of use here.

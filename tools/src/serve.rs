@@ -58,8 +58,8 @@ use self::store::Store;
 use self::task::{Calls, Counted, Event, MAX_EVENTS, Message, Task};
 use crate::adapters::{Parts, bundle_for, read_all};
 use crate::args::{AdapterArgs, FileArgs, SessionArgs, size};
-use crate::constraint::{Framed, GrammarError, Grammars};
 use crate::open;
+use tandem_engine::constraint::{Framed, GrammarError, Grammars};
 
 /// Requests that are read at once.
 const MAX_READERS: usize = 4;
@@ -209,7 +209,6 @@ struct Served {
     /// The model's file's name, without its folder.
     file_name: String,
     catalog: Catalog,
-    grammars: Grammars,
     calls: CallSyntax,
     /// Whether the template knows of thoughts.
     thinks: bool,
@@ -228,6 +227,11 @@ struct Served {
 impl Served {
     fn tokenizer(&self) -> Result<&Tokenizer, ApiError> {
         self.model.tokenizer().map_err(|_| ApiError::internal())
+    }
+
+    fn grammars(&self) -> Result<&Grammars, ApiError> {
+        let grammars = self.model.grammars();
+        grammars.map_err(|error| grammar_error("", &error))
     }
 
     fn chat(&self) -> Result<&Chat, ApiError> {
@@ -462,7 +466,6 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
             .unwrap_or_default()
             .to_string_lossy()
             .into(),
-        grammars: Grammars::new(&model),
         calls: CallSyntax::learn(chat),
         thinks: template.is_some_and(|template| template.contains("<think>")),
         defaults: asked::defaults(&model),
@@ -539,8 +542,8 @@ fn grammar_error(param: &str, error: &GrammarError) -> ApiError {
     let code = match error {
         GrammarError::Invalid(_) => "invalid_schema",
         GrammarError::TooComplex(_) => "schema_too_complex",
-        GrammarError::Vocabulary(_) => {
-            tell!("error: a schema {error}");
+        error => {
+            tell!("error: {error}");
             return ApiError::internal();
         }
     };

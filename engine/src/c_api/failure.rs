@@ -9,6 +9,7 @@ use tandem_formats::{BundleError, FileError};
 
 use super::tandem_status;
 use crate::chat::PromptError;
+use crate::constraint::GrammarError;
 use crate::tokenizer::TokenizerError;
 use crate::{CompositionError, Error, ModelError, SessionError};
 
@@ -106,6 +107,7 @@ failures! {
     CompositionError is TANDEM_BUNDLE;
     PromptError is TANDEM_TEXT;
     TokenizerError is TANDEM_TEXT;
+    GrammarError is TANDEM_ARGUMENT;
 }
 
 impl From<Error> for Failure {
@@ -118,6 +120,7 @@ impl From<Error> for Failure {
             Error::Session(error) => error.into(),
             Error::Prompt(error) => error.into(),
             Error::Tokenizer(error) => error.into(),
+            Error::Grammar(error) => error.into(),
         }
     }
 }

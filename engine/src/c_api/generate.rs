@@ -10,7 +10,7 @@ use std::vec::Vec;
 
 use super::arguments::{argument, flag, null, sampling, slice_at, text_at};
 use super::failure::Failure;
-use super::objects::{Outcome, Runner};
+use super::objects::{Asked, Form, Outcome, Runner};
 use super::{call, handles, tandem_session, tandem_status};
 use crate::{Message, Prompt, Sampling, StopReason};
 
@@ -28,6 +28,8 @@ pub enum tandem_stop {
     TANDEM_STOP_CANCELLED = 3,
     /// One of the options' `stop` was next.
     TANDEM_STOP_STRING = 4,
+    /// The answer is complete in the options' `json_schema` or `regex`.
+    TANDEM_STOP_COMPLETE = 5,
 }
 
 /// How a text is continued. Fill it by `tandem_generate_defaults`, then change what you want.
@@ -68,6 +70,12 @@ pub struct tandem_generate_options {
     /// Texts in UTF-8, each with a zero at its end, that end the answer and are not part of it. They are
     /// read when the call begins. Default: NULL.
     pub stop: *const *const c_char,
+    /// A JSON schema in UTF-8, with a zero at its end: the answer is JSON that it allows. It is read when the call
+    /// begins, and kept for the next ones. A schema that cannot be enforced gives `TANDEM_ARGUMENT`. An answer
+    /// that another stop ends is not whole. Default: NULL.
+    pub json_schema: *const c_char,
+    /// The same by a regular expression, which the whole answer is a match of; not both. Default: NULL.
+    pub regex: *const c_char,
 }
 
 /// One message of a conversation. Both texts are UTF-8 and end with a zero.
@@ -130,6 +138,8 @@ fn generate_defaults() -> tandem_generate_options {
         max_draft: s.max_draft as u32,
         n_stop: 0,
         stop: std::ptr::null(),
+        json_schema: std::ptr::null(),
+        regex: std::ptr::null(),
     }
 }
 
@@ -277,16 +287,37 @@ unsafe fn stop_at(options: &tandem_generate_options) -> Result<Vec<String>, Fail
     Ok(strings)
 }
 
+/// What the options hold the answer to.
+///
+/// # Safety
+///
+/// Both texts are null, or end with zeros and stay unchanged for `'a`.
+unsafe fn form_at<'a>(options: &tandem_generate_options) -> Result<Option<Form<'a>>, Failure> {
+    match (options.json_schema.is_null(), options.regex.is_null()) {
+        (true, true) => Ok(None),
+        // SAFETY: as the caller promises.
+        (false, true) => Ok(Some(Form::JsonSchema(unsafe {
+            text_at(options.json_schema, "json_schema")?
+        }))),
+        // SAFETY: as the caller promises.
+        (true, false) => Ok(Some(Form::Regex(unsafe {
+            text_at(options.regex, "regex")?
+        }))),
+        (false, false) => Err(argument("json_schema and regex cannot both be given")),
+    }
+}
+
 /// What functions that generate are given besides the prompt.
-struct Answer {
+struct Answer<'a> {
     raw: bool,
     sampling: Sampling,
+    form: Option<Form<'a>>,
     on_text: unsafe extern "C" fn(*const c_char, usize, *mut c_void) -> i32,
     user: *mut c_void,
     result: *mut tandem_result,
 }
 
-impl Answer {
+impl<'a> Answer<'a> {
     /// # Safety
     ///
     /// `options` is NULL or can be read, as can the texts in it; `result` is NULL or can be written to, and `on_text` keeps
@@ -296,7 +327,7 @@ impl Answer {
         on_text: tandem_on_text,
         user: *mut c_void,
         result: *mut tandem_result,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer<'a>, Failure> {
         let on_text = on_text.ok_or_else(|| null("on_text"))?;
         let options = match options.is_null() {
             true => generate_defaults(),
@@ -309,6 +340,8 @@ impl Answer {
         Ok(Answer {
             raw: flag(options.raw, "raw")?,
             sampling,
+            // SAFETY: as the caller promises.
+            form: unsafe { form_at(&options)? },
             on_text,
             user,
             result,
@@ -317,7 +350,12 @@ impl Answer {
 
     fn generate(&self, session: &Runner, prompt: Prompt<'_>) -> Result<(), Failure> {
         let mut piece = Vec::new();
-        let outcome = session.generate(prompt, &self.sampling, |text| {
+        let asked = Asked {
+            prompt,
+            sampling: &self.sampling,
+            form: self.form,
+        };
+        let outcome = session.generate(asked, |text| {
             piece.clear();
             piece.extend_from_slice(text.as_bytes());
             piece.push(0);
@@ -342,10 +380,8 @@ impl From<Outcome> for tandem_result {
             n_prompt: outcome.n_prompt,
             n_generated: outcome.n_generated,
             stop: match outcome.stop {
-                // No filter can be given from C.
-                StopReason::EndOfText | StopReason::Complete => {
-                    tandem_stop::TANDEM_STOP_END_OF_TEXT
-                }
+                StopReason::EndOfText => tandem_stop::TANDEM_STOP_END_OF_TEXT,
+                StopReason::Complete => tandem_stop::TANDEM_STOP_COMPLETE,
                 StopReason::MaxTokens => tandem_stop::TANDEM_STOP_MAX_TOKENS,
                 StopReason::ContextFull => tandem_stop::TANDEM_STOP_CONTEXT_FULL,
                 StopReason::Cancelled => tandem_stop::TANDEM_STOP_CANCELLED,

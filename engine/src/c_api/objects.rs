@@ -12,6 +12,7 @@ use tandem_kernels::Limited;
 
 use super::failure::Failure;
 use super::tandem_status::{TANDEM_BUSY, TANDEM_INTERNAL};
+use crate::constraint::{Grammar, GrammarError};
 use crate::{
     AdapterType, Bundle, Composition, Compute, Error, Generation, Level, Model, Prompt, Sampling,
     Session, SharedPool, StopReason, ThreadPool,
@@ -102,6 +103,30 @@ pub(super) struct Runner {
     cancelled: Arc<AtomicBool>,
 }
 
+/// What an answer is to be.
+pub(super) struct Asked<'a> {
+    pub prompt: Prompt<'a>,
+    pub sampling: &'a Sampling,
+    pub form: Option<Form<'a>>,
+}
+
+/// What an answer is held to.
+#[derive(Clone, Copy)]
+pub(super) enum Form<'a> {
+    JsonSchema(&'a str),
+    Regex(&'a str),
+}
+
+impl Form<'_> {
+    fn grammar(self, model: &Model) -> Result<Grammar, GrammarError> {
+        let grammars = model.grammars()?;
+        match self {
+            Form::JsonSchema(schema) => grammars.json_schema(schema),
+            Form::Regex(regex) => grammars.regex(regex),
+        }
+    }
+}
+
 impl Runner {
     /// A session of `model` with a composition of a bundle, if any.
     pub(super) fn new(
@@ -174,15 +199,20 @@ impl Runner {
     /// Answers or continues a prompt. `on_text` gets whole characters.
     pub(super) fn generate(
         &self,
-        prompt: Prompt<'_>,
-        sampling: &Sampling,
+        asked: Asked<'_>,
         on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Outcome, Failure> {
         let mut session = self.session()?;
+        let grammar = asked.form.map(|form| form.grammar(session.model()));
+        let grammar = grammar.transpose()?;
         self.cancelled.store(false, Ordering::Relaxed);
         // For as long as this is at work: the next call is another one's.
         session.set_interrupt(Some(Arc::clone(&self.cancelled)));
-        let outcome = self.answer(session.generate(prompt, sampling), on_text);
+        let mut generation = session.generate(asked.prompt, asked.sampling);
+        if let (Ok(generation), Some(grammar)) = (&mut generation, grammar) {
+            generation.set_filter(Box::new(grammar.constraint()));
+        }
+        let outcome = self.answer(generation, on_text);
         session.set_interrupt(None);
         outcome
     }

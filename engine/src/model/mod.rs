@@ -55,6 +55,9 @@ struct Inner {
     #[cfg(feature = "chat")]
     chat: OnceBox<Result<Option<Chat>, crate::chat::PromptError>>,
     fingerprint: OnceBox<Result<BaseFingerprint, BundleError>>,
+    /// What makes grammars for the vocabulary, prepared when it is first used.
+    #[cfg(feature = "constraint")]
+    grammars: OnceBox<Result<crate::constraint::Grammars, crate::constraint::GrammarError>>,
 }
 
 impl Model {
@@ -122,7 +125,27 @@ impl Model {
             #[cfg(feature = "chat")]
             chat: OnceBox::new(),
             fingerprint: OnceBox::new(),
+            #[cfg(feature = "constraint")]
+            grammars: OnceBox::new(),
         })))
+    }
+
+    /// What makes grammars for the model's vocabulary, to which answers are held. It is prepared when it is first
+    /// asked for, which takes some 100 ms and memory with large vocabularies.
+    ///
+    /// # Errors
+    ///
+    /// A model without a vocabulary, or with one that cannot be prepared.
+    #[cfg(feature = "constraint")]
+    pub fn grammars(
+        &self,
+    ) -> Result<&crate::constraint::Grammars, crate::constraint::GrammarError> {
+        let new = || Box::new(crate::constraint::Grammars::new(self));
+        self.0
+            .grammars
+            .get_or_init(new)
+            .as_ref()
+            .map_err(Clone::clone)
     }
 
     /// The hyperparameters.

@@ -211,3 +211,54 @@ fn a_session_runs_one_generation_at_a_time() {
     assert_eq!((status, pieces.concat().as_str()), (TANDEM_OK, ANSWER));
     assert_eq!(inner, [TANDEM_BUSY, TANDEM_OK, TANDEM_HANDLE]);
 }
+
+#[test]
+fn answers_are_held_to_schemas_and_regular_expressions() {
+    let schema = cr#"{"type": "object", "properties": {"count": {"type": "integer"}, "kind": {"enum": ["a", "b"]}},
+        "required": ["count", "kind"], "additionalProperties": false}"#;
+    let session = session(c"summarize-fr");
+    let held = |json_schema: *const c_char, regex: *const c_char| {
+        let options = tandem_generate_options {
+            max_tokens: 200,
+            json_schema,
+            regex,
+            ..greedy()
+        };
+        let (status, pieces, result) = generate(session, INPUT.as_bytes(), &options, |_| true);
+        (status, pieces.concat(), result)
+    };
+    // Twice: the second time the grammar is kept.
+    for _ in 0..2 {
+        let (status, text, result) = held(schema.as_ptr(), null());
+        assert_eq!(status, TANDEM_OK, "{}", message());
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(value["count"].is_i64() && ["a", "b"].contains(&value["kind"].as_str().unwrap()));
+        assert_eq!(result.stop, tandem_stop::TANDEM_STOP_COMPLETE);
+    }
+    let (status, text, _) = held(null(), c"(yes|no), [0-9]{3}".as_ptr());
+    assert_eq!(
+        (status, text.len()),
+        (TANDEM_OK, text.find(", ").unwrap() + 5)
+    );
+    assert!(
+        text.starts_with("yes, ") || text.starts_with("no, "),
+        "{text}"
+    );
+    // The next answer is free again.
+    let (status, pieces, result) = generate(session, INPUT.as_bytes(), &greedy(), |_| true);
+    assert_eq!((status, pieces.concat().as_str()), (TANDEM_OK, ANSWER));
+    assert_eq!(result.stop, tandem_stop::TANDEM_STOP_END_OF_TEXT);
+
+    for (schema, regex, why) in [
+        (c"{", null(), "it is no JSON"),
+        (c"3", null(), "an object is wanted"),
+        (cr#"{"type": "nonsense"}"#, null(), "cannot be enforced"),
+        (c"{}", c"a".as_ptr(), "both"),
+    ] {
+        let (status, text, _) = held(schema.as_ptr(), regex);
+        assert_eq!((status, &*text), (TANDEM_ARGUMENT, ""));
+        assert!(message().contains(why), "{}", message());
+    }
+    assert_eq!(held(null(), c"(a".as_ptr()).0, TANDEM_ARGUMENT);
+    assert_eq!(tandem_session_free(session), TANDEM_OK);
+}

@@ -8,7 +8,7 @@ use tandem_engine::chat::{Chat, Conversation, TemplateArgs};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::grammar_error;
-use crate::constraint::{Grammar, Grammars};
+use tandem_engine::constraint::{Grammar, Grammars};
 
 const MAX_TOOLS: usize = 128;
 const MAX_NAME: usize = 64;
@@ -208,7 +208,7 @@ impl Tools {
             }
             _ => json!({"$defs": definitions, "anyOf": calls}),
         };
-        let grammar = grammars.schema(&schema);
+        let grammar = grammars.json_schema(&schema.to_string());
         grammar.map_err(|error| grammar_error("tools", &error))
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tandem_engine::chat::{Conversation, PromptError, TemplateArgs, fill};
 use tandem_engine::formats::bundle::INPUT_MARK;
-use tandem_engine::tokenizer::TokenKind;
+use tandem_engine::tokenizer::{EncodeOptions, TokenKind};
 use tandem_engine::{Composition, Error};
 
 use super::access::Caller;
@@ -19,7 +19,7 @@ use super::messages;
 use super::output::{Form, Thinking};
 use super::task::Calls;
 use super::{Job, Served, grammar_error};
-use crate::constraint::Framed;
+use tandem_engine::constraint::Framed;
 
 const MAX_TEMPLATE_ARGS: usize = 64;
 
@@ -253,9 +253,13 @@ impl Job {
         served: &Served,
         form: &mut Form,
     ) -> Result<(), ApiError> {
-        let grammar = tools.grammar(&served.calls, &served.grammars)?;
+        let grammar = tools.grammar(&served.calls, served.grammars()?)?;
         let tokens = |text: &str| {
-            let tokens = served.grammars.tokens(text);
+            let options = EncodeOptions {
+                add_special: false,
+                parse_special: true,
+            };
+            let tokens = served.tokenizer()?.encode(text.as_bytes(), options);
             tokens.map_err(|_| ApiError::internal())
         };
         let (begin, end) = (&*served.calls.begin, tokens(&served.calls.end)?);
@@ -393,8 +397,10 @@ impl Format {
     fn grammar(&self, served: &Served) -> Result<Option<Arc<Framed>>, ApiError> {
         let (grammar, path) = match self {
             Format::Text => return Ok(None),
-            Format::Schema { schema, path } => (served.grammars.schema(schema), path),
-            Format::Regex { pattern, path } => (served.grammars.regex(pattern), path),
+            Format::Schema { schema, path } => {
+                (served.grammars()?.json_schema(&schema.to_string()), path)
+            }
+            Format::Regex { pattern, path } => (served.grammars()?.regex(pattern), path),
         };
         let grammar = grammar.map_err(|error| grammar_error(path, &error))?;
         Ok(Some(Arc::new(Framed::alone(grammar))))

@@ -11,7 +11,7 @@ use super::logprobs::{Logprob, logprob};
 use super::metrics::Metrics;
 use super::output::{Delta, Output, Pushed};
 use super::task::{Begin, Bias, EVENTS_A_ROUND, End, Event, FinishReason, Progress, Task};
-use crate::constraint::Constraint;
+use tandem_engine::constraint::Constraint;
 
 /// How long an answer pauses for a client that does not read before it is given up.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use super::cache::Group;
 use super::error::ApiError;
 use super::logprobs::Logprob;
 use super::output::{Delta, Form};
-use crate::constraint::Framed;
+use tandem_engine::constraint::Framed;
 
 /// Events that a client may be behind, and how many must have room for its answers to go on: a round makes
 /// four of each answer at most.

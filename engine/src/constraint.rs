@@ -1,0 +1,377 @@
+//! What an answer must look like: JSON of a schema, a text of a regular expression.
+//!
+//! A [`Grammar`] is made once by [`Model::grammars`]; its [`Constraint`] holds one answer to it, token by token.
+//!
+//! ```no_run
+//! use tandem_engine::{Model, Sampling};
+//!
+//! let model = Model::open("model.gguf")?;
+//! let grammar = model.grammars()?.json_schema(r#"{"type": "object", "properties": {"on": {"type": "boolean"}}}"#)?;
+//! let mut session = model.session().build()?;
+//! let sampling = Sampling::default();
+//! let mut answer = session.generate("Turn the light on.", &sampling)?;
+//! answer.set_filter(Box::new(grammar.constraint()));
+//! for piece in answer {
+//!     print!("{}", piece?);
+//! }
+//! # Ok::<(), tandem_engine::Error>(())
+//! ```
+//!
+//! The grammars are those of the library llguidance: what of JSON Schema it cannot enforce, it refuses by name.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use std::sync::Mutex;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+
+use crate::tokenizer::{ControlTokens, TokenKind, Tokenizer, TokenizerError};
+use crate::{Model, TokenFilter, free_memory};
+
+/// The longest schema or regular expression, in bytes.
+const MAX_BYTES: usize = 256 << 10;
+/// Where less memory is free than this, the vocabulary is prepared in the form that takes less of it.
+const LITTLE_MEMORY: usize = 1 << 30;
+/// Grammars that are kept, as clients ask for the same again and again.
+const MAX_KEPT: usize = 8;
+/// The most characters of a reason.
+const MAX_REASON: usize = 500;
+
+/// Why answers cannot be held to a form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GrammarError {
+    /// It is not valid, or has parts that cannot be enforced.
+    Invalid(String),
+    /// It is too much.
+    TooComplex(String),
+    /// The vocabulary cannot be prepared for it.
+    Vocabulary(String),
+}
+
+impl fmt::Display for GrammarError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GrammarError::Invalid(reason) => write!(f, "the form cannot be enforced: {reason}"),
+            GrammarError::TooComplex(reason) => write!(f, "the form is too complex: {reason}"),
+            GrammarError::Vocabulary(reason) => {
+                write!(
+                    f,
+                    "answers of this vocabulary cannot be held to a form: {reason}"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for GrammarError {}
+
+/// Makes grammars for the vocabulary of a model, see [`Model::grammars`].
+pub struct Grammars {
+    factory: ParserFactory,
+    /// Those that were asked for last, the latest at the end.
+    kept: Mutex<Vec<Kept>>,
+}
+
+struct Kept {
+    /// Of the kind and the text.
+    hash: blake3::Hash,
+    grammar: Grammar,
+}
+
+impl fmt::Debug for Grammars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grammars").finish_non_exhaustive()
+    }
+}
+
+impl Grammars {
+    pub(crate) fn new(model: &Model) -> Result<Grammars, GrammarError> {
+        let unusable = |error: &dyn fmt::Display| GrammarError::Vocabulary(error.to_string());
+        let tokenizer = model.tokenizer().map_err(|error| unusable(&error))?;
+        let env = token_env(tokenizer).map_err(|error| unusable(&error))?;
+        let is_short = free_memory().is_some_and(|free| free < LITTLE_MEMORY);
+        let slices = match is_short {
+            true => Vec::new(),
+            false => SlicedBiasComputer::general_slices(),
+        };
+        let capabilities = InferenceCapabilities::default();
+        let factory = ParserFactory::new(&env, capabilities, &slices);
+        let mut factory = factory.map_err(|error| unusable(&error))?;
+        factory.quiet();
+        Ok(Grammars {
+            factory,
+            kept: Mutex::default(),
+        })
+    }
+
+    /// The grammar of the JSON values that a schema allows, which is JSON itself.
+    ///
+    /// # Errors
+    ///
+    /// What is no schema, has keywords that cannot be enforced, or is too complex.
+    pub fn json_schema(&self, schema: &str) -> Result<Grammar, GrammarError> {
+        check_size(schema)?;
+        self.kept_or(b's', schema, || {
+            let schema: Value = serde_json::from_str(schema)
+                .map_err(|error| GrammarError::Invalid(format!("it is no JSON: {error}")))?;
+            let mut schema = match schema {
+                Value::Bool(true) => json!({}),
+                Value::Bool(false) => json!({"not": {}}),
+                Value::Object(_) => schema,
+                _ => return Err(GrammarError::Invalid("an object is wanted".to_string())),
+            };
+            // Small models fall into endless white space where any is allowed.
+            schema["x-guidance"] = json!({
+                "whitespace_flexible": false,
+                "item_separator": ", ?",
+                "key_separator": ": ?",
+            });
+            Ok(TopLevelGrammar::from_json_schema(schema))
+        })
+    }
+
+    /// The grammar of the texts that a regular expression allows, from beginning to end.
+    ///
+    /// # Errors
+    ///
+    /// What is no regular expression, looks around or back, or is too complex.
+    pub fn regex(&self, regex: &str) -> Result<Grammar, GrammarError> {
+        check_size(regex)?;
+        self.kept_or(b'r', regex, || Ok(TopLevelGrammar::from_regex(regex)))
+    }
+
+    /// The grammar of this kind and text: one that is kept, else one that is made and kept.
+    fn kept_or(
+        &self,
+        kind: u8,
+        text: &str,
+        read: impl FnOnce() -> Result<TopLevelGrammar, GrammarError>,
+    ) -> Result<Grammar, GrammarError> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&[kind]).update(text.as_bytes());
+        let hash = hasher.finalize();
+        if let Some(grammar) = self.find(hash) {
+            return Ok(grammar);
+        }
+        let clipped =
+            |error: &dyn fmt::Display| error.to_string().chars().take(MAX_REASON).collect();
+        let parser = self.factory.create_parser(read()?);
+        let parser = parser.map_err(|error| GrammarError::Invalid(clipped(&error)))?;
+        let mut matcher = Matcher::new(Ok(parser));
+        // What is too much shows at the first token as a rule: it is better told before the answer begins.
+        if let Err(error) = matcher.compute_mask_or_eos() {
+            return Err(GrammarError::TooComplex(clipped(&error)));
+        }
+        let grammar = Grammar(Arc::new(matcher));
+        if let Ok(mut kept) = self.kept.lock() {
+            if kept.len() == MAX_KEPT {
+                kept.remove(0);
+            }
+            let grammar = grammar.clone();
+            kept.push(Kept { hash, grammar });
+        }
+        Ok(grammar)
+    }
+
+    /// One that is kept, which is the latest from now on.
+    fn find(&self, hash: blake3::Hash) -> Option<Grammar> {
+        let mut kept = self.kept.lock().ok()?;
+        let at = kept.iter().position(|kept| kept.hash == hash)?;
+        let found = kept.remove(at);
+        let grammar = found.grammar.clone();
+        kept.push(found);
+        Some(grammar)
+    }
+}
+
+fn check_size(text: &str) -> Result<(), GrammarError> {
+    match text.len() {
+        n if n > MAX_BYTES => {
+            let reason = format!("it has {n} bytes, {MAX_BYTES} at most are taken");
+            Err(GrammarError::TooComplex(reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A compiled grammar, not yet begun. A copy is cheap.
+#[derive(Clone)]
+pub struct Grammar(Arc<Matcher>);
+
+impl fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grammar").finish_non_exhaustive()
+    }
+}
+
+impl Grammar {
+    /// What holds one answer to it.
+    pub fn constraint(&self) -> Constraint {
+        Framed::alone(self.clone()).constraint()
+    }
+
+    fn begin(&self) -> Matcher {
+        self.0.deep_clone()
+    }
+}
+
+/// A grammar, with tokens that stand before and after it.
+#[derive(Clone, Debug)]
+pub struct Framed {
+    /// Before it.
+    pub begin: Vec<u32>,
+    /// What comes between.
+    pub grammar: Grammar,
+    /// After it.
+    pub end: Vec<u32>,
+}
+
+impl Framed {
+    /// A grammar alone.
+    pub fn alone(grammar: Grammar) -> Framed {
+        Framed {
+            begin: Vec::new(),
+            grammar,
+            end: Vec::new(),
+        }
+    }
+
+    /// What holds an answer to it.
+    pub fn constraint(&self) -> Constraint {
+        self.steps(self.grammar.begin(), &self.begin)
+    }
+
+    /// What holds the rest of an answer to it that has this text already, of the grammar or white space before
+    /// it; `None` where that is no beginning of it.
+    pub fn go_on_from(&self, text: &str) -> Option<Constraint> {
+        if text.is_empty() {
+            return Some(self.constraint());
+        }
+        let mut matcher = self.grammar.begin();
+        let env = matcher.tok_env().ok()?;
+        let tokens = env.tokenize_bytes(text.trim_start().as_bytes());
+        matcher.consume_tokens(&tokens).ok()?;
+        Some(self.steps(matcher, &[]))
+    }
+
+    fn steps(&self, matcher: Matcher, begin: &[u32]) -> Constraint {
+        let steps = [
+            Step::Tokens(begin.iter().copied().collect()),
+            Step::Grammar(Box::new(matcher)),
+            Step::Tokens(self.end.iter().copied().collect()),
+        ];
+        Constraint {
+            steps: steps.into(),
+        }
+    }
+}
+
+/// The vocabulary as the grammars want it: the bytes of each token, those of control tokens marked.
+fn token_env(tokenizer: &Tokenizer) -> Result<TokEnv, TokenizerError> {
+    let vocab = tokenizer.vocab();
+    let ids = 0..vocab.n_tokens() as u32;
+    let words = ids.map(|id| {
+        let bytes = vocab.token_bytes(id, ControlTokens::Show)?;
+        let is_text = matches!(
+            vocab.kind(id),
+            Some(TokenKind::Normal | TokenKind::UserDefined | TokenKind::Byte)
+        );
+        Ok(match is_text && !vocab.is_end_of_generation(id) {
+            true => bytes,
+            false => [&[TokTrie::SPECIAL_TOKEN_MARKER], &bytes[..]].concat(),
+        })
+    });
+    let words = words.collect::<Result<Vec<_>, TokenizerError>>()?;
+    let end = (0..words.len() as u32).find(|id| vocab.is_end_of_generation(*id));
+    let info = TokRxInfo {
+        vocab_size: words.len() as u32,
+        tok_eos: vocab.eot().or(vocab.eos()).or(end).unwrap_or(0),
+        tok_bos: vocab.bos(),
+        tok_pad: None,
+        tok_unk: None,
+        tok_end_of_turn: None,
+    };
+    Ok(Arc::new(ApproximateTokEnv::new(TokTrie::from(
+        &info, &words,
+    ))))
+}
+
+/// What the rest of an answer must be: one step after the other, then it is over.
+pub struct Constraint {
+    steps: VecDeque<Step>,
+}
+
+impl fmt::Debug for Constraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Constraint").finish_non_exhaustive()
+    }
+}
+
+enum Step {
+    /// These tokens.
+    Tokens(VecDeque<u32>),
+    /// A text of a grammar.
+    Grammar(Box<Matcher>),
+}
+
+impl TokenFilter for Constraint {
+    fn restrict(&mut self, logits: &mut [f32]) -> Result<bool, String> {
+        while let Some(step) = self.steps.front_mut() {
+            match step {
+                Step::Tokens(tokens) => {
+                    if let Some(token) = tokens.front() {
+                        let place = *token as usize;
+                        let kept = logits.get(place).copied().unwrap_or(0.0);
+                        logits.fill(f32::NEG_INFINITY);
+                        if let Some(logit) = logits.get_mut(place) {
+                            *logit = if kept.is_finite() { kept } else { 0.0 };
+                        }
+                        return Ok(true);
+                    }
+                }
+                Step::Grammar(matcher) => {
+                    if !matcher.is_stopped() {
+                        let mask = matcher.compute_mask_or_eos();
+                        let mask = mask.map_err(|error| error.to_string())?;
+                        let end = matcher.tok_env().map_err(|error| error.to_string())?;
+                        let end = end.tok_trie().eos_token();
+                        if mask.num_set() > usize::from(mask.is_allowed(end)) {
+                            for (id, logit) in logits.iter_mut().enumerate() {
+                                if id >= mask.len() || !mask.get(id) {
+                                    *logit = f32::NEG_INFINITY;
+                                }
+                            }
+                            return Ok(true);
+                        }
+                    }
+                }
+            }
+            self.steps.pop_front();
+        }
+        Ok(false)
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        match self.steps.front_mut() {
+            None => Ok(()),
+            Some(Step::Tokens(tokens)) => {
+                tokens.pop_front();
+                Ok(())
+            }
+            Some(Step::Grammar(matcher)) => {
+                let taken = matcher.consume_token(token);
+                taken.map_err(|error| error.to_string())
+            }
+        }
+    }
+}
