@@ -16,6 +16,7 @@ mod error;
 mod fields;
 mod http;
 mod info;
+mod line;
 mod listen;
 mod logprobs;
 mod messages;
@@ -32,7 +33,7 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -43,20 +44,22 @@ use tandem_engine::{
 };
 use tokio::sync::mpsc;
 
-use self::access::{Access, Caller};
+use self::access::{Access, Caller, Peer};
 use self::answer::Answer;
 use self::asked::Asked;
 use self::cache::Group;
 use self::calls::CallSyntax;
-use self::catalog::{Catalog, HowToOpen, content_id};
+use self::catalog::{Catalog, HowToOpen, Made, Sources, content_id};
 use self::error::ApiError;
+use self::http::Offers;
+use self::line::Line;
 use self::listen::Listener;
-use self::metrics::Metrics;
+use self::metrics::{Counted, Metrics};
 use self::output::Form;
 use self::scheduler::{Limits, Scheduler};
 use self::store::Store;
-use self::task::{Calls, Counted, Event, MAX_EVENTS, Message, Task};
-use crate::adapters::{Parts, bundle_for, read_all};
+use self::task::{Calls, Event, MAX_EVENTS, Message, Task};
+use crate::adapters::{Parts, read_all};
 use crate::args::{AdapterArgs, FileArgs, SessionArgs, size};
 use crate::open;
 use tandem_engine::constraint::{Framed, GrammarError, Grammars};
@@ -142,6 +145,12 @@ pub(crate) struct Args {
     /// Seconds that answers at work may go on when the server is to end
     #[arg(long, value_name = "S", default_value_t = 30)]
     grace: u64,
+    /// Leave out the page for the browser
+    #[arg(long)]
+    no_page: bool,
+    /// Leave out what Ollama's clients ask for
+    #[arg(long)]
+    no_ollama: bool,
     /// End when nobody has asked for so many seconds; with systemd's socket activation the next request
     /// starts the server again
     #[arg(long, value_name = "S")]
@@ -164,6 +173,7 @@ fn octal(text: &str) -> std::result::Result<Mode, String> {
 /// The server, from its first moment on.
 struct Server {
     access: Access,
+    offers: Offers,
     max_body: usize,
     timeout_idle: Duration,
     timeout_read: Duration,
@@ -176,6 +186,8 @@ struct Server {
     /// Bytes of all bodies that are being read.
     n_body_bytes: AtomicUsize,
     is_ending: tokio::sync::watch::Sender<bool>,
+    /// Whether answers at work may go on when the server is to end.
+    has_grace: tokio::sync::watch::Sender<bool>,
 }
 
 impl Server {
@@ -208,23 +220,50 @@ struct Served {
     model: Model,
     /// The model's file's name, without its folder.
     file_name: String,
-    catalog: Catalog,
+    catalog: RwLock<Arc<Catalog>>,
+    sources: Sources,
     calls: CallSyntax,
     /// Whether the template knows of thoughts.
     thinks: bool,
     defaults: Sampling,
     n_ctx: usize,
     n_parallel: usize,
-    n_queue: usize,
     inbox: Sender<Message>,
-    /// Requests that wait or are at work.
-    n_requests: Arc<AtomicUsize>,
+    line: Arc<Line>,
     /// The tokens that end answers.
     ends: Arc<[u32]>,
     metrics: Arc<Metrics>,
 }
 
 impl Served {
+    /// What can be asked for now.
+    fn catalog(&self) -> Arc<Catalog> {
+        let catalog = self.catalog.read();
+        Arc::clone(&catalog.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the bundles anew; where that cannot be, all stays as it is.
+    fn reload(&self) {
+        match self.sources.read(&self.model, Some(&self.catalog())) {
+            Ok(catalog) => {
+                let n = catalog.entries().len();
+                let mut place = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+                *place = Arc::new(catalog);
+                tell!("the bundles were read anew: {n} models");
+            }
+            Err(error) => tell!("error: the bundles are used as they were: {error:#}"),
+        }
+    }
+
+    fn metrics_text(&self) -> String {
+        let catalog = self.catalog();
+        let counted = catalog.entries().iter().map(|entry| Counted {
+            model: &entry.id,
+            tokens: &entry.counts,
+        });
+        self.metrics.text(counted)
+    }
+
     fn tokenizer(&self) -> Result<&Tokenizer, ApiError> {
         self.model.tokenizer().map_err(|_| ApiError::internal())
     }
@@ -280,7 +319,7 @@ impl Job {
             more_prompts: Vec::new(),
             composition,
             answer,
-            caller: Caller::ANYBODY,
+            caller: Caller::at(Peer::HERE),
             asked_at: Instant::now(),
             logprobs: None,
             prompt_logprobs: false,
@@ -292,9 +331,7 @@ impl Job {
 
     /// Hands the request to the model's thread.
     fn submit(mut self, served: &Served) -> Result<Submitted, ApiError> {
-        let most = served.n_queue + served.n_parallel;
-        let counted = Counted::new(&served.n_requests, most);
-        let mut counted = Some(counted.ok_or_else(|| ApiError::overloaded(5))?);
+        let mut place = Some(served.line.enter(self.caller.line)?);
         let (sender, events) = mpsc::channel(MAX_EVENTS);
         let mut prompts = vec![self.prompt.clone()];
         prompts.append(&mut self.more_prompts);
@@ -306,7 +343,7 @@ impl Job {
                 continue;
             };
             first.followers = choices.collect();
-            first.counted = counted.take();
+            first.place = place.take();
             served
                 .inbox
                 .send(Message::Task(Box::new(first)))
@@ -334,7 +371,7 @@ impl Job {
         sampling.max_tokens = sampling.max_tokens.min(served.n_ctx - prompt.len());
         Task {
             choice,
-            model: self.asked.model,
+            counts: Arc::clone(&self.asked.model.counts),
             composition: self.composition.clone(),
             prompt: Arc::clone(prompt),
             sampling,
@@ -352,7 +389,7 @@ impl Job {
             events: events.clone(),
             followers: Vec::new(),
             asked_at: self.asked_at,
-            counted: None,
+            place: None,
             ends: Arc::clone(&served.ends),
         }
     }
@@ -380,6 +417,10 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
     }
     let server = Arc::new(Server {
         access,
+        offers: Offers {
+            page: !args.no_page,
+            ollama: !args.no_ollama,
+        },
         max_body: args.max_body,
         timeout_idle: Duration::from_secs(args.timeout_idle),
         timeout_read: Duration::from_secs(args.timeout_read),
@@ -389,6 +430,7 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
         n_at_work: AtomicUsize::new(0),
         n_body_bytes: AtomicUsize::new(0),
         is_ending: tokio::sync::watch::Sender::new(false),
+        has_grace: tokio::sync::watch::Sender::new(true),
     });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -448,9 +490,10 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
         level: options.level,
         pool: pool.clone(),
     };
-    let catalog = catalog(args, &model, how)?;
+    let sources = sources(args, &model, how)?;
+    let catalog = sources.read(&model, None)?;
     let limits = limits(args, &model, &options);
-    let metrics = Arc::new(Metrics::new(catalog.entries().len()));
+    let metrics = Arc::new(Metrics::default());
     let worker = Worker::new(&model, pool, &options)?;
     let (inbox, tasks) = std::sync::mpsc::channel();
     let vocab = model.tokenizer()?.vocab();
@@ -471,12 +514,12 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
         defaults: asked::defaults(&model),
         n_ctx: options.n_ctx,
         n_parallel: limits.n_parallel,
-        n_queue: args.queue,
+        line: Arc::new(Line::new(args.queue + limits.n_parallel)),
         inbox,
-        n_requests: Arc::default(),
         ends,
         metrics: Arc::clone(&metrics),
-        catalog,
+        catalog: RwLock::new(Arc::new(catalog)),
+        sources,
         model,
     };
     let mut scheduler = Scheduler::new(worker, options, limits, tasks, metrics);
@@ -493,35 +536,30 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
     Ok(scheduler)
 }
 
-fn catalog(args: &Args, model: &Model, how: HowToOpen) -> Result<Catalog> {
-    let name = args
-        .name_base
-        .clone()
-        .unwrap_or_else(|| catalog::base_name(args.file.path()));
-    let compute = how.clone();
-    let mut catalog = Catalog::new(name, args.file.path(), how);
-    for path in &args.bundle {
-        catalog.add_bundle(path, &bundle_for(path, model)?)?;
-    }
-    if !args.adapters.lora.is_empty() {
+/// What the flags make models of.
+fn sources(args: &Args, model: &Model, how: HowToOpen) -> Result<Sources> {
+    let mut made = None;
+    if let Some(first) = args.adapters.lora.first() {
         let base = model.linears();
         let adapters = read_all(&args.adapters, base)?;
-        let parts = Parts::new(&args.adapters, base, adapters, compute.adapter_type)?;
-        if let Some(composition) = parts.composition(base)? {
-            let name = args.name.as_deref().unwrap_or("lora");
-            catalog.add_composition(name, &args.adapters.lora[0].path, composition)?;
-        }
+        let parts = Parts::new(&args.adapters, base, adapters, how.adapter_type)?;
+        made = parts.composition(base)?.map(|composition| Made {
+            name: args.name.clone().unwrap_or_else(|| "lora".to_string()),
+            file: first.path.clone(),
+            composition,
+        });
     }
-    if let Some(default) = &args.default {
-        catalog.set_default(default)?;
-    }
-    for alias in &args.alias {
-        match alias.split_once('=') {
-            Some((name, of)) => catalog.add_alias(name, Some(of))?,
-            None => catalog.add_alias(alias, None)?,
-        }
-    }
-    Ok(catalog)
+    let file = args.file.path();
+    let base = args.name_base.clone();
+    Ok(Sources {
+        base: base.unwrap_or_else(|| catalog::base_name(file)),
+        file: file.to_path_buf(),
+        bundles: args.bundle.clone(),
+        made,
+        default: args.default.clone(),
+        aliases: args.alias.clone(),
+        how,
+    })
 }
 
 /// What the flags say, else what the memory allows.

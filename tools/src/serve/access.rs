@@ -32,18 +32,42 @@ pub(super) struct Access {
 pub(super) struct Caller {
     /// Of the key's hash, as it does not change with the order of keys; 0 without one.
     pub group: u64,
+    /// Whose requests wait in the line: the key's, or the address's where none is needed.
+    pub line: u64,
 }
 
 impl Caller {
     /// Somebody without a key.
-    pub(super) const ANYBODY: Caller = Caller { group: 0 };
+    pub(super) fn at(peer: Peer) -> Caller {
+        Caller {
+            group: 0,
+            line: peer.0,
+        }
+    }
 
     fn of(key: &Hash) -> Caller {
         let group = key
             .as_bytes()
             .first_chunk()
             .map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        Caller { group }
+        Caller { group, line: group }
+    }
+}
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Peer(u64);
+
+impl Peer {
+    /// This machine, by a Unix socket.
+    pub(super) const HERE: Peer = Peer(0);
+
+    /// An address; of those of version 6 the network, as whoever has one has all of it.
+    pub(super) fn of(address: IpAddr) -> Peer {
+        Peer(match address.to_canonical() {
+            IpAddr::V4(address) => u64::from(address.to_bits()),
+            IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
+        })
     }
 }
 
@@ -86,9 +110,9 @@ impl Access {
     }
 
     /// Who asks; without a key that is known, where one is needed, nobody.
-    pub(super) fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    pub(super) fn caller(&self, headers: &HeaderMap, peer: Peer) -> Result<Caller, ApiError> {
         if self.keys.is_empty() {
-            return Ok(Caller::ANYBODY);
+            return Ok(Caller::at(peer));
         }
         let given = key(headers).map(|key| blake3::hash(key.as_bytes()));
         let mut caller = None;
@@ -269,12 +293,17 @@ mod tests {
     #[test]
     fn only_the_keys_open() {
         let mut access = Access::default();
-        assert!(access.caller(&HeaderMap::new()).is_ok());
+        let (one, two) = (
+            Peer::of([10, 0, 0, 1].into()),
+            Peer::of([10, 0, 0, 2].into()),
+        );
+        let open = |peer| access.caller(&HeaderMap::new(), peer).unwrap();
+        assert!(open(one).group == open(two).group && open(one).line != open(two).line);
         access.set_keys(["one", "two"].into_iter());
-        let ask = |name, value: &str| access.caller(&headers(&[(name, value)])).ok();
+        let ask = |name, value: &str| access.caller(&headers(&[(name, value)]), Peer::HERE).ok();
         let one = ask("authorization", "Bearer one").unwrap();
         let two = ask("authorization", "bEARER two").unwrap();
-        assert!(one != two && one != Caller::ANYBODY);
+        assert!(one.group != two.group && one.line != two.line && one.group != 0);
         assert_eq!(ask("x-api-key", "two"), Some(two));
         for wrong in [
             "",
@@ -287,6 +316,6 @@ mod tests {
         ] {
             assert_eq!(ask("authorization", wrong), None, "{wrong}");
         }
-        assert!(access.caller(&HeaderMap::new()).is_err());
+        assert!(access.caller(&HeaderMap::new(), Peer::HERE).is_err());
     }
 }

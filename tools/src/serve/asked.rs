@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tandem_engine::{MAX_PENALTY_WINDOW, Model, Sampling};
 
+use super::catalog::Entry;
 use super::error::{ApiError, Lengths};
 use super::fields::{Fields, whole};
 use super::task::Bias;
@@ -23,8 +24,7 @@ pub(super) const MAX_LOGPROBS: usize = 20;
 pub(super) struct Asked {
     /// The model's name as it was asked for, which is what the answer says.
     pub name: String,
-    /// Its place in the catalog.
-    pub model: usize,
+    pub model: Arc<Entry>,
     pub stream: bool,
     pub include_usage: bool,
     /// `max_tokens` is `usize::MAX` where nobody said.
@@ -38,10 +38,8 @@ pub(super) struct Asked {
 impl Asked {
     pub(super) fn read(fields: &Fields<'_>, served: &Served) -> Result<Asked, ApiError> {
         let name = fields.text("model")?;
-        let model = served.catalog.choose(name)?;
-        let name = name
-            .unwrap_or(&served.catalog.entries()[model].id)
-            .to_string();
+        let model = Arc::clone(served.catalog().choose(name)?);
+        let name = name.unwrap_or(&model.id).to_string();
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let options = fields.object("stream_options")?;
         let include_usage = match options {

@@ -1,7 +1,7 @@
 //! The models by name: the base, and each composition.
 
-use std::path::Path;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Result, bail, ensure};
@@ -11,15 +11,92 @@ use tandem_engine::adapters::ContentId;
 use tandem_engine::{AdapterType, Bundle, Composition, Level, Model, SharedPool};
 
 use super::error::ApiError;
+use super::metrics::TokenCounts;
+use crate::adapters::bundle_for;
+
+/// What is to be asked for, as the flags name it: read at the start, and anew when somebody wants it.
+#[derive(Debug)]
+pub(super) struct Sources {
+    /// The base's name and file.
+    pub base: String,
+    pub file: PathBuf,
+    pub bundles: Vec<PathBuf>,
+    /// The composition that other flags make.
+    pub made: Option<Made>,
+    pub default: Option<String>,
+    /// Each a name, or `name=model`.
+    pub aliases: Vec<String>,
+    pub how: HowToOpen,
+}
+
+/// A composition that was made when the server started.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub name: String,
+    pub file: PathBuf,
+    pub composition: Composition,
+}
+
+impl Sources {
+    /// Reads the bundles. What is counted by model goes on where `before` has it.
+    pub(super) fn read(&self, model: &Model, before: Option<&Catalog>) -> Result<Catalog> {
+        let mut catalog = Catalog::new();
+        let mut entries = vec![Listed {
+            id: self.base.clone(),
+            file: &self.file,
+            source: Source::Base,
+        }];
+        for path in &self.bundles {
+            let bundle = bundle_for(path, model)?;
+            for name in bundle.compositions() {
+                let source = BundleSource {
+                    bundle: bundle.clone(),
+                    bundle_name: bundle.file().contents().name.clone(),
+                    composition: name.to_string(),
+                };
+                entries.push(Listed {
+                    id: name.to_string(),
+                    file: path,
+                    source: Source::Bundle(source),
+                });
+            }
+        }
+        entries.extend(self.made.as_ref().map(|made| Listed {
+            id: made.name.clone(),
+            file: &made.file,
+            source: Source::Composition(made.composition.clone()),
+        }));
+        for listed in entries {
+            let known = before.and_then(|before| before.find(&listed.id));
+            let counts = known.map_or_else(Arc::default, |known| Arc::clone(&known.counts));
+            catalog.add(listed, counts, &self.how)?;
+        }
+        if let Some(default) = &self.default {
+            catalog.default = catalog.place(default)?;
+        }
+        for alias in &self.aliases {
+            match alias.split_once('=') {
+                Some((name, of)) => catalog.add_alias(name, Some(of))?,
+                None => catalog.add_alias(alias, None)?,
+            }
+        }
+        Ok(catalog)
+    }
+}
+
+struct Listed<'a> {
+    id: String,
+    file: &'a Path,
+    source: Source,
+}
 
 /// All that can be asked for, the base first.
 #[derive(Debug)]
 pub(super) struct Catalog {
-    entries: Vec<Entry>,
+    entries: Vec<Arc<Entry>>,
     /// Other names, and the places of what they stand for.
     aliases: Vec<Alias>,
     default: usize,
-    pub how: HowToOpen,
 }
 
 #[derive(Debug)]
@@ -34,7 +111,10 @@ pub(super) struct Entry {
     pub id: String,
     /// When its file was written, in seconds since 1970.
     pub created: u64,
+    /// Tokens that it had to do with.
+    pub counts: Arc<TokenCounts>,
     source: Source,
+    how: HowToOpen,
     opened: OnceLock<Result<Option<Composition>, String>>,
 }
 
@@ -69,62 +149,35 @@ impl std::fmt::Debug for HowToOpen {
 }
 
 impl Catalog {
-    /// The base alone, called `id`, and always `base`.
-    pub(super) fn new(id: String, file: &Path, how: HowToOpen) -> Catalog {
-        let base = Entry {
-            id,
-            created: written_at(file),
-            source: Source::Base,
-            opened: OnceLock::new(),
-        };
+    /// Nothing yet but that `base` is the first.
+    fn new() -> Catalog {
         let name = "base".to_string();
         Catalog {
-            entries: vec![base],
+            entries: Vec::new(),
             aliases: vec![Alias { name, entry: 0 }],
             default: 0,
-            how,
         }
     }
 
-    /// Adds every composition of a bundle.
-    pub(super) fn add_bundle(&mut self, file: &Path, bundle: &Bundle) -> Result<()> {
-        for name in bundle.compositions() {
-            let source = BundleSource {
-                bundle: bundle.clone(),
-                bundle_name: bundle.file().contents().name.clone(),
-                composition: name.to_string(),
-            };
-            self.add(name, file, Source::Bundle(source))?;
-        }
-        Ok(())
-    }
-
-    /// Adds a composition that was made already.
-    pub(super) fn add_composition(
-        &mut self,
-        name: &str,
-        file: &Path,
-        composition: Composition,
-    ) -> Result<()> {
-        self.add(name, file, Source::Composition(composition))
-    }
-
-    fn add(&mut self, id: &str, file: &Path, source: Source) -> Result<()> {
+    fn add(&mut self, listed: Listed<'_>, counts: Arc<TokenCounts>, how: &HowToOpen) -> Result<()> {
+        let Listed { id, file, source } = listed;
         ensure!(
-            self.find(id).is_none(),
+            self.entries.is_empty() || self.find(&id).is_none(),
             "there are two models called {id}: names must differ (see --name-base)"
         );
-        self.entries.push(Entry {
-            id: id.to_string(),
+        self.entries.push(Arc::new(Entry {
+            id,
             created: written_at(file),
+            counts,
             source,
+            how: how.clone(),
             opened: OnceLock::new(),
-        });
+        }));
         Ok(())
     }
 
     /// Adds another name for `model`, or for the default one.
-    pub(super) fn add_alias(&mut self, name: &str, model: Option<&str>) -> Result<()> {
+    fn add_alias(&mut self, name: &str, model: Option<&str>) -> Result<()> {
         ensure!(!name.is_empty(), "an alias needs a name");
         ensure!(
             self.find(name).is_none(),
@@ -139,14 +192,8 @@ impl Catalog {
         Ok(())
     }
 
-    /// What a request gets that names no model.
-    pub(super) fn set_default(&mut self, model: &str) -> Result<()> {
-        self.default = self.place(model)?;
-        Ok(())
-    }
-
     fn place(&self, model: &str) -> Result<usize> {
-        match self.find(model) {
+        match self.position(model) {
             Some(place) => Ok(place),
             None => bail!(
                 "there is no model called {model}: there are {}",
@@ -155,7 +202,11 @@ impl Catalog {
         }
     }
 
-    fn find(&self, name: &str) -> Option<usize> {
+    fn find(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.entries.get(self.position(name)?)
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
         let by_id = self.entries.iter().position(|entry| entry.id == name);
         let alias = || self.aliases.iter().find(|alias| alias.name == name);
         by_id.or_else(|| alias().map(|alias| alias.entry))
@@ -169,14 +220,19 @@ impl Catalog {
         self.entries.iter().map(|entry| &*entry.id)
     }
 
-    pub(super) fn entries(&self) -> &[Entry] {
+    pub(super) fn entries(&self) -> &[Arc<Entry>] {
         &self.entries
     }
 
-    /// The place of the model that a request asks for; `None` is the default.
-    pub(super) fn choose(&self, name: Option<&str>) -> Result<usize, ApiError> {
+    /// The model itself.
+    pub(super) fn base(&self) -> &Entry {
+        &self.entries[0]
+    }
+
+    /// The model that a request asks for; `None` is the default.
+    pub(super) fn choose(&self, name: Option<&str>) -> Result<&Arc<Entry>, ApiError> {
         let Some(name) = name else {
-            return Ok(self.default);
+            return Ok(&self.entries[self.default]);
         };
         self.find(name).ok_or_else(|| {
             let name: String = name.chars().take(200).collect();
@@ -190,16 +246,17 @@ impl Catalog {
             }
         })
     }
+}
 
+impl Entry {
     /// The composition of a model, none for the base. When it is first asked for it is opened, which may take
     /// seconds where a merge is to be computed.
-    pub(super) fn composition(&self, place: usize) -> Result<Option<&Composition>, ApiError> {
-        let entry = &self.entries[place];
-        let opened = entry.opened.get_or_init(|| entry.open(&self.how));
+    pub(super) fn composition(&self) -> Result<Option<&Composition>, ApiError> {
+        let opened = self.opened.get_or_init(|| self.open());
         match opened {
             Ok(composition) => Ok(composition.as_ref()),
             Err(reason) => {
-                let message = format!("{} cannot be used: {reason}", entry.id);
+                let message = format!("{} cannot be used: {reason}", self.id);
                 let error = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message);
                 Err(error.code("composition_failed"))
             }
@@ -207,24 +264,23 @@ impl Catalog {
     }
 
     /// Whether a model was used already.
-    pub(super) fn is_open(&self, place: usize) -> bool {
-        self.entries[place].opened.get().is_some()
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.source, Source::Base) || self.opened.get().is_some()
     }
 
-    /// The entry of a list of models.
-    pub(super) fn to_json(&self, place: usize, model: &Model, n_ctx: usize) -> Value {
-        let entry = &self.entries[place];
-        let base = &self.entries[0].id;
+    /// The entry of a list of models, of which `base` is the first.
+    pub(super) fn to_json(&self, base: &Entry, model: &Model, n_ctx: usize) -> Value {
+        let is_base = matches!(self.source, Source::Base);
         let mut out = json!({
-            "id": entry.id,
+            "id": self.id,
             "object": "model",
-            "created": entry.created,
+            "created": self.created,
             "owned_by": "tandem",
-            "root": base,
-            "parent": if place == 0 { Value::Null } else { base.as_str().into() },
+            "root": base.id,
+            "parent": if is_base { Value::Null } else { base.id.as_str().into() },
             "max_model_len": n_ctx,
         });
-        if place == 0 {
+        if is_base {
             let config = model.config();
             out["meta"] = json!({
                 "n_ctx": n_ctx,
@@ -235,7 +291,7 @@ impl Catalog {
                 "size": model.n_bytes(),
             });
         }
-        match &entry.source {
+        match &self.source {
             Source::Base => {}
             Source::Composition(composition) => {
                 out["composition"] = json!({ "has_prompt": composition.prompt().is_some() });
@@ -261,15 +317,14 @@ impl Catalog {
                 }
             }
         }
-        if let Some(Err(reason)) = entry.opened.get() {
+        if let Some(Err(reason)) = self.opened.get() {
             out["error"] = reason.clone().into();
         }
         out
     }
-}
 
-impl Entry {
-    fn open(&self, how: &HowToOpen) -> Result<Option<Composition>, String> {
+    fn open(&self) -> Result<Option<Composition>, String> {
+        let how = &self.how;
         match &self.source {
             Source::Base => Ok(None),
             Source::Composition(composition) => Ok(Some(composition.clone())),

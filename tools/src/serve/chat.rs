@@ -176,7 +176,8 @@ pub(super) fn job(
     let logprobs = logprobs(fields)?;
     let format = format_of(fields)?;
     let tools = Tools::read(fields)?;
-    let composition = served.catalog.composition(asked.model)?;
+    let model = Arc::clone(&asked.model);
+    let composition = model.composition()?;
     let vocab = served.tokenizer()?.vocab();
     let mut answer = Answer::new(style, &asked.name, vocab, asked.n);
     answer.has_logprobs = logprobs.is_some();

@@ -1,5 +1,6 @@
 //! Completions: texts gone on with as they are.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -36,7 +37,8 @@ pub(super) fn job(fields: &Fields<'_>, served: &Served, caller: Caller) -> Resul
         return fields.wrong("n", "must be 1 where the prompt's logprobs are told");
     }
     let grammar = chat::grammar(fields, served)?;
-    let composition = served.catalog.composition(asked.model)?;
+    let model = Arc::clone(&asked.model);
+    let composition = model.composition()?;
     let prompt = match fields.boolean("input")?.unwrap_or(false) {
         true => composition.and_then(Composition::prompt),
         false => None,

@@ -8,6 +8,8 @@ mod page;
 mod reply;
 mod route;
 
+pub(super) use self::route::Offers;
+
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
@@ -27,6 +29,7 @@ use tokio::time::sleep;
 
 use self::impatient::Impatient;
 use super::Server;
+use super::access::Peer;
 use super::listen::Listener;
 use super::task::Message;
 
@@ -38,10 +41,13 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 const MAX_HEADERS: usize = 100;
 /// How often it is looked whether all is done, when the server is to end.
 const END_CHECK: Duration = Duration::from_millis(20);
+/// How long it may take until clients know that their answers are broken off.
+const BREAK_OFF: Duration = Duration::from_secs(2);
 
 /// Answers until the server is to end, and those at work have ended.
 pub(super) async fn run(server: Arc<Server>, listener: Listener) {
     tokio::spawn(end_by_signal(Arc::clone(&server)));
+    tokio::spawn(reload_by_signal(Arc::clone(&server)));
     let idle = Arc::new(Activity::new());
     if let Some(limit) = server.exit_idle {
         tokio::spawn(end_when_idle(Arc::clone(&server), Arc::clone(&idle), limit));
@@ -133,7 +139,23 @@ async fn end_by_signal(server: Arc<Server>) {
     );
     server.end();
     next().await;
-    std::process::exit(0);
+    server.has_grace.send_replace(false);
+}
+
+/// Reads the bundles anew when the process gets SIGHUP. Answers at work go on with what they began with.
+async fn reload_by_signal(server: Arc<Server>) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return;
+    };
+    while hangup.recv().await.is_some() {
+        let server = Arc::clone(&server);
+        // Files are read, for which clients do not wait.
+        let _ = tokio::task::spawn_blocking(move || match server.served.get() {
+            Some(served) => served.reload(),
+            None => tell!("note: the model is being opened, with its bundles as they are"),
+        })
+        .await;
+    }
 }
 
 async fn end_when_idle(server: Arc<Server>, activity: Arc<Activity>, limit: Duration) {
@@ -178,9 +200,20 @@ async fn accept_tcp(clients: &Arc<Clients>, listener: std::net::TcpListener) -> 
                 continue;
             }
         };
-        let is_local = address.ip().to_canonical().is_loopback();
         let _ = stream.set_nodelay(true);
-        clients.take_in(stream, is_local).await;
+        let is_local = address.ip().to_canonical().is_loopback();
+        let permit = match is_local {
+            true => None,
+            // Those who come from elsewhere and are too many are not waited for: this machine's owner is
+            // behind them.
+            false => match Arc::clone(&clients.remote).try_acquire_owned() {
+                Ok(permit) => Some(permit),
+                Err(_) => continue,
+            },
+        };
+        clients
+            .take_in(stream, Peer::of(address.ip()), permit)
+            .await;
     }
     Ok(())
 }
@@ -192,7 +225,7 @@ async fn accept_unix(
     let listener = UnixListener::from_std(listener)?;
     while let Some(accepted) = unless_ending(&clients.server, listener.accept()).await {
         match accepted {
-            Ok((stream, _)) => clients.take_in(stream, true).await,
+            Ok((stream, _)) => clients.take_in(stream, Peer::HERE, None).await,
             Err(error) => out_of_descriptors(error).await?,
         }
     }
@@ -212,30 +245,30 @@ async fn out_of_descriptors(error: io::Error) -> io::Result<()> {
 }
 
 impl Clients {
-    /// Serves a connection. Those that are too many wait for a place.
-    async fn take_in<S>(self: &Arc<Self>, stream: S, is_local: bool)
-    where
+    /// Serves a connection, one from elsewhere with its permit. Those that are too many wait for a place.
+    async fn take_in<S>(
+        self: &Arc<Self>,
+        stream: S,
+        peer: Peer,
+        remote: Option<OwnedSemaphorePermit>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let mut permits = Vec::new();
-        if !is_local {
-            // Those who come from elsewhere and are too many are not waited for: this machine's owner is
-            // behind them.
-            match Arc::clone(&self.remote).try_acquire_owned() {
-                Ok(permit) => permits.push(permit),
-                Err(_) => return,
-            }
-        }
+        let mut permits = Vec::from_iter(remote);
         let place = Arc::clone(&self.all).acquire_owned();
         match unless_ending(&self.server, place).await {
             Some(Ok(permit)) => permits.push(permit),
             _ => return,
         }
-        tokio::spawn(Arc::clone(self).connection(stream, permits));
+        tokio::spawn(Arc::clone(self).connection(stream, peer, permits));
     }
 
-    async fn connection<S>(self: Arc<Self>, stream: S, permits: Vec<OwnedSemaphorePermit>)
-    where
+    async fn connection<S>(
+        self: Arc<Self>,
+        stream: S,
+        peer: Peer,
+        permits: Vec<OwnedSemaphorePermit>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let _permits = permits;
@@ -248,7 +281,8 @@ impl Clients {
             metrics.connections.fetch_add(1, Relaxed);
         }
         let clients = Arc::clone(&self);
-        let service = service_fn(move |request| handle::answer(Arc::clone(&clients), request));
+        let service =
+            service_fn(move |request| handle::answer(Arc::clone(&clients), peer, request));
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
@@ -279,12 +313,23 @@ impl Clients {
     }
 }
 
-/// Waits until all answers are out, no longer than there is grace for.
+/// Waits until all answers are out, no longer than there is grace for. What is not whole then is broken off with
+/// an error.
 async fn wait_for_end(clients: &Clients) {
     let server = &clients.server;
     let start = Instant::now();
-    while server.n_at_work.load(Relaxed) > 0 && start.elapsed() < server.grace {
+    let is_at_work = || server.n_at_work.load(Relaxed) > 0;
+    while is_at_work() && *server.has_grace.borrow() && start.elapsed() < server.grace {
         sleep(END_CHECK).await;
+    }
+    if is_at_work()
+        && let Some(served) = server.served.get()
+    {
+        let _ = served.inbox.send(Message::BreakOff);
+        let start = Instant::now();
+        while is_at_work() && start.elapsed() < BREAK_OFF {
+            sleep(END_CHECK).await;
+        }
     }
     // What was written last is on its way; whoever only keeps a connection has no claim.
     let start = Instant::now();

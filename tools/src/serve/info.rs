@@ -14,14 +14,16 @@ use super::fields::Fields;
 pub(super) const TEMPLATE: &str = "tokenizer.chat_template";
 
 pub(super) fn models(served: &Served) -> Value {
-    let places = 0..served.catalog.entries().len();
-    let data = places.map(|place| served.catalog.to_json(place, &served.model, served.n_ctx));
+    let catalog = served.catalog();
+    let entries = catalog.entries().iter();
+    let data = entries.map(|entry| entry.to_json(catalog.base(), &served.model, served.n_ctx));
     json!({"object": "list", "data": data.collect::<Vec<_>>()})
 }
 
 pub(super) fn model(served: &Served, id: &str) -> Result<Value, ApiError> {
-    let place = served.catalog.choose(Some(id))?;
-    Ok(served.catalog.to_json(place, &served.model, served.n_ctx))
+    let catalog = served.catalog();
+    let entry = catalog.choose(Some(id))?;
+    Ok(entry.to_json(catalog.base(), &served.model, served.n_ctx))
 }
 
 pub(super) fn props(served: &Served) -> Result<Value, ApiError> {
@@ -33,6 +35,7 @@ pub(super) fn props(served: &Served) -> Result<Value, ApiError> {
     let gguf = served.model.gguf().map_err(|_| ApiError::internal())?;
     let template = gguf.get_str(TEMPLATE).ok().flatten().unwrap_or_default();
     let d = &served.defaults;
+    let catalog = served.catalog();
     Ok(json!({
         "default_generation_settings": {
             "n_ctx": served.n_ctx,
@@ -48,19 +51,19 @@ pub(super) fn props(served: &Served) -> Result<Value, ApiError> {
         },
         "total_slots": served.n_parallel,
         "model_path": served.file_name,
-        "model_alias": served.catalog.entries()[0].id,
+        "model_alias": catalog.base().id,
         "chat_template": template,
         "chat_template_caps": {"supports_tools": served.calls.in_template},
         "bos_token": text(vocab.bos()),
         "eos_token": text(vocab.eot().or(vocab.eos())),
         "modalities": {"vision": false, "audio": false},
         "build_info": FINGERPRINT,
-        "compositions": served.catalog.ids().skip(1).collect::<Vec<_>>(),
+        "compositions": catalog.ids().skip(1).collect::<Vec<_>>(),
     }))
 }
 
 pub(super) fn tokenize(fields: &Fields<'_>, served: &Served) -> Result<Value, ApiError> {
-    served.catalog.choose(fields.text("model")?)?;
+    served.catalog().choose(fields.text("model")?)?;
     let content = fields.required("content", fields.text("content")?)?;
     let options = EncodeOptions {
         add_special: fields.boolean("add_special")?.unwrap_or(false),
@@ -109,9 +112,10 @@ pub(super) fn detokenize(fields: &Fields<'_>, served: &Served) -> Result<Value, 
 }
 
 pub(super) fn apply_template(fields: &Fields<'_>, served: &Served) -> Result<Value, ApiError> {
-    let place = served.catalog.choose(fields.text("model")?)?;
+    let catalog = served.catalog();
+    let entry = catalog.choose(fields.text("model")?)?;
     let talk = ChatRequest::read(fields)?;
-    let composition = served.catalog.composition(place)?;
+    let composition = entry.composition()?;
     let prompt = match composition.and_then(|composition| composition.prompt()) {
         Some(prompt) => talk.fill(fields, prompt)?,
         None => talk.render(fields, served)?,

@@ -14,8 +14,8 @@ const BOUNDS: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 pub(super) struct Metrics {
     prompt_us: AtomicU64,
     predicted_us: AtomicU64,
-    /// By model.
-    tokens: Vec<Tokens>,
+    /// Of all models, those that are gone, too.
+    all: TokenCounts,
     pub processing: AtomicI64,
     pub deferred: AtomicI64,
     pub cancelled: AtomicU64,
@@ -27,12 +27,18 @@ pub(super) struct Metrics {
     requests: Mutex<BTreeMap<Route, u64>>,
 }
 
-/// Tokens of one model.
+/// Tokens that a model had to do with.
 #[derive(Debug, Default)]
-struct Tokens {
+pub(super) struct TokenCounts {
     prompt: AtomicU64,
     cached: AtomicU64,
     predicted: AtomicU64,
+}
+
+/// A model by name, and its tokens.
+pub(super) struct Counted<'a> {
+    pub model: &'a str,
+    pub tokens: &'a TokenCounts,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,26 +56,25 @@ struct Histogram {
 }
 
 impl Metrics {
-    pub(super) fn new(n_models: usize) -> Metrics {
-        Metrics {
-            tokens: (0..n_models).map(|_| Tokens::default()).collect(),
-            ..Metrics::default()
+    /// Tokens of a prompt were evaluated, for the model with these counts.
+    pub(super) fn add_prompt(&self, model: &TokenCounts, n: usize) {
+        for counts in [&self.all, model] {
+            counts.prompt.fetch_add(n as u64, Relaxed);
         }
     }
 
-    /// Tokens of a prompt were evaluated.
-    pub(super) fn add_prompt(&self, model: usize, n: usize) {
-        self.tokens[model].prompt.fetch_add(n as u64, Relaxed);
-    }
-
     /// Tokens of a prompt were found in the cache.
-    pub(super) fn add_cached(&self, model: usize, n: usize) {
-        self.tokens[model].cached.fetch_add(n as u64, Relaxed);
+    pub(super) fn add_cached(&self, model: &TokenCounts, n: usize) {
+        for counts in [&self.all, model] {
+            counts.cached.fetch_add(n as u64, Relaxed);
+        }
     }
 
     /// A token was picked.
-    pub(super) fn add_predicted(&self, model: usize) {
-        self.tokens[model].predicted.fetch_add(1, Relaxed);
+    pub(super) fn add_predicted(&self, model: &TokenCounts) {
+        for counts in [&self.all, model] {
+            counts.predicted.fetch_add(1, Relaxed);
+        }
     }
 
     /// A pass took so long, of which the rows of prompts have a share from 0 to 1.
@@ -97,15 +102,9 @@ impl Metrics {
             .or_default() += 1;
     }
 
-    /// All of it; `models` are the models' names.
-    pub(super) fn text<'m>(&self, models: impl Iterator<Item = &'m str>) -> String {
+    /// All of it, with the counts of these models.
+    pub(super) fn text<'m>(&self, models: impl Iterator<Item = Counted<'m>>) -> String {
         let mut out = Text::default();
-        let sum = |get: fn(&Tokens) -> &AtomicU64| {
-            self.tokens
-                .iter()
-                .map(|tokens| get(tokens).load(Relaxed))
-                .sum::<u64>() as f64
-        };
         let seconds = |us: &AtomicU64| us.load(Relaxed) as f64 / 1e6;
         let count = |n: &AtomicU64| n.load(Relaxed) as f64;
         let gauge = |n: &AtomicI64| n.load(Relaxed) as f64;
@@ -113,12 +112,12 @@ impl Metrics {
             (
                 "prompt_tokens_total",
                 "Prompt tokens computed.",
-                sum(|t| &t.prompt),
+                count(&self.all.prompt),
             ),
             (
                 "prompt_cached_tokens_total",
                 "Prompt tokens found in the cache.",
-                sum(|t| &t.cached),
+                count(&self.all.cached),
             ),
             (
                 "prompt_seconds_total",
@@ -128,7 +127,7 @@ impl Metrics {
             (
                 "tokens_predicted_total",
                 "Tokens generated.",
-                sum(|t| &t.predicted),
+                count(&self.all.predicted),
             ),
             (
                 "tokens_predicted_seconds_total",
@@ -183,7 +182,7 @@ impl Metrics {
             );
         }
         out.family("model_tokens_total", "counter", "Tokens by model and kind.");
-        for (model, tokens) in models.zip(&self.tokens) {
+        for Counted { model, tokens } in models {
             let model = escaped(model);
             for (kind, n) in [
                 ("prompt", &tokens.prompt),
@@ -264,13 +263,19 @@ mod tests {
 
     #[test]
     fn all_is_told_in_the_format() {
-        let metrics = Metrics::new(2);
-        metrics.add_prompt(1, 5);
-        metrics.add_predicted(0);
+        let metrics = Metrics::default();
+        let (a, b) = (TokenCounts::default(), TokenCounts::default());
+        metrics.add_prompt(&b, 5);
+        metrics.add_predicted(&a);
         metrics.add_time(Duration::from_secs(2), 0.75);
         metrics.add_first_token(Duration::from_millis(200));
         metrics.add_request("/health", 200);
-        let text = metrics.text(["a", "b\"c"].into_iter());
+        let models = [("a", &a), ("b\"c", &b)];
+        let text = metrics.text(
+            models
+                .map(|(model, tokens)| Counted { model, tokens })
+                .into_iter(),
+        );
         for line in [
             "# TYPE tandem_prompt_tokens_total counter",
             "tandem_prompt_tokens_total 5",

@@ -6,7 +6,7 @@ use super::Job;
 use super::Served;
 use super::access::Caller;
 use super::answer::{Answer, Style, now};
-use super::catalog::base_name;
+use super::catalog::{Entry, base_name};
 use super::chat;
 use super::completions;
 use super::error::ApiError;
@@ -46,7 +46,9 @@ fn architecture(served: &Served) -> String {
 }
 
 fn parameter_size(served: &Served) -> String {
-    let listed = served.catalog.to_json(0, &served.model, served.n_ctx);
+    let catalog = served.catalog();
+    let base = catalog.base();
+    let listed = base.to_json(base, &served.model, served.n_ctx);
     let n = listed["meta"]["n_params"].as_f64().unwrap_or(0.0);
     match n {
         n if n >= 1e9 => format!("{:.1}B", n / 1e9),
@@ -54,8 +56,7 @@ fn parameter_size(served: &Served) -> String {
     }
 }
 
-fn listed(served: &Served, place: usize) -> Value {
-    let entry = &served.catalog.entries()[place];
+fn listed(served: &Served, entry: &Entry) -> Value {
     let name = format!("{}:latest", entry.id);
     let digest = blake3::hash(name.as_bytes()).to_hex();
     json!({
@@ -69,15 +70,16 @@ fn listed(served: &Served, place: usize) -> Value {
 }
 
 pub(super) fn tags(served: &Served) -> Value {
-    let places = 0..served.catalog.entries().len();
-    json!({ "models": places.map(|place| listed(served, place)).collect::<Vec<_>>() })
+    let catalog = served.catalog();
+    let models = catalog.entries().iter().map(|entry| listed(served, entry));
+    json!({ "models": models.collect::<Vec<_>>() })
 }
 
 pub(super) fn running(served: &Served) -> Value {
-    let places = 0..served.catalog.entries().len();
-    let open = places.filter(|place| *place == 0 || served.catalog.is_open(*place));
-    let models = open.map(|place| {
-        let mut model = listed(served, place);
+    let catalog = served.catalog();
+    let open = catalog.entries().iter().filter(|entry| entry.is_open());
+    let models = open.map(|entry| {
+        let mut model = listed(served, entry);
         model["context_length"] = served.n_ctx.into();
         model["expires_at"] = NEVER.into();
         model["size_vram"] = 0.into();
@@ -96,7 +98,7 @@ fn named<'a>(fields: &Fields<'a>) -> Result<Option<&'a str>, ApiError> {
 }
 
 pub(super) fn show(fields: &Fields<'_>, served: &Served) -> Result<Value, ApiError> {
-    served.catalog.choose(named(fields)?)?;
+    served.catalog().choose(named(fields)?)?;
     let architecture = architecture(served);
     let mut info = Map::new();
     let context = format!("{architecture}.context_length");
@@ -114,13 +116,13 @@ pub(super) fn show(fields: &Fields<'_>, served: &Served) -> Result<Value, ApiErr
         "model_info": info,
         "template": template,
         "parameters": "",
-        "modified_at": timestamp(served.catalog.entries()[0].created),
+        "modified_at": timestamp(served.catalog().base().created),
     }))
 }
 
 /// A model that is here need not be fetched, and no other can be.
 pub(super) fn pull(fields: &Fields<'_>, served: &Served) -> Result<Value, ApiError> {
-    served.catalog.choose(named(fields)?)?;
+    served.catalog().choose(named(fields)?)?;
     Ok(json!({"status": "success"}))
 }
 
@@ -178,9 +180,10 @@ pub(super) fn is_load(fields: &Fields<'_>) -> bool {
 }
 
 pub(super) fn loaded(fields: &Fields<'_>, served: &Served) -> Result<Value, ApiError> {
-    let place = served.catalog.choose(named(fields)?)?;
+    let catalog = served.catalog();
+    let entry = catalog.choose(named(fields)?)?;
     Ok(json!({
-        "model": served.catalog.entries()[place].id,
+        "model": entry.id,
         "created_at": timestamp(now()),
         "response": "",
         "message": {"role": "assistant", "content": ""},

@@ -161,13 +161,19 @@ impl Scheduler {
                 let waiting = std::mem::take(&mut self.queue).into_iter();
                 for task in waiting {
                     // Further choices of requests that have begun are at work, too.
-                    match task.counted {
+                    match task.place {
                         None => self.queue.push_back(task),
                         Some(_) => {
                             let refusal = Event::Failed(ApiError::shutting_down());
                             let _ = task.events.try_send(refusal);
                         }
                     }
+                }
+            }
+            Message::BreakOff => {
+                self.queue.clear();
+                for slot in &mut self.slots {
+                    slot.end = Some(Ending::Failed(ApiError::shutting_down()));
                 }
             }
             Message::End => return false,
@@ -220,7 +226,7 @@ impl Scheduler {
             reason: "the model has no vocabulary",
         })?;
         let slot = Slot::new(task, sequence, vocab);
-        self.metrics.add_cached(slot.task.model, slot.n_cached);
+        self.metrics.add_cached(&slot.task.counts, slot.n_cached);
         Ok(slot)
     }
 
@@ -381,7 +387,7 @@ impl Scheduler {
             let slot = &self.slots[plan.slot];
             if slot.n_generated() == 0 {
                 n_prompt += plan.n_rows;
-                self.metrics.add_prompt(slot.task.model, plan.n_rows);
+                self.metrics.add_prompt(&slot.task.counts, plan.n_rows);
             }
             let composition = content_id(slot.task.composition.as_ref());
             if composition != self.last_composition {

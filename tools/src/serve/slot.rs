@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
+use tandem_engine::constraint::Constraint;
 use tandem_engine::tokenizer::Vocab;
 use tandem_engine::{Drafts, Model, Sampler, Sequence, TokenFilter as _};
 
@@ -11,7 +12,6 @@ use super::logprobs::{Logprob, logprob};
 use super::metrics::Metrics;
 use super::output::{Delta, Output, Pushed};
 use super::task::{Begin, Bias, EVENTS_A_ROUND, End, Event, FinishReason, Progress, Task};
-use tandem_engine::constraint::Constraint;
 
 /// How long an answer pauses for a client that does not read before it is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -199,7 +199,7 @@ impl Slot {
         self.text.push(token);
         self.drafts.push(token);
         self.sampler.accept_all(&[token]);
-        metrics.add_predicted(self.task.model);
+        metrics.add_predicted(&self.task.counts);
         let now = Instant::now();
         if self.first_at.is_none() {
             self.first_at = Some(now);

@@ -1,7 +1,6 @@
 //! What the threads of the clients and of the model tell each other: tasks and events.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,9 @@ use tokio::sync::mpsc;
 
 use super::cache::Group;
 use super::error::ApiError;
+use super::line::Place;
 use super::logprobs::Logprob;
+use super::metrics::TokenCounts;
 use super::output::{Delta, Form};
 use tandem_engine::constraint::Framed;
 
@@ -22,8 +23,8 @@ pub(super) const EVENTS_A_ROUND: usize = 4 * MAX_SPANS;
 /// One choice that a request asks for.
 pub(super) struct Task {
     pub choice: usize,
-    /// Its model's place in the catalog.
-    pub model: usize,
+    /// Of its model's tokens.
+    pub counts: Arc<TokenCounts>,
     pub composition: Option<Composition>,
     pub prompt: Arc<[u32]>,
     pub sampling: Sampling,
@@ -47,8 +48,8 @@ pub(super) struct Task {
     /// Other choices of the same prompt, which begin when it has been read.
     pub followers: Vec<Task>,
     pub asked_at: Instant,
-    /// Counts the request among those that wait or are at work; the first of its tasks has it.
-    pub counted: Option<Counted>,
+    /// The request's among those that wait or are at work; the first of its tasks has it.
+    pub place: Option<Place>,
 }
 
 /// A token and what is added to its logit.
@@ -66,24 +67,6 @@ pub(super) struct Calls {
     pub call: Framed,
     /// Whether another may follow.
     pub several: bool,
-}
-
-/// Counts a request until it is dropped.
-pub(super) struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    /// `None` where there are `most` already.
-    pub(super) fn new(count: &Arc<AtomicUsize>, most: usize) -> Option<Counted> {
-        let more = |n: usize| (n < most).then_some(n + 1);
-        let counted = count.fetch_update(Relaxed, Relaxed, more);
-        counted.ok().map(|_| Counted(Arc::clone(count)))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
 }
 
 /// What a client is told.
@@ -134,6 +117,8 @@ pub(super) enum Message {
     Task(Box<Task>),
     /// No new answers may begin: those that wait are refused.
     Ending,
+    /// Answers at work are broken off.
+    BreakOff,
     /// Nobody is there any more.
     End,
 }

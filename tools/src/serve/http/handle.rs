@@ -15,7 +15,7 @@ use super::events::EventBody;
 use super::reply::{Reply, ResponseBody, refusal};
 use super::route::Route;
 use super::{AtWork, Clients};
-use crate::serve::access::Caller;
+use crate::serve::access::{Caller, Peer};
 use crate::serve::answer::Style;
 use crate::serve::error::ApiError;
 use crate::serve::fields::{Fields, parse};
@@ -23,11 +23,12 @@ use crate::serve::{Job, Served, Server, Submitted, chat, completions, info, olla
 
 pub(super) async fn answer(
     clients: Arc<Clients>,
+    peer: Peer,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let server = Arc::clone(&clients.server);
     let start = Instant::now();
-    let route = Route::of(request.uri().path());
+    let route = server.offers.route(request.uri().path());
     let method = request.method().clone();
     let is_preflight = method == Method::OPTIONS;
     let (parts, body) = request.into_parts();
@@ -44,6 +45,7 @@ pub(super) async fn answer(
                 server: Arc::clone(&server),
                 route,
                 method: method.clone(),
+                peer,
                 parts,
                 at_work,
             };
@@ -80,6 +82,7 @@ struct Accepted {
     server: Arc<Server>,
     route: Route,
     method: Method,
+    peer: Peer,
     parts: hyper::http::request::Parts,
     at_work: AtWork,
 }
@@ -90,6 +93,7 @@ impl Accepted {
             server,
             route,
             method,
+            peer,
             parts,
             at_work,
         } = self;
@@ -107,8 +111,8 @@ impl Accepted {
             });
         }
         let caller = match route.is_open() {
-            true => Caller::ANYBODY,
-            false => server.access.caller(&parts.headers)?,
+            true => Caller::at(peer),
+            false => server.access.caller(&parts.headers, peer)?,
         };
         if route.is_get() {
             return get(&server, route, parts.uri.path());
@@ -155,7 +159,7 @@ fn get(server: &Server, route: Route, path: &str) -> Result<Reply, ApiError> {
         }
         Route::Props => Reply::Json(info::props(served)?),
         Route::Metrics => Reply::Text {
-            content: served.metrics.text(served.catalog.ids()),
+            content: served.metrics_text(),
             kind: "text/plain; version=0.0.4; charset=utf-8",
         },
         Route::OllamaVersion => Reply::Json(ollama::version()),

@@ -28,8 +28,26 @@ pub(super) enum Route {
     Unknown,
 }
 
+/// What is offered besides what is always there.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::serve) struct Offers {
+    pub page: bool,
+    pub ollama: bool,
+}
+
+impl Offers {
+    /// What is at a path.
+    pub(super) fn route(self, path: &str) -> Route {
+        match Route::of(path) {
+            Route::Page(_) if !self.page => Route::Unknown,
+            route if route.is_ollama() && !self.ollama => Route::Unknown,
+            route => route,
+        }
+    }
+}
+
 impl Route {
-    pub(super) fn of(path: &str) -> Route {
+    fn of(path: &str) -> Route {
         match path {
             "/" => Route::Page(Part::Html),
             "/page.css" => Route::Page(Part::Css),
@@ -121,5 +139,14 @@ mod tests {
         assert_eq!(Route::of("/v1/nothing"), Route::Unknown);
         assert_eq!(Route::of("/../etc/passwd"), Route::Unknown);
         assert!(Route::Health.is_open() && !Route::Metrics.is_open());
+        let few = Offers {
+            page: false,
+            ollama: false,
+        };
+        for path in ["/", "/page.js", "/api/chat", "/api/blobs/x"] {
+            assert_ne!(Route::of(path), Route::Unknown);
+            assert_eq!(few.route(path), Route::Unknown);
+        }
+        assert_eq!(few.route("/v1/models"), Route::Models);
     }
 }
