@@ -57,7 +57,7 @@ use self::listen::Listener;
 use self::metrics::{Counted, Metrics};
 use self::output::Form;
 use self::scheduler::{Limits, Scheduler};
-use self::store::Store;
+use self::store::{Folder, Store};
 use self::task::{Calls, Event, MAX_EVENTS, Message, Task};
 use crate::adapters::{Parts, read_all};
 use crate::args::{AdapterArgs, FileArgs, SessionArgs, size};
@@ -292,6 +292,8 @@ struct Job {
     asked_at: Instant,
     logprobs: Option<usize>,
     prompt_logprobs: bool,
+    /// Where in the prompt others are likely to go on from.
+    boundary: Option<usize>,
     form: Form,
     /// What the answer must be, where anything was asked for.
     grammar: Option<Arc<Framed>>,
@@ -323,6 +325,7 @@ impl Job {
             asked_at: Instant::now(),
             logprobs: None,
             prompt_logprobs: false,
+            boundary: None,
             form: Form::default(),
             grammar: None,
             calls: None,
@@ -386,6 +389,7 @@ impl Job {
                 caller: self.caller.group,
             },
             keep: self.asked.keep,
+            boundary: self.boundary,
             events: events.clone(),
             followers: Vec::new(),
             asked_at: self.asked_at,
@@ -523,13 +527,9 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
         model,
     };
     let mut scheduler = Scheduler::new(worker, options, limits, tasks, metrics);
-    if let Some(folder) = &args.cache_dir {
-        scheduler.keep_in(Store::open(
-            folder,
-            &served.model,
-            &options,
-            limits.cache_bytes,
-        )?);
+    if let Some(path) = &args.cache_dir {
+        let folder = Folder::open(path, &served.model, &options, limits.cache_bytes)?;
+        scheduler.keep_in(Store::start(folder, served.inbox.clone())?);
     }
     // It was empty until now.
     let _ = server.served.set(served);

@@ -8,12 +8,14 @@ mod common;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{fixture, tandem};
 use serde_json::{Value, json};
+use tandem_formats::{Gguf, Value as GgufValue, Writer};
 
 /// A running server, on a port of its own.
 struct Server {
@@ -23,25 +25,32 @@ struct Server {
 
 impl Server {
     fn start(more: &[&str]) -> Server {
-        let mut child = Server::spawn(&[&["--port", "0"], more].concat());
+        let (server, log) = Server::open(Server::spawn(&[&["--port", "0"], more].concat()));
+        // It must be read to its end, or the server would wait for that.
+        thread::spawn(move || log.for_each(drop));
+        server
+    }
+
+    /// One that was started, when it listens, and the rest of its log.
+    fn open(mut child: Child) -> (Server, impl Iterator<Item = String> + Send) {
         let log = child.stderr.take().unwrap();
         let mut lines = BufReader::new(log).lines().map_while(Result::ok);
         let address =
             lines.find_map(|line| line.strip_prefix("listening on http://").map(String::from));
-        // The log must be read to its end, or the server would wait for that.
-        thread::spawn(move || lines.for_each(drop));
-        Server {
-            child,
-            address: address.expect("it listens"),
-        }
+        let address = address.expect("it listens");
+        (Server { child, address }, lines)
     }
 
     fn spawn(more: &[&str]) -> Child {
+        let bundle = fixture("pocket.tandem");
+        let flags = ["--ctx", "512", "--bundle", bundle.to_str().unwrap()];
+        Server::spawn_with(&fixture("pocket-q8_0.gguf"), &[&flags, more].concat())
+    }
+
+    fn spawn_with(model: &Path, more: &[&str]) -> Child {
         Command::new(env!("CARGO_BIN_EXE_tandem"))
-            .args(["serve", "--ctx", "512", "--threads", "2", "--model"])
-            .arg(fixture("pocket-q8_0.gguf"))
-            .arg("--bundle")
-            .arg(fixture("pocket.tandem"))
+            .args(["serve", "--threads", "2", "--model"])
+            .arg(model)
             .args(more)
             .env_remove("TANDEM_CPU")
             .stderr(Stdio::piped())
@@ -581,6 +590,196 @@ fn it_ends_when_it_is_told_to_and_lets_answers_end() {
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(5));
     assert!(TcpStream::connect(&server.address).is_err());
+}
+
+/// Sends the server a signal.
+fn signal(server: &Server, name: &str) {
+    let id = server.child.id().to_string();
+    let status = Command::new("kill").args([name, &id]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn answers_without_grace_end_with_an_error() {
+    let mut server = Server::start(&["--parallel", "1"]);
+    let ask = |stream: bool| {
+        let mut body = json!({"prompt": "The", "max_tokens": 500, "logit_bias": {"2": -100}});
+        body["stream"] = stream.into();
+        let mut connection = TcpStream::connect(&server.address).unwrap();
+        connection
+            .write_all(&request("/v1/completions", &body, ""))
+            .unwrap();
+        connection
+    };
+    let mut streamed = ask(true);
+    streamed.read_exact(&mut [0]).unwrap();
+    signal(&server, "-TERM");
+    thread::sleep(Duration::from_millis(50));
+    signal(&server, "-TERM");
+    let rest = Answer::read(std::io::Read::chain(&b"H"[..], streamed));
+    assert!(
+        rest.body.contains("\"code\":\"shutting_down\""),
+        "{}",
+        rest.body
+    );
+    assert!(!rest.body.contains("finish_reason\":\""), "{}", rest.body);
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn bundles_are_read_anew_when_somebody_wants_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("b.tandem");
+    std::fs::copy(fixture("pocket.tandem"), &bundle).unwrap();
+    let path = bundle.to_str().unwrap();
+    let flags = ["--port", "0", "--alias", "one=summarize", "--bundle", path];
+    let child = Server::spawn_with(&fixture("pocket-q8_0.gguf"), &flags);
+    let (server, mut log) = Server::open(child);
+    let wanted = server.chat(&asks("summarize-fr", TEXTS[0]));
+    let counted = |server: &Server| {
+        let metrics = server.get("/metrics").body;
+        let mut lines = metrics.lines();
+        let line = lines.find(|line| line.contains("model=\"summarize-fr\",kind=\"predicted\""));
+        line.unwrap().to_string()
+    };
+    let before = counted(&server);
+
+    // What is none is not taken, and all stays as it was.
+    let new = folder.path().join("new.tandem");
+    std::fs::write(&new, b"no bundle").unwrap();
+    std::fs::rename(&new, &bundle).unwrap();
+    signal(&server, "-HUP");
+    assert!(log.any(|line| line.contains("the bundles are used as they were")));
+    assert_eq!(server.chat(&asks("summarize-fr", TEXTS[0])), wanted);
+
+    std::fs::copy(fixture("pocket.tandem"), &new).unwrap();
+    std::fs::rename(&new, &bundle).unwrap();
+    signal(&server, "-HUP");
+    assert!(log.any(|line| line.contains("read anew")));
+    assert_ne!(counted(&server), before, "counts go on");
+    assert_eq!(
+        server.chat(&asks("one", TEXTS[1])),
+        said("summarize", TEXTS[1])
+    );
+    assert_eq!(server.chat(&asks("summarize-fr", TEXTS[0])), wanted);
+}
+
+#[test]
+fn what_is_not_wanted_is_not_there() {
+    let server = Server::start(&["--no-page", "--no-ollama"]);
+    for path in ["/", "/page.js", "/api/tags"] {
+        assert_eq!(server.get(path).status, 404, "{path}");
+    }
+    assert_eq!(server.get("/v1/models").status, 200);
+}
+
+/// Killed at whatever moment, it starts again, and says the same.
+#[test]
+fn a_server_that_was_killed_starts_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let flags = ["--cache-dir", path, "--cache", "2M"];
+    let texts: Vec<String> = (0..12)
+        .map(|i| format!("Package {i}. {}", TEXTS[i % 4]))
+        .collect();
+    let wanted: Vec<String> = texts
+        .iter()
+        .map(|text| said("summarize-fr", text))
+        .collect();
+    for round in 0..8 {
+        let mut server = Server::start(&flags);
+        let address = server.address.clone();
+        let asking = thread::spawn({
+            let texts = texts.clone();
+            move || {
+                let mut answers = Vec::new();
+                for text in &texts {
+                    let body = asks("summarize-fr", text);
+                    let Ok(mut connection) = TcpStream::connect(&address) else {
+                        break;
+                    };
+                    let sent = connection.write_all(&request("/v1/chat/completions", &body, ""));
+                    let answer = Answer::read(connection);
+                    if sent.is_err() || answer.status != 200 {
+                        break;
+                    }
+                    answers.push(answer.json()["choices"][0]["message"]["content"].clone());
+                }
+                answers
+            }
+        });
+        // In the middle of answers; and while files are written, which a friendly signal begins.
+        thread::sleep(Duration::from_millis(20 + 23 * round));
+        if round % 2 == 1 {
+            signal(&server, "-TERM");
+            thread::sleep(Duration::from_millis(round * 3));
+        }
+        server.child.kill().unwrap();
+        server.child.wait().unwrap();
+        for (answer, wanted) in asking.join().unwrap().iter().zip(&wanted) {
+            assert_eq!(answer, wanted);
+        }
+    }
+    let server = Server::start(&flags);
+    for (text, wanted) in texts.iter().zip(&wanted) {
+        assert_eq!(server.chat(&asks("summarize-fr", text)), *wanted);
+    }
+}
+
+/// A model without a vocabulary with one of 512 words.
+fn with_vocabulary(gguf: &[u8]) -> Vec<u8> {
+    let gguf = Gguf::parse(gguf).unwrap();
+    let mut writer = Writer::new();
+    for (key, value) in gguf
+        .metadata()
+        .filter(|(key, _)| !key.starts_with("tokenizer."))
+    {
+        writer.add(key, *value).unwrap();
+    }
+    let words: Vec<String> = (0..512).map(|i| format!("\u{2581}w{i}")).collect();
+    writer
+        .add("tokenizer.ggml.model", GgufValue::Str("llama"))
+        .unwrap();
+    writer.add_strings("tokenizer.ggml.tokens", &words).unwrap();
+    writer
+        .add_array("tokenizer.ggml.scores", &[0_f32; 512])
+        .unwrap();
+    writer
+        .add_array("tokenizer.ggml.token_type", &[1_i32; 512])
+        .unwrap();
+    for t in gguf.tensors() {
+        writer.add_tensor(t.name, t.shape(), t.dtype).unwrap();
+    }
+    let data: Vec<_> = gguf.tensors().iter().map(|t| t.data).collect();
+    writer.to_vec(&data).unwrap()
+}
+
+/// Models that cannot go back go on from where prompts parted before.
+#[test]
+fn recurrent_models_keep_what_prompts_have_in_common() {
+    let Some(model) = common::shared("peer/logits/qwen35-f16.gguf") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let spoken = folder.path().join("spoken.gguf");
+    let bytes = with_vocabulary(&std::fs::read(model).unwrap());
+    std::fs::write(&spoken, bytes).unwrap();
+    let child = Server::spawn_with(&spoken, &["--ctx", "256", "--port", "0"]);
+    let (server, log) = Server::open(child);
+    thread::spawn(move || log.for_each(drop));
+    let ask = |last: u32, cache: bool| {
+        let prompt: Vec<u32> = (1..60).chain([last, last + 1, last + 2]).collect();
+        let body =
+            json!({"prompt": prompt, "max_tokens": 6, "temperature": 0, "cache_prompt": cache});
+        let answer = server.post("/v1/completions", &body).json();
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+        (answer["choices"][0]["text"].clone(), cached.unwrap())
+    };
+    let wanted: Vec<_> = (0..3).map(|i| ask(70 + 5 * i, false).0).collect();
+    // The first is new; the second parts from it, where a copy is kept from then on.
+    assert_eq!(ask(70, true), (wanted[0].clone(), 0));
+    assert_eq!(ask(75, true), (wanted[1].clone(), 0));
+    assert_eq!(ask(80, true), (wanted[2].clone(), 59));
 }
 
 #[test]

@@ -135,6 +135,13 @@ impl Config {
         arch::read(gguf)
     }
 
+    /// Whether layers remember in a form that tokens cannot be taken out of again: sequences go back in few
+    /// places only, see [`Sequence::rewind`](crate::Sequence::rewind).
+    pub fn is_recurrent(&self) -> bool {
+        let mut layers = self.layers.iter();
+        layers.any(|layer| !matches!(layer.mixer, MixerConfig::Attention(_)))
+    }
+
     /// The attention of each layer that has one.
     pub fn attentions(&self) -> impl Iterator<Item = &AttentionConfig> {
         self.layers.iter().filter_map(|layer| match &layer.mixer {

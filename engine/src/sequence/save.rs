@@ -53,6 +53,18 @@ impl Sequence {
         Ok(out)
     }
 
+    /// The tokens of a saved sequence, of which the first bytes are enough: 80 and four for each token. They are not
+    /// verified; `None` where it is none, or too little of it.
+    pub fn saved_tokens(saved: &[u8]) -> Option<Vec<u32>> {
+        let mut rest = saved.strip_prefix(MARK)?.get(2 * HASH_BYTES..)?;
+        let n = rest.split_off(..8)?.first_chunk().copied()?;
+        let n_bytes = usize::try_from(u64::from_le_bytes(n))
+            .ok()?
+            .checked_mul(4)?;
+        let ids = rest.get(..n_bytes)?.as_chunks().0;
+        Some(ids.iter().map(|id| u32::from_le_bytes(*id)).collect())
+    }
+
     /// Takes what [`Sequence::save`] wrote in the place of what the sequence has. It must be of a
     /// sequence with the same model, composition and options. On an error the sequence is empty.
     ///

@@ -1,5 +1,7 @@
 //! What was evaluated before, to go on from: kept by composition and caller, never by name.
 
+use std::sync::Arc;
+
 use tandem_engine::adapters::ContentId;
 use tandem_engine::{Sequence, Snapshot};
 
@@ -9,7 +11,7 @@ const MAX_ENTRIES: usize = 1024;
 const MIN_TOKENS: usize = 8;
 
 /// What may share what was evaluated: the same composition's requests of the same caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Group {
     pub composition: Option<ContentId>,
     pub caller: u64,
@@ -19,20 +21,25 @@ pub(super) struct Group {
 pub(super) struct PrefixCache {
     entries: Vec<Entry>,
     max_bytes: usize,
+    /// Whether what was evaluated can be gone on from at its end only.
+    is_recurrent: bool,
     /// Whether it has anything that it had not when [`PrefixCache::saved`] was called.
     is_changed: bool,
 }
 
-struct Entry {
-    group: Group,
-    snapshot: Snapshot,
+/// What is kept of one text.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub group: Group,
+    pub snapshot: Arc<Snapshot>,
 }
 
 impl PrefixCache {
-    pub(super) fn new(max_bytes: usize) -> PrefixCache {
+    pub(super) fn new(max_bytes: usize, is_recurrent: bool) -> PrefixCache {
         PrefixCache {
             entries: Vec::new(),
             max_bytes,
+            is_recurrent,
             is_changed: false,
         }
     }
@@ -61,23 +68,36 @@ impl PrefixCache {
     }
 
     /// All of them, the least recently used first.
-    pub(super) fn snapshots(&self) -> impl Iterator<Item = (Group, &Snapshot)> {
-        self.entries
-            .iter()
-            .map(|entry| (entry.group, &entry.snapshot))
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
     }
 
-    /// The place of the sequence that has most of `prompt`, and how much.
+    /// The place of the sequence that has most of `prompt` to go on from, and how much.
     pub(super) fn find(&self, group: Group, prompt: &[u32]) -> Option<Found> {
+        let is_whole = |found: &Found| {
+            let tokens = self.entries[found.place].snapshot.tokens();
+            found.n_common == tokens.len()
+        };
+        self.with_common(group, prompt)
+            .filter(|found| !self.is_recurrent || is_whole(found))
+            .max_by_key(|found| found.n_common)
+    }
+
+    /// How much of `prompt` others began with.
+    pub(super) fn longest_common(&self, group: Group, prompt: &[u32]) -> usize {
+        let found = self.with_common(group, prompt);
+        found.map(|found| found.n_common).max().unwrap_or(0)
+    }
+
+    fn with_common(&self, group: Group, prompt: &[u32]) -> impl Iterator<Item = Found> {
         let entries = self.entries.iter().enumerate();
-        entries
-            .filter(|(_, entry)| entry.group == group)
+        let found = entries
+            .filter(move |(_, entry)| entry.group == group)
             .map(|(place, entry)| Found {
                 place,
                 n_common: n_common(entry.snapshot.tokens(), prompt),
-            })
-            .filter(|found| found.n_common >= MIN_TOKENS)
-            .max_by_key(|found| found.n_common)
+            });
+        found.filter(|found| found.n_common >= MIN_TOKENS)
     }
 
     /// Lets `sequence` go on from what was found; false where that cannot be.
@@ -94,17 +114,29 @@ impl PrefixCache {
         if sequence.tokens().len() < MIN_TOKENS {
             return;
         }
-        let Ok(snapshot) = sequence.snapshot() else {
-            return;
-        };
+        if let Ok(snapshot) = sequence.snapshot() {
+            self.insert(group, snapshot);
+            self.is_changed = true;
+        }
+    }
+
+    /// Keeps a snapshot that comes from a file.
+    pub(super) fn insert(&mut self, group: Group, snapshot: Snapshot) {
         if snapshot.n_bytes() > self.max_bytes {
             return;
         }
-        // Whoever could use a beginning of this one can use this one.
+        // Whoever could use a beginning of this one can use this one, if that goes back.
         let tokens = snapshot.tokens();
-        self.entries
-            .retain(|entry| entry.group != group || !tokens.starts_with(entry.snapshot.tokens()));
-        self.is_changed = true;
+        let is_recurrent = self.is_recurrent;
+        self.entries.retain(|entry| {
+            let known = entry.snapshot.tokens();
+            let is_beginning = match is_recurrent {
+                true => tokens == known,
+                false => tokens.starts_with(known),
+            };
+            entry.group != group || !is_beginning
+        });
+        let snapshot = Arc::new(snapshot);
         self.entries.push(Entry { group, snapshot });
         while self.n_bytes() > self.max_bytes || self.entries.len() > MAX_ENTRIES {
             self.entries.remove(0);

@@ -12,6 +12,7 @@ use tandem_engine::{Composition, Error};
 use super::access::Caller;
 use super::answer::{Answer, Style};
 use super::asked::{Asked, MAX_LOGPROBS, check_length};
+use super::cache::n_common;
 use super::calls::{ToolChoice, Tools};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -153,6 +154,21 @@ impl ChatRequest {
         }
     }
 
+    /// How many of the prompt's tokens the next request of this conversation begins with, whatever it writes of the
+    /// answer.
+    fn n_lasting(&self, served: &Served, ids: &[u32]) -> Option<usize> {
+        let mut args = self.args.clone();
+        args.set_json("add_generation_prompt", "false").ok()?;
+        let messages = Value::Array(self.messages.clone()).to_string();
+        let conversation = Conversation {
+            args: &args,
+            ..self.conversation(&messages)
+        };
+        let chat = served.chat().ok()?;
+        let lasting = chat.encode_conversation(served.tokenizer().ok()?, &conversation);
+        Some(n_common(&lasting.ok()?, ids))
+    }
+
     fn ids(&self, served: &Served) -> Result<Vec<u32>, ApiError> {
         let messages = Value::Array(self.messages.clone()).to_string();
         let conversation = self.conversation(&messages);
@@ -190,6 +206,7 @@ pub(super) fn job(
         ..Form::default()
     };
     let prompt = composition.and_then(Composition::prompt);
+    let mut boundary = None;
     let (ids, tools) = match prompt {
         Some(prompt) => {
             let ids = task_ids(&talk, fields, served, prompt)?;
@@ -217,6 +234,9 @@ pub(super) fn job(
             }
             talk.prepare(served);
             let ids = talk.ids(served)?;
+            if served.model.config().is_recurrent() {
+                boundary = talk.n_lasting(served, &ids);
+            }
             if served.thinks {
                 form.thinking = thinking(served, &ids);
             }
@@ -228,6 +248,7 @@ pub(super) fn job(
     let mut job = Job::new(asked, ids.into(), composition.cloned(), answer);
     job.caller = caller;
     job.asked_at = asked_at;
+    job.boundary = boundary;
     job.logprobs = logprobs;
     if let Some(tools) = tools {
         if format != Format::Text {

@@ -20,7 +20,7 @@ use super::error::ApiError;
 use super::metrics::Metrics;
 use super::pace::{LONE_PASS, Pace, SHARED_PASS};
 use super::slot::{Ending, Slot};
-use super::store::Store;
+use super::store::{Store, Wanted};
 use super::task::{Event, Inbox, Message, Task};
 
 /// Rows of a prompt whose logits are all wanted.
@@ -43,6 +43,8 @@ pub(super) struct Scheduler {
     options: SessionOptions,
     inbox: Inbox,
     queue: VecDeque<Task>,
+    /// Those that wait for files.
+    parked: Vec<Task>,
     slots: Vec<Slot>,
     n_parallel: usize,
     /// Sequences that no answer uses.
@@ -65,12 +67,13 @@ impl Scheduler {
     ) -> Scheduler {
         let model = worker.model().clone();
         Scheduler {
-            cache: PrefixCache::new(limits.cache_bytes),
+            cache: PrefixCache::new(limits.cache_bytes, model.config().is_recurrent()),
             model,
             worker,
             options,
             inbox,
             queue: VecDeque::new(),
+            parked: Vec::new(),
             store: None,
             spare: Vec::new(),
             slots: Vec::new(),
@@ -96,18 +99,18 @@ impl Scheduler {
             self.tell_gauges();
         }
         self.save();
+        if let Some(store) = self.store {
+            store.close();
+        }
     }
 
-    /// Writes what is cached to the store, if there is one.
+    /// Has what is cached written to the store, if there is one.
     fn save(&mut self) {
-        let Some(store) = self.store.as_ref().filter(|_| self.cache.is_changed()) else {
-            return;
-        };
-        if let Err(error) = store.save(&self.cache) {
-            tell!("warning: what was evaluated is not kept: {error:#}");
+        if let Some(store) = self.store.as_ref().filter(|_| self.cache.is_changed()) {
+            store.save(self.cache.entries().to_vec());
+            // What failed once is not tried again until there is something new.
+            self.cache.saved();
         }
-        // What failed once is not tried again until there is something new.
-        self.cache.saved();
     }
 
     /// Takes in new requests, waiting for one where there is nothing to do; false where there will be none.
@@ -157,8 +160,23 @@ impl Scheduler {
     fn take(&mut self, message: Message) -> bool {
         match message {
             Message::Task(task) => self.queue.push_back(*task),
+            Message::Loaded { group, snapshot } => {
+                if let Some(snapshot) = snapshot {
+                    self.cache.insert(group, snapshot);
+                }
+                if let Some(store) = &mut self.store {
+                    store.came(group);
+                }
+                // They came before all that wait now.
+                let waiting = self.parked.extract_if(.., |task| task.group == group);
+                let waiting: Vec<_> = waiting.collect();
+                for task in waiting.into_iter().rev() {
+                    self.queue.push_front(task);
+                }
+            }
             Message::Ending => {
-                let waiting = std::mem::take(&mut self.queue).into_iter();
+                let parked = std::mem::take(&mut self.parked);
+                let waiting = std::mem::take(&mut self.queue).into_iter().chain(parked);
                 for task in waiting {
                     // Further choices of requests that have begun are at work, too.
                     match task.place {
@@ -172,6 +190,7 @@ impl Scheduler {
             }
             Message::BreakOff => {
                 self.queue.clear();
+                self.parked.clear();
                 for slot in &mut self.slots {
                     slot.end = Some(Ending::Failed(ApiError::shutting_down()));
                 }
@@ -182,9 +201,10 @@ impl Scheduler {
     }
 
     fn drop_gone(&mut self) {
-        let n_waiting = self.queue.len();
+        let n_waiting = self.n_waiting();
         self.queue.retain(|task| !task.events.is_closed());
-        let n_gone = (n_waiting - self.queue.len()) as u64;
+        self.parked.retain(|task| !task.events.is_closed());
+        let n_gone = (n_waiting - self.n_waiting()) as u64;
         self.metrics.cancelled.fetch_add(n_gone, Relaxed);
         for slot in &mut self.slots {
             if slot.task.events.is_closed() {
@@ -194,10 +214,25 @@ impl Scheduler {
         self.drop_ended();
     }
 
+    fn n_waiting(&self) -> usize {
+        self.queue.len() + self.parked.len()
+    }
+
     fn start_waiting(&mut self) {
         while self.slots.len() < self.n_parallel
             && let Some(task) = self.queue.pop_front()
         {
+            if task.keep
+                && let Some(store) = &mut self.store
+                && store.must_wait(Wanted {
+                    group: task.group,
+                    composition: task.composition.clone(),
+                    prompt: Arc::clone(&task.prompt),
+                })
+            {
+                self.parked.push(task);
+                continue;
+            }
             let events = task.events.clone();
             match self.start(task) {
                 Ok(slot) => self.slots.push(slot),
@@ -225,7 +260,9 @@ impl Scheduler {
         let vocab = vocab.map_err(|_| SessionError::Options {
             reason: "the model has no vocabulary",
         })?;
-        let slot = Slot::new(task, sequence, vocab);
+        let boundaries = self.boundaries(&task, sequence.tokens().len());
+        let mut slot = Slot::new(task, sequence, vocab);
+        slot.boundaries = boundaries;
         self.metrics.add_cached(&slot.task.counts, slot.n_cached);
         Ok(slot)
     }
@@ -235,13 +272,6 @@ impl Scheduler {
     fn go_on_from_known(&mut self, task: &Task, sequence: &mut Sequence) {
         if task.prompt_logprobs {
             return;
-        }
-        if let Some(store) = self.store.as_mut().filter(|_| task.keep) {
-            let was_changed = self.cache.is_changed();
-            store.load(task.group, sequence, &mut self.cache);
-            if !was_changed {
-                self.cache.saved();
-            }
         }
         // Choices of one request share its prompt, whatever it says of the cache.
         let at_work = self.slots.iter().filter(|slot| {
@@ -266,6 +296,21 @@ impl Scheduler {
         if !went_on {
             sequence.rewind(0);
         }
+    }
+
+    /// Where in a prompt of which `n_known` tokens are evaluated others may go on from: where it leaves what was
+    /// asked before, and where the request says so. Models that go back anywhere need no such places.
+    fn boundaries(&self, task: &Task, n_known: usize) -> Vec<usize> {
+        if !task.keep || !self.model.config().is_recurrent() {
+            return Vec::new();
+        }
+        let branch = self.cache.longest_common(task.group, &task.prompt);
+        let mut boundaries = vec![branch];
+        boundaries.extend(task.boundary);
+        boundaries.retain(|at| *at > n_known && *at < task.prompt.len());
+        boundaries.sort_unstable();
+        boundaries.dedup();
+        boundaries
     }
 
     /// The most rows of a pass.
@@ -297,7 +342,7 @@ impl Scheduler {
                 true => LOGIT_ROWS,
                 false => usize::MAX,
             };
-            plan.n_rows = plan.n_rows.min(left).min(most);
+            plan.n_rows = plan.n_rows.min(left).min(most).min(slot.n_to_boundary());
             left -= plan.n_rows;
         }
         ready.retain(|plan| plan.n_rows > 0);
@@ -414,6 +459,11 @@ impl Scheduler {
         if slot.task.prompt_logprobs && slot.n_generated() == 0 {
             slot.note_prompt(plan.n_rows, self.model.config().n_vocab);
         }
+        let n_done = slot.sequence.tokens().len();
+        if slot.boundaries.first() == Some(&n_done) {
+            slot.boundaries.remove(0);
+            self.cache.put(slot.task.group, &slot.sequence);
+        }
         if slot.n_left() > 0 {
             return;
         }
@@ -455,7 +505,7 @@ impl Scheduler {
     fn tell_gauges(&self) {
         let metrics = &self.metrics;
         metrics.processing.store(self.slots.len() as i64, Relaxed);
-        metrics.deferred.store(self.queue.len() as i64, Relaxed);
+        metrics.deferred.store(self.n_waiting() as i64, Relaxed);
         metrics
             .cache_bytes
             .store(self.cache.n_bytes() as u64, Relaxed);

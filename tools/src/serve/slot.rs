@@ -31,6 +31,8 @@ pub(super) struct Slot {
     /// Logits after the last rows of the last pass, `[n, n_vocab]`.
     pub logits: Vec<f32>,
     pub drafts: Drafts,
+    /// Numbers of the prompt's tokens after which what was evaluated is kept, ascending.
+    pub boundaries: Vec<usize>,
     /// The text's last token and guesses of what follows, where a pass evaluates such; else nothing.
     pub ahead: Vec<u32>,
     pub prompt_logprobs: Vec<Logprob>,
@@ -69,6 +71,7 @@ impl Slot {
             task,
             sequence,
             logits: Vec::new(),
+            boundaries: Vec::new(),
             ahead: Vec::new(),
             prompt_logprobs: Vec::new(),
             logprobs: Vec::new(),
@@ -84,6 +87,14 @@ impl Slot {
     pub(super) fn n_left(&self) -> usize {
         let n_done = self.sequence.tokens().len();
         self.text.len().saturating_sub(n_done)
+    }
+
+    /// Tokens until the next place where what was evaluated is kept.
+    pub(super) fn n_to_boundary(&self) -> usize {
+        let n_done = self.sequence.tokens().len();
+        self.boundaries
+            .first()
+            .map_or(usize::MAX, |at| at.saturating_sub(n_done))
     }
 
     /// Tokens of its answer.

@@ -2,28 +2,104 @@
 //!
 //! A file holds one sequence as [`Sequence::save`] writes it: with a checksum, and a hash of the model, the
 //! composition and the cache's form. It is written beside its place and renamed; one that is torn, old or of
-//! something else is passed over, and replaced in time. Names tell whose it is.
+//! something else is passed over, and replaced in time. Names tell whose it is. A thread of its own reads and
+//! writes: cards are slow, and answers do not wait for them.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
-use tandem_engine::{Model, Sequence, SessionOptions};
+use tandem_engine::{Composition, Model, Sequence, SessionError, SessionOptions, Snapshot};
 use tandem_formats::write_atomically;
 
-use super::cache::{Group, PrefixCache};
+use super::cache::{Entry, Group, n_common};
+use super::task::Message;
 
 const ENDING: &str = "sequence";
 /// Digits of a name that tell the group, and those that tell the tokens.
 const NAME_DIGITS: usize = 32;
+/// What stands in a file before its tokens.
+const HEAD_BYTES: usize = 80;
+
+/// The thread that reads and writes the files.
+pub(super) struct Store {
+    orders: Sender<Order>,
+    thread: JoinHandle<()>,
+    /// Groups whose files are being read, and those whose were.
+    asked: HashSet<Group>,
+    known: HashSet<Group>,
+}
+
+/// What is to be done.
+enum Order {
+    Load(Wanted),
+    Save(Vec<Entry>),
+}
+
+/// Whose files are to be read.
+pub(super) struct Wanted {
+    pub group: Group,
+    pub composition: Option<Composition>,
+    /// What is to be gone on with first.
+    pub prompt: Arc<[u32]>,
+}
+
+impl Store {
+    /// Begins to work on a folder. What is read goes to `inbox`.
+    pub(super) fn start(folder: Folder, inbox: Sender<Message>) -> io::Result<Store> {
+        let (orders, taken) = channel();
+        let thread = std::thread::Builder::new().name("cache-files".to_string());
+        Ok(Store {
+            orders,
+            thread: thread.spawn(move || folder.work(&taken, &inbox))?,
+            asked: HashSet::new(),
+            known: HashSet::new(),
+        })
+    }
+
+    /// Whether a group's files have to be waited for, which are asked for then.
+    pub(super) fn must_wait(&mut self, wanted: Wanted) -> bool {
+        let group = wanted.group;
+        if self.known.contains(&group) {
+            return false;
+        }
+        // Where the thread is gone, nothing would come.
+        !self.asked.insert(group) || self.orders.send(Order::Load(wanted)).is_ok()
+    }
+
+    /// Something of a group came: nobody waits for it any more.
+    pub(super) fn came(&mut self, group: Group) {
+        self.known.insert(group);
+    }
+
+    /// Has these written, and the files of others that were read removed.
+    pub(super) fn save(&self, entries: Vec<Entry>) {
+        // The thread tells of its troubles itself.
+        let _ = self.orders.send(Order::Save(entries));
+    }
+
+    /// Waits until all is written.
+    pub(super) fn close(self) {
+        drop(self.orders);
+        if self.thread.join().is_err() {
+            tell!("error: the thread for the cache's files failed");
+        }
+    }
+}
 
 /// A folder of sequences.
-pub(super) struct Store {
-    folder: PathBuf,
+pub(super) struct Folder {
+    path: PathBuf,
+    model: Model,
+    options: SessionOptions,
     max_bytes: usize,
     /// What results depend on beside the model and the composition.
     form: String,
@@ -31,21 +107,23 @@ pub(super) struct Store {
     loaded: HashSet<String>,
 }
 
-impl Store {
+impl Folder {
     pub(super) fn open(
-        folder: &Path,
+        path: &Path,
         model: &Model,
         options: &SessionOptions,
         max_bytes: usize,
-    ) -> Result<Store> {
-        let name = || format!("cannot use the folder {}", folder.display());
+    ) -> Result<Folder> {
+        let name = || format!("cannot use the folder {}", path.display());
         // What was said is nobody else's business.
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        builder.create(folder).with_context(name)?;
-        fs::read_dir(folder).with_context(name)?;
-        Ok(Store {
-            folder: folder.to_path_buf(),
+        builder.create(path).with_context(name)?;
+        fs::read_dir(path).with_context(name)?;
+        Ok(Folder {
+            path: path.to_path_buf(),
+            model: model.clone(),
+            options: *options,
             max_bytes,
             form: format!(
                 "{} {} {} {} {} {:?}",
@@ -58,6 +136,29 @@ impl Store {
             ),
             loaded: HashSet::new(),
         })
+    }
+
+    fn work(mut self, orders: &Receiver<Order>, inbox: &Sender<Message>) {
+        while let Ok(order) = orders.recv() {
+            match order {
+                Order::Load(wanted) => {
+                    let group = wanted.group;
+                    if let Err(error) = self.load(wanted, inbox) {
+                        tell!("warning: what was kept is not used: {error}");
+                    }
+                    // Nobody waits for what did not come.
+                    let _ = inbox.send(Message::Loaded {
+                        group,
+                        snapshot: None,
+                    });
+                }
+                Order::Save(entries) => {
+                    if let Err(error) = self.save(&entries) {
+                        tell!("warning: what was evaluated is not kept: {error:#}");
+                    }
+                }
+            }
+        }
     }
 
     /// What the names of a group's files begin with.
@@ -83,36 +184,57 @@ impl Store {
         )
     }
 
-    /// Takes the files of a group into the cache, when it is first asked for, by way of `sequence`.
-    pub(super) fn load(&mut self, group: Group, sequence: &mut Sequence, cache: &mut PrefixCache) {
-        let prefix = self.group_name(group);
-        if !self.loaded.insert(prefix.clone()) {
-            return;
+    /// Reads a group's files, first the one that has most of the prompt, then the others, the latest first, as far as
+    /// they are kept.
+    fn load(&mut self, wanted: Wanted, inbox: &Sender<Message>) -> Result<(), SessionError> {
+        let prefix = self.group_name(wanted.group);
+        self.loaded.insert(prefix.clone());
+        let mut files = self.files();
+        files.retain(|file| file.is_of(&prefix));
+        files.reverse();
+        let common = |file: &StoredFile| {
+            let tokens = file.tokens(self.options.n_ctx).unwrap_or_default();
+            n_common(&tokens, &wanted.prompt)
+        };
+        let best = files.iter().map(common).enumerate().max_by_key(|(_, n)| *n);
+        if let Some((best, _)) = best {
+            files[..=best].rotate_right(1);
         }
-        for file in self.files().iter().filter(|file| file.is_of(&prefix)) {
-            if file.n_bytes > self.max_bytes as u64 {
-                continue;
-            }
-            let Ok(bytes) = fs::read(&file.path) else {
-                continue;
-            };
-            match sequence.restore(&bytes) {
-                Ok(()) => cache.put(group, sequence),
+        let mut left = self.max_bytes as u64;
+        for file in files {
+            let fits = left.checked_sub(file.n_bytes);
+            let Some(rest) = fits else { break };
+            left = rest;
+            match self.read(&file, wanted.composition.as_ref()) {
+                Ok(snapshot) => {
+                    let _ = inbox.send(Message::Loaded {
+                        group: wanted.group,
+                        snapshot: Some(snapshot),
+                    });
+                }
                 Err(error) => {
-                    tell!("note: {} is not used: {error}", file.path.display());
+                    tell!("note: {} is not used: {error:#}", file.path.display());
                     let _ = fs::remove_file(&file.path);
                 }
             }
         }
-        sequence.rewind(0);
+        Ok(())
+    }
+
+    fn read(&self, file: &StoredFile, composition: Option<&Composition>) -> Result<Snapshot> {
+        let bytes = fs::read(&file.path)?;
+        let mut sequence = Sequence::new(&self.model, &self.options)?;
+        sequence.set_composition(composition)?;
+        sequence.restore(&bytes)?;
+        Ok(sequence.snapshot()?)
     }
 
     /// Writes what is not there yet, and removes the oldest where it is too much.
-    pub(super) fn save(&self, cache: &PrefixCache) -> Result<()> {
+    fn save(&self, entries: &[Entry]) -> Result<()> {
         let mut kept = HashSet::new();
-        for (group, snapshot) in cache.snapshots() {
-            let name = self.file_name(group, snapshot.tokens());
-            let path = self.folder.join(&name);
+        for Entry { group, snapshot } in entries {
+            let name = self.file_name(*group, snapshot.tokens());
+            let path = self.path.join(&name);
             kept.insert(OsString::from(name));
             if path.exists() {
                 continue;
@@ -150,7 +272,7 @@ impl Store {
 
     /// The folder's sequences, the oldest first.
     fn files(&self) -> Vec<StoredFile> {
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
         let mut files: Vec<_> = entries.filter_map(|entry| StoredFile::of(&entry)).collect();
         files.sort_by_key(|file| file.written_at);
         files
@@ -180,6 +302,15 @@ impl StoredFile {
             written_at: metadata.modified().ok()?,
             path,
         })
+    }
+
+    /// What it begins with, as it stands there.
+    fn tokens(&self, n_ctx: usize) -> Option<Vec<u32>> {
+        let most = (HEAD_BYTES + 4 * n_ctx) as u64;
+        let mut head = Vec::new();
+        let file = File::open(&self.path).ok()?;
+        file.take(most).read_to_end(&mut head).ok()?;
+        Sequence::saved_tokens(&head)
     }
 
     fn is_of(&self, prefix: &str) -> bool {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use tandem_engine::{Composition, MAX_SPANS, Sampling};
+use tandem_engine::{Composition, MAX_SPANS, Sampling, Snapshot};
 use tokio::sync::mpsc;
 
 use super::cache::Group;
@@ -44,6 +44,8 @@ pub(super) struct Task {
     pub group: Group,
     /// Whether the cache is used, and what was evaluated goes there.
     pub keep: bool,
+    /// Where in the prompt others are likely to go on from, for models that cannot go back.
+    pub boundary: Option<usize>,
     pub events: mpsc::Sender<Event>,
     /// Other choices of the same prompt, which begin when it has been read.
     pub followers: Vec<Task>,
@@ -119,6 +121,11 @@ pub(super) enum Message {
     Ending,
     /// Answers at work are broken off.
     BreakOff,
+    /// What a file had of a group; without a snapshot where no more will come.
+    Loaded {
+        group: Group,
+        snapshot: Option<Snapshot>,
+    },
     /// Nobody is there any more.
     End,
 }
