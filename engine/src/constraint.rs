@@ -150,6 +150,17 @@ impl Grammars {
         self.kept_or(b'r', regex, || Ok(TopLevelGrammar::from_regex(regex)))
     }
 
+    /// A grammar as llguidance's dialect of Lark writes it.
+    ///
+    /// # Errors
+    ///
+    /// What is no such grammar, or is too complex.
+    pub fn lark(&self, lark: &str) -> Result<Grammar, GrammarError> {
+        check_size(lark)?;
+        let read = || Ok(TopLevelGrammar::from_lark(lark.to_string()));
+        self.kept_or(b'l', lark, read)
+    }
+
     /// The grammar of this kind and text: one that is kept, else one that is made and kept.
     fn kept_or(
         &self,

@@ -8,6 +8,9 @@ mod access;
 mod answer;
 mod asked;
 mod cache;
+mod call_grammar;
+mod call_reader;
+mod call_syntax;
 mod calls;
 mod catalog;
 mod chat;
@@ -48,7 +51,7 @@ use self::access::{Access, Caller, Peer};
 use self::answer::Answer;
 use self::asked::Asked;
 use self::cache::Group;
-use self::calls::CallSyntax;
+use self::call_syntax::CallSyntax;
 use self::catalog::{Catalog, HowToOpen, Made, Sources, content_id};
 use self::error::ApiError;
 use self::http::Offers;
@@ -513,7 +516,7 @@ fn open_model(args: &Args, server: &Server) -> Result<Scheduler> {
             .unwrap_or_default()
             .to_string_lossy()
             .into(),
-        calls: CallSyntax::learn(chat),
+        calls: CallSyntax::learn(chat, model.tokenizer()?),
         thinks: template.is_some_and(|template| template.contains("<think>")),
         defaults: asked::defaults(&model),
         n_ctx: options.n_ctx,

@@ -1,13 +1,16 @@
 //! How the command behaves: streams, exit codes, help, bad input.
 
 mod common;
+#[path = "common/pocket.rs"]
+mod pocket;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::process::{Command, Stdio};
 
 use common::{fixture, run, shared, tandem};
-use tandem_formats::{GgufFiles, Value, Writer};
+use pocket::pocket_with;
+use tandem_formats::Value;
 
 #[test]
 fn run_prints_the_text_alone_and_timings_beside_it() {
@@ -275,24 +278,6 @@ fn the_demo_runs_from_any_folder() {
         "{text}"
     );
     assert!(text.contains("tokens, "));
-}
-
-/// The pocket model with other metadata added.
-fn pocket_with(key: &str, value: Value<'_>) -> tempfile::NamedTempFile {
-    let files = GgufFiles::open(fixture("pocket-q8_0.gguf")).unwrap();
-    let gguf = files.parse().unwrap();
-    let mut writer = Writer::new();
-    for (key, value) in gguf.metadata().filter(|(k, _)| *k != key) {
-        writer.add(key, *value).unwrap();
-    }
-    writer.add(key, value).unwrap();
-    for t in gguf.tensors() {
-        writer.add_tensor(t.name, t.shape(), t.dtype).unwrap();
-    }
-    let data: Vec<_> = gguf.tensors().iter().map(|t| t.data).collect();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), writer.to_vec(&data).unwrap()).unwrap();
-    file
 }
 
 const TEMPLATE: &str = "{% for m in messages %}{{ bos_token if loop.first }}{{ m.role }}: {{ m.content }}\

@@ -4,6 +4,8 @@
 
 #[expect(dead_code, reason = "of the shared helpers this needs some")]
 mod common;
+#[path = "common/pocket.rs"]
+mod pocket;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -14,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{fixture, tandem};
+use pocket::pocket_with;
 use serde_json::{Value, json};
 use tandem_formats::{Gguf, Value as GgufValue, Writer};
 
@@ -573,8 +576,7 @@ fn it_ends_when_it_is_told_to_and_lets_answers_end() {
     connection
         .write_all(&request("/v1/chat/completions", &body, ""))
         .unwrap();
-    let mut first = [0];
-    connection.read_exact(&mut first).unwrap();
+    let first = until_text(&mut connection);
     let _idle = TcpStream::connect(&server.address).unwrap();
     let killed = Command::new("kill")
         .arg(server.child.id().to_string())
@@ -590,6 +592,24 @@ fn it_ends_when_it_is_told_to_and_lets_answers_end() {
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(5));
     assert!(TcpStream::connect(&server.address).is_err());
+}
+
+/// What comes of a stream up to its first text: the answer is at work then.
+fn until_text(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let is_text = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        ["\"content\":\"", "\"text\":\""].iter().any(|key| {
+            let mut places = text.match_indices(key);
+            places.any(|(at, _)| !text[at + key.len()..].starts_with('"'))
+        })
+    };
+    while !is_text(&bytes) {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        bytes.extend(byte);
+    }
+    bytes
 }
 
 /// Sends the server a signal.
@@ -612,11 +632,11 @@ fn answers_without_grace_end_with_an_error() {
         connection
     };
     let mut streamed = ask(true);
-    streamed.read_exact(&mut [0]).unwrap();
+    let first = until_text(&mut streamed);
     signal(&server, "-TERM");
     thread::sleep(Duration::from_millis(50));
     signal(&server, "-TERM");
-    let rest = Answer::read(std::io::Read::chain(&b"H"[..], streamed));
+    let rest = Answer::read(std::io::Read::chain(&first[..], streamed));
     assert!(
         rest.body.contains("\"code\":\"shutting_down\""),
         "{}",
@@ -723,6 +743,114 @@ fn a_server_that_was_killed_starts_again() {
     let server = Server::start(&flags);
     for (text, wanted) in texts.iter().zip(&wanted) {
         assert_eq!(server.chat(&asks("summarize-fr", text)), *wanted);
+    }
+}
+
+/// Calls come in the form that the template writes them in, and are told in OpenAI's.
+#[test]
+fn calls_are_written_as_the_template_has_them() {
+    let objects = r#"{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}, "id": "{{ c.id }}"}"#;
+    let named = "<s>{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}";
+    let xml = "<tool_call>\n<function={{ c.function.name }}>\n{% for k, v in c.function.arguments.items() %}\
+               <parameter={{ k }}>\n{{ v }}\n</parameter>\n{% endfor %}</function>\n</tool_call>";
+    let marked = "<s>call:{{ c.function.name }}{{ \"{\" }}{% for k, v in c.function.arguments.items() %}{{ k }}:\
+                  {% if v is string %}<s>{{ v }}<s>{% else %}{{ v }}{% endif %}{{ \",\" if not loop.last }}\
+                  {% endfor %}{{ \"}\" }}</s>";
+    let tools = json!([
+        {"type": "function", "function": {"name": "light", "parameters": {"type": "object", "properties": {
+            "room": {"enum": ["hall", "bath"]}, "note": {"type": "string", "maxLength": 12},
+            "level": {"type": "integer", "minimum": 10, "maximum": 99}, "on": {"$ref": "#/$defs/flag"}},
+            "required": ["room", "level", "note"], "additionalProperties": false, "$defs": {"flag": {"type": "boolean"}}}}},
+        {"type": "function", "function": {"name": "stop"}},
+    ]);
+    for (before, call, after) in [
+        ("[CALLS] [", objects, "]"),
+        ("", named, ""),
+        ("", xml, ""),
+        ("", marked, ""),
+    ] {
+        let template = format!(
+            "{{{{ tools | tojson }}}}{{% for m in messages %}}{{{{ m.content }}}}{{% if m.tool_calls %}}{before}\
+             {{% for c in m.tool_calls %}}{call}{{% endfor %}}{after}{{% endif %}}</s>{{% endfor %}}"
+        );
+        let model = pocket_with("tokenizer.chat_template", GgufValue::Str(&template));
+        let child = Server::spawn_with(model.path(), &["--ctx", "1024", "--port", "0"]);
+        let (server, log) = Server::open(child);
+        thread::spawn(move || log.for_each(drop));
+        let ask = |choice: Value, seed: u64| {
+            let body = json!({
+                "messages": [{"role": "user", "content": TEXTS[0]}], "tools": tools, "tool_choice": choice,
+                "seed": seed, "max_tokens": 600,
+            });
+            let answer = server.post("/v1/chat/completions", &body);
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            let choice = answer.json()["choices"][0].clone();
+            assert_eq!(choice["finish_reason"], "tool_calls", "{choice}");
+            let call = choice["message"]["tool_calls"][0].clone();
+            assert_eq!(call["id"].as_str().unwrap().len(), 9);
+            let name = call["function"]["name"].as_str().unwrap().to_string();
+            let arguments = call["function"]["arguments"].as_str().unwrap();
+            let arguments: Value = serde_json::from_str(arguments).unwrap();
+            (name, arguments, call)
+        };
+        for seed in 0..6 {
+            let light = json!({"type": "function", "function": {"name": "light"}});
+            let (name, arguments, call) = ask(light, seed);
+            assert_eq!(name, "light");
+            assert!(
+                ["hall", "bath"].contains(&arguments["room"].as_str().unwrap()),
+                "{arguments}"
+            );
+            assert!(
+                (10..=99).contains(&arguments["level"].as_i64().unwrap()),
+                "{arguments}"
+            );
+            assert!(
+                arguments["note"].as_str().unwrap().chars().count() <= 12,
+                "{arguments}"
+            );
+            assert!(
+                arguments.get("on").is_none_or(Value::is_boolean),
+                "{arguments}"
+            );
+            let (name, arguments, _) = ask("required".into(), seed);
+            assert!(
+                name == "light" || (name == "stop" && arguments == json!({})),
+                "{name} {arguments}"
+            );
+            // The call goes back to the template as it was told.
+            let messages = json!([
+                {"role": "user", "content": "Light?"},
+                {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": call["id"], "content": "done"},
+            ]);
+            let body = json!({"messages": messages, "tools": tools});
+            let prompt = server.post("/apply-template", &body).json()["prompt"].clone();
+            assert!(prompt.as_str().unwrap().contains("light"), "{prompt}");
+        }
+        let (name, arguments, _) =
+            ask(json!({"type": "function", "function": {"name": "stop"}}), 1);
+        assert_eq!((&*name, arguments), ("stop", json!({})));
+    }
+}
+
+/// Whoever thinks before an answer may do so before one of a schema, too.
+#[test]
+fn thoughts_come_before_what_was_asked_for() {
+    let template = "{% if thoughts %}<think>{% endif %}{% for m in messages %}{{ m.content }}</s>{% endfor %}\
+                    {% if closed %}<think></think>{% endif %}";
+    let model = pocket_with("tokenizer.chat_template", GgufValue::Str(template));
+    let child = Server::spawn_with(model.path(), &["--ctx", "512", "--port", "0"]);
+    let (server, log) = Server::open(child);
+    thread::spawn(move || log.for_each(drop));
+    let schema = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["yes", "no"]}}});
+    for args in [json!({}), json!({"closed": true})] {
+        let body = json!({
+            "messages": [{"role": "user", "content": "Well?"}], "response_format": schema, "temperature": 0,
+            "chat_template_kwargs": args,
+        });
+        let content = server.chat(&body);
+        assert!(["\"yes\"", "\"no\""].contains(&&*content), "{content}");
     }
 }
 

@@ -205,7 +205,8 @@ impl Answer {
                 }
             }
             Delta::Call(name) => {
-                let id = format!("call_{}", random_text(24));
+                // Mistral's templates take no other ones back.
+                let id = random_text(9);
                 let function = json!({"name": name, "arguments": ""});
                 let call =
                     json!({"index": n_calls, "id": id, "type": "function", "function": function});

@@ -3,130 +3,17 @@
 use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
-use tandem_engine::chat::{Chat, Conversation, TemplateArgs};
+use tandem_engine::constraint::Grammar;
 
+use super::call_grammar::{self, CallGrammar};
+use super::call_reader::{ArgumentForm, CallForm, ToolForm};
+use super::call_syntax::{CallBody, CallObject, CallSyntax};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::grammar_error;
-use tandem_engine::constraint::{Grammar, Grammars};
+use super::{Served, grammar_error};
 
 const MAX_TOOLS: usize = 128;
 const MAX_NAME: usize = 64;
-/// The most bytes that a template may write before a call's JSON, and after it.
-const MAX_FRAME_BYTES: usize = 1024;
-
-/// How calls stand in what the model writes.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct CallSyntax {
-    /// Before a call's JSON.
-    pub begin: String,
-    pub end: String,
-    /// What the arguments are called in it.
-    arguments: &'static str,
-    /// Whether the template tells the model of the tools; else the system's message has to.
-    pub in_template: bool,
-}
-
-impl CallSyntax {
-    /// Hermes's, which many models know.
-    fn hermes() -> CallSyntax {
-        CallSyntax {
-            begin: "<tool_call>\n".to_string(),
-            end: "\n</tool_call>".to_string(),
-            arguments: "arguments",
-            in_template: false,
-        }
-    }
-
-    /// Learns from a template how it writes calls: it is shown one, and what stands around it is cut out.
-    /// Where it does not write them as JSON with a name and arguments, they are Hermes's.
-    pub(super) fn learn(chat: Option<&Chat>) -> CallSyntax {
-        let learned = chat.and_then(learn);
-        learned.unwrap_or_else(CallSyntax::hermes)
-    }
-
-    /// The text that tells of a call: where it comes, one begins.
-    pub(super) fn mark(&self) -> String {
-        match self.begin.trim_end() {
-            "" => "{\"name\": ".to_string(),
-            begin => begin.to_string(),
-        }
-    }
-}
-
-fn learn(chat: &Chat) -> Option<CallSyntax> {
-    let tools = r#"[{"type":"function","function":{"name":"@name@","description":"@what@",
-        "parameters":{"type":"object","properties":{"@key@":{"type":"string"}}}}}]"#;
-    let render = |messages: &Value, prompt: bool| {
-        let mut args = TemplateArgs::new();
-        args.set_json("tools", tools).ok()?;
-        args.set_json(
-            "add_generation_prompt",
-            if prompt { "true" } else { "false" },
-        )
-        .ok()?;
-        let conversation = Conversation {
-            messages: &messages.to_string(),
-            args: &args,
-            continue_last: false,
-        };
-        chat.render_conversation(&conversation).ok()
-    };
-    let user = json!({"role": "user", "content": "@question@"});
-    let prompt = render(&json!([user]), true)?;
-    if !prompt.contains("@name@") {
-        return None;
-    }
-    let said = json!({"role": "assistant", "content": "@answer@"});
-    let said = render(&json!([user, said]), false)?;
-    let after_answer = said.rsplit_once("@answer@")?.1;
-    let function = json!({"name": "@name@", "arguments": {"@key@": "@value@"}});
-    let call = json!([{"type": "function", "id": "call00000", "function": function}]);
-    let called = json!({"role": "assistant", "content": "", "tool_calls": call});
-    let called = render(&json!([user, called]), false)?;
-    // From the beginning of the assistant's turn to the end of the call's JSON.
-    let n_same = prompt
-        .bytes()
-        .zip(called.bytes())
-        .take_while(|(a, b)| a == b)
-        .count();
-    let n_same = called.floor_char_boundary(n_same);
-    let turn = &called[n_same..];
-    let open = turn[..turn.find("@name@")?].rfind('{')?;
-    let mut objects =
-        serde_json::Deserializer::from_str(&turn[open..]).into_iter::<Map<String, Value>>();
-    let object = objects.next()?.ok()?;
-    let close = open + objects.byte_offset();
-    let arguments = ["arguments", "parameters"]
-        .into_iter()
-        .find(|key| object.contains_key(*key))?;
-    let is_plain = object.len() == 2 && object.get("name").is_some_and(|name| name == "@name@");
-    if !is_plain || !object[arguments].is_object() {
-        return None;
-    }
-    let end = &turn[close..];
-    if open > MAX_FRAME_BYTES || end.len() > MAX_FRAME_BYTES {
-        return None;
-    }
-    let end = match end.strip_suffix(after_answer) {
-        Some(end) => end,
-        None => end.split('<').next().unwrap_or(""),
-    };
-    // Thoughts that the template writes for the model are its own affair.
-    let begin = &turn[..open];
-    let begin = begin
-        .rsplit("</think>")
-        .next()
-        .unwrap_or(begin)
-        .trim_start();
-    Some(CallSyntax {
-        begin: begin.to_string(),
-        end: end.to_string(),
-        arguments,
-        in_template: true,
-    })
-}
-
 /// The tools of a request, and whether they must, may or must not be called.
 pub(super) struct Tools {
     tools: Vec<Tool>,
@@ -136,9 +23,11 @@ pub(super) struct Tools {
     pub parallel: bool,
 }
 
-struct Tool {
-    name: String,
-    parameters: Value,
+pub(super) struct Tool {
+    pub name: String,
+    pub parameters: Value,
+    /// Whether all of the schema is to be enforced.
+    pub is_strict: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -176,40 +65,80 @@ impl Tools {
         }))
     }
 
-    /// The grammar of a call's JSON.
-    pub(super) fn grammar(
-        &self,
-        form: &CallSyntax,
-        grammars: &Grammars,
-    ) -> Result<Grammar, ApiError> {
+    /// Those that may be called.
+    fn callable(&self) -> impl Iterator<Item = &Tool> {
+        let tools = self.tools.iter().enumerate();
+        let callable =
+            tools.filter(|(i, _)| !matches!(self.choice, ToolChoice::Named(named) if named != *i));
+        callable.map(|(_, tool)| tool)
+    }
+
+    /// How the calls are read.
+    pub(super) fn form(&self, syntax: &CallSyntax) -> CallForm {
+        let tool = |tool: &Tool| {
+            let properties = tool.parameters.get("properties").and_then(Value::as_object);
+            let arguments = properties
+                .into_iter()
+                .flatten()
+                .map(|(key, schema)| ArgumentForm {
+                    key: key.clone(),
+                    kind: call_grammar::kind(schema, &tool.parameters),
+                });
+            ToolForm {
+                name: tool.name.clone(),
+                arguments: arguments.collect(),
+            }
+        };
+        CallForm {
+            syntax: syntax.clone(),
+            tools: self.callable().map(tool).collect(),
+        }
+    }
+
+    /// The grammar of a call: of the JSON where it is an object, else of all that follows the mark.
+    pub(super) fn grammar(&self, served: &Served) -> Result<Grammar, ApiError> {
+        let grammars = served.grammars()?;
+        let grammar = match &served.calls.body {
+            CallBody::Object(object) => grammars.json_schema(&self.schema(object).to_string()),
+            _ => {
+                let tools: Vec<&Tool> = self.callable().collect();
+                let text = CallGrammar::of(&served.calls, &tools, served.tokenizer()?)?;
+                grammars.lark(&text)
+            }
+        };
+        grammar.map_err(|error| grammar_error("tools", &error))
+    }
+
+    /// The schema of a call that is an object.
+    fn schema(&self, object: &CallObject) -> Value {
         let mut definitions = Map::new();
         let mut calls = Vec::new();
-        for (i, tool) in self.tools.iter().enumerate() {
-            if matches!(self.choice, ToolChoice::Named(named) if named != i) {
-                continue;
-            }
+        for (i, tool) in self.callable().enumerate() {
             let key = format!("tool{i}");
             let mut parameters = tool.parameters.clone();
             move_references(&mut parameters, &format!("#/$defs/{key}"));
             let arguments = format!("#/$defs/{key}");
             definitions.insert(key, parameters);
-            calls.push(json!({
+            let mut call = json!({
                 "type": "object",
-                "properties": {"name": {"const": tool.name}, form.arguments: {"$ref": arguments}},
-                "required": ["name", form.arguments],
+                "properties": {"name": {"const": tool.name}, object.arguments: {"$ref": arguments}},
+                "required": ["name", object.arguments],
                 "additionalProperties": false,
-            }));
+            });
+            if object.has_id {
+                call["properties"]["id"] = json!({"type": "string", "pattern": "^[a-zA-Z0-9]{9}$"});
+                call["required"] = json!(["name", object.arguments, "id"]);
+            }
+            calls.push(call);
         }
-        let schema = match &calls[..] {
+        match &calls[..] {
             [one] => {
                 let mut one = one.clone();
                 one["$defs"] = Value::Object(definitions);
                 one
             }
             _ => json!({"$defs": definitions, "anyOf": calls}),
-        };
-        let grammar = grammars.json_schema(&schema.to_string());
-        grammar.map_err(|error| grammar_error("tools", &error))
+        }
     }
 
     /// What a model is told of the tools whose template does not.
@@ -265,6 +194,7 @@ fn read_tool(item: &Value, path: String) -> Result<Tool, ApiError> {
     Ok(Tool {
         name: name.to_string(),
         parameters,
+        is_strict: function.boolean("strict")?.unwrap_or(false),
     })
 }
 
@@ -320,63 +250,6 @@ fn move_references(schema: &mut Value, place: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tandem_engine::Model;
-
-    fn form(template: &str) -> CallSyntax {
-        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/pocket-q8_0.gguf");
-        let model = Model::open(fixture).unwrap();
-        let chat = Chat::new(template, model.tokenizer().unwrap().vocab()).unwrap();
-        CallSyntax::learn(Some(&chat))
-    }
-
-    /// Turns in ChatML, with tools and calls as `tools` and `call` write them.
-    fn chatml(tools: &str, call: &str) -> String {
-        format!(
-            "{{% if tools %}}<|im_start|>system\n{tools}<|im_end|>\n{{% endif %}}\
-             {{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n\
-             {{% if m.tool_calls %}}{{% for c in m.tool_calls %}}{call}{{% endfor %}}\
-             {{% else %}}{{{{ m.content }}}}{{% endif %}}<|im_end|>\n{{% endfor %}}\
-             {{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
-        )
-    }
-
-    const TOOLS: &str = "{{ tools | tojson }}";
-
-    #[test]
-    fn forms_are_learned_from_templates() {
-        let call = r#"<tool_call>
-{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
-</tool_call>"#;
-        let hermes = form(&chatml(TOOLS, call));
-        assert_eq!(
-            hermes,
-            CallSyntax {
-                in_template: true,
-                ..CallSyntax::hermes()
-            }
-        );
-        assert_eq!(hermes.mark(), "<tool_call>");
-        // Thoughts that a template writes are no part of the call.
-        let thoughts = format!("<think>\n\n</think>\n\n{call}");
-        assert_eq!(form(&chatml(TOOLS, &thoughts)), hermes);
-        // Llama's: nothing stands before, and the arguments are called otherwise.
-        let call = r#"{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}"#;
-        let llama = form(&chatml(TOOLS, call));
-        assert_eq!(
-            (&*llama.begin, &*llama.end, llama.arguments),
-            ("", "", "parameters")
-        );
-        assert_eq!(llama.mark(), "{\"name\": ");
-    }
-
-    #[test]
-    fn other_forms_are_written_as_hermes_writes_them() {
-        let xml = "<function={{ c.function.name }}>{{ c.function.arguments | tojson }}</function>";
-        assert_eq!(form(&chatml(TOOLS, xml)), CallSyntax::hermes());
-        // A template that has no use for tools.
-        assert_eq!(form(&chatml("", "")), CallSyntax::hermes());
-        assert_eq!(CallSyntax::learn(None), CallSyntax::hermes());
-    }
 
     #[test]
     fn references_stay_inside_of_their_schemas() {

@@ -13,11 +13,12 @@ use super::access::Caller;
 use super::answer::{Answer, Style};
 use super::asked::{Asked, MAX_LOGPROBS, check_length};
 use super::cache::n_common;
+use super::call_syntax::CallBody;
 use super::calls::{ToolChoice, Tools};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::messages;
-use super::output::{Form, Thinking};
+use super::output::{END_THINK, Form, THINK, Thinking};
 use super::task::Calls;
 use super::{Job, Served, grammar_error};
 use tandem_engine::constraint::Framed;
@@ -239,6 +240,7 @@ pub(super) fn job(
             }
             if served.thinks {
                 form.thinking = thinking(served, &ids);
+                form.think_token = think_token(served);
             }
             (ids, tools)
         }
@@ -258,8 +260,9 @@ pub(super) fn job(
         job.add_tools(&tools, served, &mut form)?;
     } else if let Some(grammar) = format.grammar(served)? {
         job.grammar = Some(grammar);
-        // What is asked for comes at once, unless thoughts have begun in the prompt.
-        if form.thinking == Thinking::Maybe {
+        // What is asked for comes at once, unless thoughts have begun in the prompt, or the model begins them by a
+        // token of their own.
+        if form.thinking == Thinking::Maybe && form.think_token.is_none() {
             form.thinking = Thinking::Never;
         }
     }
@@ -275,19 +278,33 @@ impl Job {
         served: &Served,
         form: &mut Form,
     ) -> Result<(), ApiError> {
-        let grammar = tools.grammar(&served.calls, served.grammars()?)?;
+        let grammar = tools.grammar(served)?;
+        let options = EncodeOptions {
+            add_special: false,
+            parse_special: true,
+        };
         let tokens = |text: &str| {
-            let options = EncodeOptions {
-                add_special: false,
-                parse_special: true,
-            };
             let tokens = served.tokenizer()?.encode(text.as_bytes(), options);
             tokens.map_err(|_| ApiError::internal())
         };
-        let (begin, end) = (&*served.calls.begin, tokens(&served.calls.end)?);
+        let syntax = &served.calls;
+        let is_object = matches!(syntax.body, CallBody::Object(_));
+        // Of calls that are no objects the grammar has all that follows the mark.
+        let after_mark = if is_object { syntax.after_mark() } else { "" };
+        let end = if is_object {
+            tokens(&syntax.end)?
+        } else {
+            Vec::new()
+        };
+        form.call_form = Some(Arc::new(tools.form(syntax)));
         if tools.choice != ToolChoice::Auto {
             form.is_call = true;
             form.thinking = Thinking::Never;
+            let begin = if is_object {
+                &*syntax.begin
+            } else {
+                &*syntax.mark
+            };
             self.grammar = Some(Arc::new(Framed {
                 begin: tokens(begin)?,
                 grammar,
@@ -295,21 +312,27 @@ impl Job {
             }));
             return Ok(());
         }
-        let mark = served.calls.mark();
+        let mark = &*syntax.mark;
         // A mark that is one control token, which no text shows.
         let vocab = served.tokenizer()?.vocab();
-        if let [id] = tokens(&mark)?[..]
-            && vocab.kind(id) == Some(TokenKind::Control)
+        let mark_tokens = tokens(mark)?;
+        if let [id, rest @ ..] = &mark_tokens[..]
+            && vocab.kind(*id) == Some(TokenKind::Control)
+            && rest.is_empty()
         {
-            form.call_token = Some(id);
+            form.call_token = Some(*id);
         }
-        let is_json = begin.trim().is_empty();
-        let json_mark = if is_json { mark.clone() } else { String::new() };
-        form.call_mark = Some(mark);
+        // Where nothing stands before an object, the mark is its beginning.
+        let json_mark = if syntax.begin.trim().is_empty() {
+            mark
+        } else {
+            ""
+        };
+        form.call_mark = Some(mark.to_string());
         self.calls = Some(Arc::new(Calls {
-            json_mark,
+            json_mark: json_mark.to_string(),
             call: Framed {
-                begin: tokens(&begin[begin.trim_end().len()..])?,
+                begin: tokens(after_mark)?,
                 grammar,
                 end,
             },
@@ -344,9 +367,24 @@ fn thinking(served: &Served, ids: &[u32]) -> Thinking {
     let tail = &ids[ids.len().saturating_sub(8)..];
     let control = tandem_engine::tokenizer::ControlTokens::Show;
     let text = tokenizer.vocab().decode(tail, control).unwrap_or_default();
-    match text.trim_end().ends_with("<think>") {
-        true => Thinking::Begun,
-        false => Thinking::Maybe,
+    match text.rfind(THINK) {
+        Some(_) if text.trim_end().ends_with(THINK) => Thinking::Begun,
+        // Templates close them where they are not wanted.
+        Some(at) if text[at..].contains(END_THINK) => Thinking::Never,
+        _ => Thinking::Maybe,
+    }
+}
+
+/// The token that begins thoughts, where there is one.
+fn think_token(served: &Served) -> Option<u32> {
+    let options = EncodeOptions {
+        add_special: false,
+        parse_special: true,
+    };
+    let ids = served.tokenizer().ok()?.encode(THINK.as_bytes(), options);
+    match ids.ok()?[..] {
+        [id] => Some(id),
+        _ => None,
     }
 }
 

@@ -1,11 +1,14 @@
 //! From tokens to what a client reads: text, thoughts, calls of tools.
 
-use serde_json::Value;
+use std::sync::Arc;
+
 use tandem_engine::StopStrings;
 use tandem_engine::tokenizer::{ControlTokens, StreamDecoder, TokenizerError, Vocab};
 
-const THINK: &str = "<think>";
-const END_THINK: &str = "</think>";
+use super::call_reader::{CallForm, CallReader};
+
+pub(super) const THINK: &str = "<think>";
+pub(super) const END_THINK: &str = "</think>";
 
 /// What becomes known of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,8 +30,12 @@ pub(super) struct Form {
     pub call_mark: Option<String>,
     /// The token that is all of the mark, where it is one that no text shows.
     pub call_token: Option<u32>,
+    /// How calls are read, where the model may make one.
+    pub call_form: Option<Arc<CallForm>>,
     /// The answer is a call from its first token on.
     pub is_call: bool,
+    /// The token that is all of the mark of thoughts, where there is one.
+    pub think_token: Option<u32>,
 }
 
 /// Where thoughts stand in an answer.
@@ -47,6 +54,10 @@ pub(super) enum Thinking {
 #[derive(Debug)]
 pub(super) struct Output {
     decoder: StreamDecoder,
+    /// Shows control tokens, of which calls may be made.
+    call_decoder: StreamDecoder,
+    call_form: Arc<CallForm>,
+    think_token: Option<u32>,
     stop: StopStrings,
     state: State,
     call_mark: Option<String>,
@@ -79,8 +90,9 @@ pub(super) struct Pushed {
 
 impl Output {
     pub(super) fn new(vocab: &Vocab, form: &Form) -> Output {
+        let call_form = form.call_form.clone().unwrap_or_default();
         let state = match (form.is_call, form.thinking) {
-            (true, _) => State::Call(CallReader::default()),
+            (true, _) => State::Call(CallReader::new(&call_form)),
             (_, Thinking::Never) => State::Text,
             (_, Thinking::Maybe) => State::Undecided(String::new()),
             (_, Thinking::Begun) => State::Thinking(end_of_thoughts()),
@@ -88,6 +100,9 @@ impl Output {
         let mark = form.call_mark.clone();
         Output {
             decoder: vocab.stream_continuation(ControlTokens::Hide),
+            call_decoder: vocab.stream_continuation(ControlTokens::Show),
+            call_form,
+            think_token: form.think_token,
             stop: StopStrings::new(&form.stop),
             state,
             mark: StopStrings::new(mark.as_slice()),
@@ -109,9 +124,22 @@ impl Output {
         self.n_calls
     }
 
+    /// Whether thoughts may begin with the next token.
+    pub(super) fn may_think(&self) -> bool {
+        matches!(&self.state, State::Undecided(held) if held.is_empty())
+    }
+
     pub(super) fn push(&mut self, token: u32) -> Result<Pushed, TokenizerError> {
-        let piece = self.decoder.push(token)?.to_string();
         let mut pushed = Pushed::default();
+        if self.may_think() && self.think_token == Some(token) {
+            self.state = State::Thinking(end_of_thoughts());
+            return Ok(pushed);
+        }
+        let decoder = match self.state {
+            State::Call(_) => &mut self.call_decoder,
+            _ => &mut self.decoder,
+        };
+        let piece = decoder.push(token)?.to_string();
         self.take(piece, &mut pushed);
         let is_mark = self.call_token == Some(token) && matches!(self.state, State::Text);
         if is_mark && !pushed.is_stopped {
@@ -122,7 +150,7 @@ impl Output {
 
     /// A call that [`Pushed::call`] told of follows the grammar from here on.
     pub(super) fn begin_call(&mut self, text: &str, pushed: &mut Pushed) {
-        let mut reader = CallReader::default();
+        let mut reader = CallReader::new(&self.call_form);
         reader.push(text, &mut pushed.deltas);
         self.state = State::Call(reader);
     }
@@ -133,12 +161,17 @@ impl Output {
         self.give(mark + text, pushed);
     }
 
-    /// The call is complete.
-    pub(super) fn end_call(&mut self) {
+    /// The call is complete: what is told only then.
+    pub(super) fn end_call(&mut self) -> Vec<Delta> {
+        let mut deltas = Vec::new();
+        if let State::Call(reader) = &mut self.state {
+            reader.finish(&mut deltas);
+        }
         self.n_calls += 1;
         self.skips_space = true;
         self.state = State::Text;
         self.mark = StopStrings::new(self.call_mark.as_slice());
+        deltas
     }
 
     fn take(&mut self, piece: String, pushed: &mut Pushed) {
@@ -229,133 +262,4 @@ impl Output {
 
 fn end_of_thoughts() -> StopStrings {
     StopStrings::new(&[END_THINK.to_string()])
-}
-
-/// Reads the JSON of a call as it comes: `{"name": "f", "arguments": {...}}`.
-#[derive(Debug, Default)]
-struct CallReader {
-    /// What came before the arguments.
-    head: String,
-    arguments: Option<Nesting>,
-}
-
-/// How deep inside a JSON value a text is.
-#[derive(Debug, Default)]
-struct Nesting {
-    depth: usize,
-    in_string: bool,
-    is_escaped: bool,
-    is_over: bool,
-}
-
-impl CallReader {
-    fn push(&mut self, text: &str, deltas: &mut Vec<Delta>) {
-        if let Some(nesting) = &mut self.arguments {
-            return nesting.push(text, deltas);
-        }
-        self.head.push_str(text);
-        let Some(found) = find_arguments(&self.head) else {
-            return;
-        };
-        let mut nesting = Nesting::default();
-        deltas.push(Delta::Call(found.name));
-        nesting.push(&self.head[found.at..], deltas);
-        self.arguments = Some(nesting);
-    }
-}
-
-impl Nesting {
-    /// Gives out what of `text` belongs to the value.
-    fn push(&mut self, text: &str, deltas: &mut Vec<Delta>) {
-        if self.is_over {
-            return;
-        }
-        let mut end = text.len();
-        for (i, c) in text.char_indices() {
-            match c {
-                _ if self.is_escaped => self.is_escaped = false,
-                '\\' if self.in_string => self.is_escaped = true,
-                '"' => self.in_string = !self.in_string,
-                '{' | '[' if !self.in_string => self.depth += 1,
-                '}' | ']' if !self.in_string => {
-                    self.depth = self.depth.saturating_sub(1);
-                    if self.depth == 0 {
-                        self.is_over = true;
-                        end = i + 1;
-                        break;
-                    }
-                }
-                _ => {}
-            }
-        }
-        if end > 0 {
-            deltas.push(Delta::Arguments(text[..end].to_string()));
-        }
-    }
-}
-
-struct Arguments {
-    name: String,
-    /// Where they begin.
-    at: usize,
-}
-
-/// The beginning of a call's arguments in a text, and the name before it.
-fn find_arguments(head: &str) -> Option<Arguments> {
-    let open = head.find('{')?;
-    // A tool may be called so, too: the key is what a colon follows.
-    let keys = ["\"arguments\"", "\"parameters\""].into_iter();
-    let mut places = keys.flat_map(|key| head.match_indices(key));
-    let (before, rest) = places.find_map(|(at, key)| {
-        let rest = head[at + key.len()..].trim_start().strip_prefix(':')?;
-        Some((at, rest.trim_start()))
-    })?;
-    let at = head.len() - rest.len();
-    if rest.is_empty() {
-        return None;
-    }
-    let call = format!("{}}}", head[open..before].trim_end().trim_end_matches(','));
-    let call: Value = serde_json::from_str(&call).ok()?;
-    let name = call.get("name")?.as_str()?.to_string();
-    Some(Arguments { name, at })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(pieces: &[&str]) -> Vec<Delta> {
-        let mut reader = CallReader::default();
-        let mut deltas = Vec::new();
-        for piece in pieces {
-            reader.push(piece, &mut deltas);
-        }
-        deltas
-    }
-
-    #[test]
-    fn calls_are_read_piece_by_piece() {
-        let whole = r#"<tool_call>
-{"name": "f", "arguments": {"a}": "\"}", "b": [{}]}}
-</tool_call>"#;
-        let wanted = [
-            Delta::Call("f".to_string()),
-            Delta::Arguments(r#"{"a}": "\"}", "b": [{}]}"#.to_string()),
-        ];
-        assert_eq!(read(&[whole]), wanted);
-        let chars: Vec<String> = whole.chars().map(String::from).collect();
-        let pieces: Vec<&str> = chars.iter().map(|s| &**s).collect();
-        let deltas = read(&pieces);
-        let joined: String = deltas[1..]
-            .iter()
-            .map(|delta| match delta {
-                Delta::Arguments(text) => &**text,
-                _ => panic!("{delta:?}"),
-            })
-            .collect();
-        assert_eq!([deltas[0].clone(), Delta::Arguments(joined)], wanted);
-        assert_eq!(read(&[r#"{"name": "f", "arguments":"#]), []);
-        let odd = read(&[r#"{"name": "arguments", "arguments": {}}"#]);
-        assert_eq!(odd[0], Delta::Call("arguments".to_string()));
-    }
 }

@@ -252,16 +252,26 @@ impl Slot {
         }
         let mut constraint = self.constraint.as_mut();
         constraint = constraint.filter(|_| !self.output.is_thinking());
+        // Thoughts may come before what was asked for.
+        let think = self
+            .task
+            .form
+            .think_token
+            .filter(|_| self.output.may_think());
+        let think_logit = think.and_then(|id| self.logits.get(id as usize).copied());
         if let Some(constraint) = &mut constraint
             && !constraint.restrict(&mut self.logits)?
         {
             return Ok(None);
         }
+        if let (Some(id), Some(logit)) = (think, think_logit) {
+            self.logits[id as usize] = logit;
+        }
         if !self.logits.iter().any(|logit| *logit > f32::NEG_INFINITY) {
             return Err("logit_bias forbids all that may be next".to_string());
         }
         let token = self.sampler.pick(&mut self.logits);
-        if let Some(constraint) = constraint {
+        if let Some(constraint) = constraint.filter(|_| think != Some(token)) {
             constraint.accept(token)?;
         }
         if let Some((n, raw)) = raw {
@@ -292,7 +302,8 @@ impl Slot {
             return;
         }
         self.in_call = false;
-        self.output.end_call();
+        let deltas = self.output.end_call();
+        self.tell(deltas);
         self.constraint = None;
         let goes_on = self.task.calls.as_ref().is_some_and(|calls| calls.several);
         if !goes_on || self.n_generated() >= self.task.sampling.max_tokens {
