@@ -169,7 +169,7 @@ Version: {version}
 Architecture: arm64
 Maintainer: {maintainer}
 Installed-Size: {kilobytes}
-Pre-Depends: init-system-helpers (>= 1.54~)
+Pre-Depends: init-system-helpers (>= 1.50)
 Section: science
 Priority: optional
 Homepage: {homepage}
