@@ -262,15 +262,15 @@ impl Framed {
         self.steps(self.grammar.begin(), &self.begin)
     }
 
-    /// What holds the rest of an answer to it that has this text already, of the grammar or white space before
-    /// it; `None` where that is no beginning of it.
+    /// What holds the rest of an answer to it that has this text of the grammar already; `None` where that is no
+    /// beginning of it.
     pub fn go_on_from(&self, text: &str) -> Option<Constraint> {
         if text.is_empty() {
             return Some(self.constraint());
         }
         let mut matcher = self.grammar.begin();
         let env = matcher.tok_env().ok()?;
-        let tokens = env.tokenize_bytes(text.trim_start().as_bytes());
+        let tokens = env.tokenize_bytes(text.as_bytes());
         matcher.consume_tokens(&tokens).ok()?;
         Some(self.steps(matcher, &[]))
     }

@@ -8,6 +8,7 @@ mod access;
 mod answer;
 mod asked;
 mod cache;
+mod call_argument;
 mod call_grammar;
 mod call_reader;
 mod call_syntax;
@@ -215,6 +216,17 @@ impl Server {
             )
             .code("loading")
         })
+    }
+}
+
+/// Lets the model's thread end when it is dropped.
+struct EndWithThis(Arc<Server>);
+
+impl Drop for EndWithThis {
+    fn drop(&mut self) {
+        if let Some(served) = self.0.served.get() {
+            let _ = served.inbox.send(Message::End);
+        }
     }
 }
 
@@ -448,6 +460,8 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
     let clients = std::thread::spawn({
         let server = Arc::clone(&server);
         move || {
+            // The model's thread ends with this one, however that ends.
+            let _end = EndWithThis(Arc::clone(&server));
             runtime.block_on(http::run(server, listener));
             // Whoever reads a request still has nobody to answer.
             runtime.shutdown_background();

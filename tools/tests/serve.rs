@@ -756,10 +756,15 @@ fn calls_are_written_as_the_template_has_them() {
     let marked = "<s>call:{{ c.function.name }}{{ \"{\" }}{% for k, v in c.function.arguments.items() %}{{ k }}:\
                   {% if v is string %}<s>{{ v }}<s>{% else %}{{ v }}{% endif %}{{ \",\" if not loop.last }}\
                   {% endfor %}{{ \"}\" }}</s>";
+    let glm = "<tool_call>{{ c.function.name }}\n{% for k, v in c.function.arguments.items() %}<arg_key>{{ k }}</arg_key>\n\
+               <arg_value>{{ v }}</arg_value>\n{% endfor %}</tool_call>";
+    let lfm2 = "{{ c.function.name }}({% for k, v in c.function.arguments.items() %}{{ k }}={% if v is string %}\
+                '{{ v }}'{% else %}{{ v }}{% endif %}{{ \", \" if not loop.last }}{% endfor %})";
     let tools = json!([
         {"type": "function", "function": {"name": "light", "parameters": {"type": "object", "properties": {
-            "room": {"enum": ["hall", "bath"]}, "note": {"type": "string", "maxLength": 12},
-            "level": {"type": "integer", "minimum": 10, "maximum": 99}, "on": {"$ref": "#/$defs/flag"}},
+            "room": {"enum": ["hall", "bath's"]}, "note": {"type": "string", "maxLength": 12},
+            "level": {"type": "integer", "minimum": 10, "maximum": 99}, "on": {"$ref": "#/$defs/flag"},
+            "who": {"anyOf": [{"type": "string", "minLength": 2, "maxLength": 20}, {"type": "null"}]}},
             "required": ["room", "level", "note"], "additionalProperties": false, "$defs": {"flag": {"type": "boolean"}}}}},
         {"type": "function", "function": {"name": "stop"}},
     ]);
@@ -768,6 +773,8 @@ fn calls_are_written_as_the_template_has_them() {
         ("", named, ""),
         ("", xml, ""),
         ("", marked, ""),
+        ("", glm, ""),
+        ("[CALL] [", lfm2, "]"),
     ] {
         let template = format!(
             "{{{{ tools | tojson }}}}{{% for m in messages %}}{{{{ m.content }}}}{{% if m.tool_calls %}}{before}\
@@ -798,7 +805,7 @@ fn calls_are_written_as_the_template_has_them() {
             let (name, arguments, call) = ask(light, seed);
             assert_eq!(name, "light");
             assert!(
-                ["hall", "bath"].contains(&arguments["room"].as_str().unwrap()),
+                ["hall", "bath's"].contains(&arguments["room"].as_str().unwrap()),
                 "{arguments}"
             );
             assert!(
@@ -807,6 +814,13 @@ fn calls_are_written_as_the_template_has_them() {
             );
             assert!(
                 arguments["note"].as_str().unwrap().chars().count() <= 12,
+                "{arguments}"
+            );
+            let who = arguments.get("who");
+            assert!(
+                who.is_none_or(
+                    |who| who.is_null() || who.as_str().is_some_and(|who| who.chars().count() > 1)
+                ),
                 "{arguments}"
             );
             assert!(
@@ -828,6 +842,22 @@ fn calls_are_written_as_the_template_has_them() {
             let prompt = server.post("/apply-template", &body).json()["prompt"].clone();
             assert!(prompt.as_str().unwrap().contains("light"), "{prompt}");
         }
+        // Schemas that refer to themselves, and to each other in numbers, are looked at no longer than others.
+        let mut definitions =
+            json!({"a0": {"anyOf": [{"$ref": "#/$defs/a0"}, {"type": "string"}]}});
+        for i in 1..40 {
+            let before = json!({"$ref": format!("#/$defs/a{}", i - 1)});
+            definitions[format!("a{i}")] = json!({"anyOf": [before, before]});
+        }
+        let parameters = json!({"type": "object", "$defs": definitions,
+            "properties": {"x": {"$ref": "#/$defs/a39"}, "y": {"$ref": "#/$defs/a0"}}});
+        let function = json!({"name": "f", "parameters": parameters});
+        let body = json!({
+            "messages": [{"role": "user", "content": "?"}], "max_tokens": 3,
+            "tools": [{"type": "function", "function": function}], "tool_choice": "required",
+        });
+        let answer = server.post("/v1/chat/completions", &body);
+        assert!([200, 400].contains(&answer.status), "{}", answer.body);
         let (name, arguments, _) =
             ask(json!({"type": "function", "function": {"name": "stop"}}), 1);
         assert_eq!((&*name, arguments), ("stop", json!({})));

@@ -120,7 +120,19 @@ impl PrefixCache {
         }
     }
 
-    /// Keeps a snapshot that comes from a file.
+    /// Keeps a snapshot that comes from a file where there is room, and gives it up first.
+    pub(super) fn insert_oldest(&mut self, group: Group, snapshot: Snapshot) {
+        let is_known = |entry: &Entry| {
+            entry.group == group && entry.snapshot.tokens().starts_with(snapshot.tokens())
+        };
+        let fits = self.n_bytes() + snapshot.n_bytes() <= self.max_bytes;
+        if fits && self.entries.len() < MAX_ENTRIES && !self.entries.iter().any(is_known) {
+            let snapshot = Arc::new(snapshot);
+            self.entries.insert(0, Entry { group, snapshot });
+        }
+    }
+
+    /// Keeps a snapshot as the latest.
     pub(super) fn insert(&mut self, group: Group, snapshot: Snapshot) {
         if snapshot.n_bytes() > self.max_bytes {
             return;

@@ -5,13 +5,15 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, TokenKind, Tokenizer};
 
-use super::call_reader::ArgumentKind;
+use super::call_argument::{ArgumentForm, TextForm};
 use super::call_syntax::{CallBody, CallSyntax, CallTags};
-use super::calls::Tool;
+use super::calls::{Tool, move_references};
 use super::error::ApiError;
 
 /// Properties of a tool's arguments where they are written one by one.
 const MAX_PROPERTIES: usize = 64;
+/// The longest grammar.
+const MAX_GRAMMAR_BYTES: usize = 256 << 10;
 
 /// The text of a grammar, rule by rule.
 pub(super) struct CallGrammar<'a> {
@@ -36,7 +38,7 @@ impl<'a> CallGrammar<'a> {
         for tool in tools {
             let rest = match &syntax.body {
                 CallBody::Named { between } => {
-                    let arguments = grammar.json(&tool.parameters, &tool.parameters);
+                    let arguments = grammar.json(&tool.parameters, &tool.parameters)?;
                     let (between, end) = (grammar.marks(between), grammar.marks(&syntax.end));
                     format!("{between} {arguments} {end}")
                 }
@@ -59,21 +61,29 @@ impl<'a> CallGrammar<'a> {
     }
 
     /// JSON of a schema that stands inside of `root`, which it may refer to.
-    fn json(&mut self, schema: &Value, root: &Value) -> String {
-        let mut schema = match schema {
-            Value::Object(object) => object.clone(),
-            Value::Bool(false) => Map::from_iter([("not".to_string(), json!({}))]),
-            _ => Map::new(),
-        };
-        for key in ["$defs", "definitions"] {
-            if let (Some(definitions), false) = (root.get(key), schema.contains_key(key)) {
-                schema.insert(key.to_string(), definitions.clone());
+    fn json(&mut self, schema: &Value, root: &Value) -> Result<String, ApiError> {
+        let mut schema = schema.clone();
+        if refers(&schema) {
+            let mut root = root.clone();
+            for inner in [&mut schema, &mut root] {
+                move_references(inner, "#/$defs/root");
             }
+            schema = json!({"allOf": [schema], "$defs": {"root": root}});
         }
-        let spaces =
+        if !schema.is_object() {
+            schema = match schema {
+                Value::Bool(false) => json!({"not": {}}),
+                _ => json!({}),
+            };
+        }
+        schema["x-guidance"] =
             json!({"whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?"});
-        schema.insert("x-guidance".to_string(), spaces);
-        self.rule("", &format!("%json {}", Value::Object(schema)))
+        let rule = self.rule("", &format!("%json {schema}"));
+        if self.text.len() > MAX_GRAMMAR_BYTES {
+            let error = ApiError::field("tools", "are too large for this model's form of calls");
+            return Err(error.code("schema_too_complex"));
+        }
+        Ok(rule)
     }
 
     /// All that follows the name of a call whose arguments are written one by one, in the order of the schema.
@@ -122,7 +132,8 @@ impl<'a> CallGrammar<'a> {
         // From the last property to the first: what may follow, with arguments before it and without.
         let (mut more, mut first) = (close, empty);
         for (key, schema) in properties.iter().rev() {
-            let value = self.argument(tool, schema, &Ends { tags, end })?;
+            let form = ArgumentForm::of(key, schema, &tool.parameters);
+            let value = self.argument(tool, &form, &Ends { tags, end })?;
             let argument = format!("{} {value} {more}", plain(key));
             let is_required = required.contains(&&**key);
             let or = |rest: &str| match is_required {
@@ -140,56 +151,57 @@ impl<'a> CallGrammar<'a> {
     fn argument(
         &mut self,
         tool: &Tool,
-        schema: &Value,
+        form: &ArgumentForm,
         ends: &Ends<'_>,
     ) -> Result<String, ApiError> {
         let Ends { tags, end } = ends;
-        if kind(schema, &tool.parameters) == ArgumentKind::Json {
-            let (mark, value) = (
-                self.marks(&tags.json_value),
-                self.json(schema, &tool.parameters),
-            );
-            return Ok(format!("{mark} {value} {}", self.marks(end)));
+        let mut alternatives = Vec::new();
+        for schema in &form.json {
+            let value = self.json(schema, &tool.parameters)?;
+            let mark = self.marks(&tags.json_value);
+            alternatives.push(format!("{mark} {value} {}", self.marks(end)));
         }
-        let schema = resolved(schema, &tool.parameters);
-        let mut unenforced = ["pattern", "format"].into_iter();
-        if let Some(key) = unenforced.find(|key| tool.is_strict && schema.get(key).is_some()) {
-            let param = format!("tools: a parameter of {}", tool.name);
-            let what = format!(
-                "has a {key}, which cannot be enforced in the form that this model writes calls in"
-            );
-            return Err(ApiError::field(param, &what).code("invalid_schema"));
-        }
-        let mark = self.marks(&tags.text_value);
-        let end = match tags.text_end.is_empty() {
-            true => end,
-            false => &*tags.text_end,
-        };
-        if let Some(choices) = choices(schema) {
-            let choices: Vec<String> = choices.iter().map(|text| plain(text)).collect();
-            return Ok(format!(
-                "{mark} ({}) {}",
-                choices.join(" | "),
-                self.marks(end)
-            ));
-        }
-        let length = |key| schema.get(key).and_then(Value::as_u64);
-        let text = match (length("minLength"), length("maxLength")) {
-            (None, None) => "/(?s:.*)/".to_string(),
-            (least, most) => {
-                let most = most.map_or(String::new(), |most| most.to_string());
-                format!("/(?s:.{{{},{most}}})/", least.unwrap_or(0))
+        if let Some(text) = &form.text {
+            if let Some(keyword) = text.unenforced.filter(|_| tool.is_strict) {
+                let param = format!("tools: the parameter {} of {}", form.key, tool.name);
+                let what = format!(
+                    "has a {keyword}, which cannot be enforced in the form that this model writes calls in"
+                );
+                return Err(ApiError::field(param, &what).code("invalid_schema"));
             }
-        };
-        let text = match self.control_tokens(end).is_empty() {
-            // The shortest that the end follows, which is part of it.
-            true => self.rule(&format!("[suffix={}]", plain(end)), &text),
+            let mark = self.marks(&tags.text_value);
+            let end = if tags.text_end.is_empty() {
+                end
+            } else {
+                &*tags.text_end
+            };
+            let text = self.text(text, end);
+            alternatives.push(format!("{mark} {text}"));
+        }
+        Ok(format!("({})", alternatives.join(" | ")))
+    }
+
+    /// A text, which does not have its end in it, and that.
+    fn text(&mut self, form: &TextForm, end: &str) -> String {
+        if !form.choices.is_empty() {
+            let choices: Vec<String> = form.choices.iter().map(|text| plain(text)).collect();
+            return format!("({}) {}", choices.join(" | "), self.marks(end));
+        }
+        let most = form.most.map_or(String::new(), |most| most.to_string());
+        let least = form.least;
+        let body = format!(
+            "/(?s:.{{{least},{most}}})/ & ~/(?s:.*){}(?s:.*)/",
+            pattern(end)
+        );
+        match self.control_tokens(end).is_empty() {
+            true => self.rule(&format!("[suffix={}]", plain(end)), &body),
             false => {
-                let text = self.rule("", &text);
-                format!("{text} {}", self.marks(end))
+                let text = format!("T{}", self.n_rules);
+                self.n_rules += 1;
+                let _ = writeln!(self.text, "{text}: {body}");
+                format!("{text}? {}", self.marks(end))
             }
-        };
-        Ok(format!("{mark} {text}"))
+        }
     }
 
     /// A text of the template's, in which the texts of control tokens are these.
@@ -249,54 +261,20 @@ fn plain(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// A schema, or the one that it refers to.
-fn resolved<'a>(mut schema: &'a Value, root: &'a Value) -> &'a Value {
-    // Those that refer to each other in a circle have no meaning.
-    for _ in 0..8 {
-        let target = schema.get("$ref").and_then(Value::as_str);
-        let target = target.and_then(|target| target.strip_prefix('#'));
-        match target.and_then(|pointer| root.pointer(pointer)) {
-            Some(found) => schema = found,
-            None => break,
-        }
-    }
-    schema
+/// A regular expression of this text.
+fn pattern(text: &str) -> String {
+    let escaped = text.chars().map(|c| match c.is_ascii_alphanumeric() {
+        true => c.to_string(),
+        false => format!("\\x{{{:x}}}", u32::from(c)),
+    });
+    escaped.collect()
 }
 
-/// The texts that a schema allows, where it lists them.
-fn choices(schema: &Value) -> Option<Vec<&str>> {
-    let all = match (schema.get("const"), schema.get("enum")) {
-        (Some(one), _) => std::slice::from_ref(one),
-        (None, Some(Value::Array(all))) => &all[..],
-        _ => return None,
-    };
-    let texts: Vec<&str> = all.iter().filter_map(Value::as_str).collect();
-    (!texts.is_empty()).then_some(texts)
-}
-
-/// What an argument of a schema is.
-pub(super) fn kind(schema: &Value, root: &Value) -> ArgumentKind {
-    let schema = resolved(schema, root);
-    match schema.get("type") {
-        Some(Value::String(name)) if name == "string" => return ArgumentKind::Text,
-        Some(Value::Array(names)) if names.iter().any(|name| name == "string") => {
-            return ArgumentKind::TextOrJson;
-        }
-        Some(_) => return ArgumentKind::Json,
-        None => {}
-    }
-    for key in ["anyOf", "oneOf"] {
-        if let Some(Value::Array(all)) = schema.get(key) {
-            let is_text = all.iter().any(|one| kind(one, root) != ArgumentKind::Json);
-            return if is_text {
-                ArgumentKind::TextOrJson
-            } else {
-                ArgumentKind::Json
-            };
-        }
-    }
-    match choices(schema) {
-        Some(_) => ArgumentKind::Text,
-        None => ArgumentKind::Json,
+/// Whether a schema refers to others.
+fn refers(schema: &Value) -> bool {
+    match schema {
+        Value::Object(object) => object.contains_key("$ref") || object.values().any(refers),
+        Value::Array(items) => items.iter().any(refers),
+        _ => false,
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::call_argument::ArgumentForm;
 use super::call_syntax::{CallBody, CallSyntax, CallTags};
 use super::output::Delta;
 
@@ -30,23 +31,6 @@ pub(super) struct ToolForm {
     pub arguments: Vec<ArgumentForm>,
 }
 
-/// An argument by its key.
-#[derive(Debug)]
-pub(super) struct ArgumentForm {
-    pub key: String,
-    pub kind: ArgumentKind,
-}
-
-/// What an argument is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum ArgumentKind {
-    /// A text, which is written as it is.
-    Text,
-    /// A text, or another value, which is JSON.
-    TextOrJson,
-    Json,
-}
-
 /// Reads a call as it comes. Arguments that are JSON are told piece by piece, those between marks at the end.
 #[derive(Debug)]
 pub(super) struct CallReader {
@@ -54,6 +38,7 @@ pub(super) struct CallReader {
     /// What came before the arguments.
     head: String,
     arguments: Option<Nesting>,
+    is_told: bool,
 }
 
 /// How deep inside a JSON value a text is.
@@ -71,6 +56,7 @@ impl CallReader {
             form: Arc::clone(form),
             head: String::new(),
             arguments: None,
+            is_told: false,
         }
     }
 
@@ -88,9 +74,15 @@ impl CallReader {
         if let Some(found) = found {
             let mut nesting = Nesting::default();
             deltas.push(Delta::Call(found.name));
+            self.is_told = true;
             nesting.push(&self.head[found.at..], deltas);
             self.arguments = Some(nesting);
         }
+    }
+
+    /// Whether the call was told.
+    pub(super) fn is_told(&self) -> bool {
+        self.is_told
     }
 
     /// The call is complete.
@@ -109,6 +101,7 @@ impl CallReader {
         if let Some(tool) = tools.max_by_key(|tool| tool.name.len()) {
             let arguments = read_tagged(&call[tool.name.len()..], tags, tool);
             deltas.push(Delta::Call(tool.name.clone()));
+            self.is_told = true;
             deltas.push(Delta::Arguments(Value::Object(arguments).to_string()));
         }
     }
@@ -149,50 +142,70 @@ fn read_tagged(mut text: &str, tags: &CallTags, tool: &ToolForm) -> Map<String, 
         let Some(argument) = argument.max_by_key(|argument| argument.key.len()) else {
             break;
         };
-        let rest = &rest[argument.key.len()..];
-        let is_marked = tags.text_value != tags.json_value;
-        let is_text = match is_marked {
-            true => rest.starts_with(&tags.text_value),
-            false => argument.kind != ArgumentKind::Json,
-        };
-        let end = tags.end_of_text();
-        let mark = if is_text {
-            &tags.text_value
-        } else {
-            &tags.json_value
-        };
-        let Some(rest) = rest.strip_prefix(&**mark) else {
+        let Some(read) = read_value(&rest[argument.key.len()..], tags, argument) else {
             break;
         };
-        let value = if is_text {
-            let Some(n) = rest.find(end) else { break };
-            // What ends it belongs to the next mark, where all have one end.
-            let n_end = tags.text_end.len();
-            text = &rest[n + n_end..];
-            text_value(&rest[..n], argument.kind)
-        } else {
-            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-            let Some(Ok(value)) = values.next() else {
-                break;
-            };
-            text = &rest[values.byte_offset()..];
-            value
-        };
-        arguments.insert(argument.key.clone(), value);
+        arguments.insert(argument.key.clone(), read.value);
+        text = read.rest;
         before = &tags.join;
     }
     arguments
 }
 
-/// What a text stands for.
-fn text_value(text: &str, kind: ArgumentKind) -> Value {
-    if kind == ArgumentKind::TextOrJson
-        && let Ok(value) = serde_json::from_str::<Value>(text)
-        && !value.is_string()
-    {
-        return value;
+struct ReadValue<'a> {
+    value: Value,
+    /// What follows, from the end that all arguments have on.
+    rest: &'a str,
+}
+
+fn read_value<'a>(
+    text: &'a str,
+    tags: &CallTags,
+    argument: &ArgumentForm,
+) -> Option<ReadValue<'a>> {
+    // Where marks tell texts from others, they do.
+    let is_marked = tags.text_value != tags.json_value;
+    let as_text = argument.text.as_ref().and_then(|form| {
+        let body = text.strip_prefix(&*tags.text_value)?;
+        let end = tags.end_of_text();
+        let is_here = |choice: &&String| {
+            body.strip_prefix(&***choice)
+                .is_some_and(|rest| rest.starts_with(end))
+        };
+        // A choice may have the end in it.
+        let chosen = form
+            .choices
+            .iter()
+            .filter(is_here)
+            .max_by_key(|choice| choice.len());
+        let n = chosen.map_or_else(|| body.find(end), |choice| Some(choice.len()))?;
+        let value = Value::from(&body[..n]);
+        let rest = &body[n + tags.text_end.len()..];
+        Some(ReadValue { value, rest })
+    });
+    let as_json = || {
+        let body = text.strip_prefix(&*tags.json_value)?;
+        let n = json_len(body)?;
+        let value: Value = serde_json::from_str(&body[..n]).ok()?;
+        let rest = &body[n..];
+        let is_over = is_marked || rest.starts_with(tags.end_of_text());
+        (argument.allows(&value) && is_over).then_some(ReadValue { value, rest })
+    };
+    match is_marked {
+        true => as_text.or_else(as_json),
+        false => as_json().or(as_text),
     }
-    text.into()
+}
+
+/// Bytes of the JSON value that a text begins with.
+fn json_len(text: &str) -> Option<usize> {
+    if text.starts_with(['{', '[', '"']) {
+        let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+        values.next()?.ok()?;
+        return Some(values.byte_offset());
+    }
+    let is_scalar = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    text.find(|c| !is_scalar(c)).or(Some(text.len()))
 }
 
 impl Nesting {
@@ -255,6 +268,7 @@ fn find_arguments(head: &str) -> Option<Arguments> {
 mod tests {
     use super::*;
     use crate::serve::call_syntax::CallObject;
+    use serde_json::json;
 
     fn read(form: CallForm, pieces: &[&str]) -> Vec<Delta> {
         let mut reader = CallReader::new(&Arc::new(form));
@@ -347,16 +361,14 @@ mod tests {
 
     fn tagged(mark: &str, begin: &str, tags: [&str; 7]) -> CallForm {
         let [open, text_value, text_end, json_value, join, close, empty] = tags.map(str::to_string);
-        let argument = |key: &str, kind| ArgumentForm {
-            key: key.to_string(),
-            kind,
-        };
+        let argument = |key: &str, schema| ArgumentForm::of(key, &schema, &Value::Null);
         let tool = |name: &str| ToolForm {
             name: name.to_string(),
             arguments: vec![
-                argument("a", ArgumentKind::Text),
-                argument("ab", ArgumentKind::Json),
-                argument("c", ArgumentKind::TextOrJson),
+                argument("a", json!({"type": "string"})),
+                argument("ab", json!({"type": ["array", "boolean", "number"]})),
+                argument("c", json!({"type": ["string", "null"]})),
+                argument("d", json!({"enum": ["no", "don't know"]})),
             ],
         };
         CallForm {
@@ -424,6 +436,38 @@ mod tests {
         assert_eq!(
             call(gemma, text),
             wanted("f", r#"{"a":"x, \"y\"}","ab":true,"c":"z"}"#)
+        );
+
+        // As GLM writes them, and LFM2: numbers, texts that look like others, ends in choices.
+        let (open, value, join) = (
+            "\n<arg_key>",
+            "</arg_key>\n<arg_value>",
+            "</arg_value>\n<arg_key>",
+        );
+        let close = "</arg_value>\n</tool_call>";
+        let glm = || {
+            tagged(
+                "<tool_call>",
+                "<tool_call>",
+                [open, value, "", value, join, close, "\n</tool_call>"],
+            )
+        };
+        let text = format!("f{open}ab{value}-1.5e3{join}c{value}94103{join}a{value}null{close}");
+        assert_eq!(
+            call(glm, &text),
+            wanted("f", r#"{"ab":-1500.0,"c":"94103","a":"null"}"#)
+        );
+        let lfm2 = || {
+            tagged(
+                "<|tool_call_start|>",
+                "<|tool_call_start|>[",
+                ["(", "='", "'", "=", ", ", ")]", "()]"],
+            )
+        };
+        let text = "[f(ab=12, d='don't know', c=null)]";
+        assert_eq!(
+            call(lfm2, text),
+            wanted("f", r#"{"ab":12,"d":"don't know","c":null}"#)
         );
     }
 }

@@ -271,7 +271,7 @@ impl<'a> Lesson<'a> {
         let mark = begin.trim_end();
         if let Some(two) = self.turn(arguments, 2)
             && !mark.is_empty()
-            && let Some(second) = two[mark.len().min(two.len())..].find(mark)
+            && let Some(second) = two.get(mark.len()..).and_then(|rest| rest.find(mark))
         {
             // The same stands after the first.
             let first = &two[..mark.len() + second];
@@ -297,7 +297,10 @@ impl CallTags {
         }
         let same = self.join.bytes().zip(self.close.bytes());
         let n = same.take_while(|(a, b)| a == b).count();
-        &self.join[..self.join.floor_char_boundary(n)]
+        let same = &self.join[..self.join.floor_char_boundary(n)];
+        // What begins a mark may begin a control token, of which no part is written.
+        let open = same.rfind('<').filter(|open| !same[*open..].contains('>'));
+        open.map_or(same, |open| &same[..open])
     }
 }
 
@@ -443,7 +446,7 @@ mod tests {
         assert_eq!(xml.join, "\n</parameter>\n<parameter=");
         assert_eq!(xml.close, "\n</parameter>\n</function>\n</tool_call>");
         assert_eq!(xml.empty, ">\n</function>\n</tool_call>");
-        assert_eq!(xml.end_of_text(), "\n</parameter>\n<");
+        assert_eq!(xml.end_of_text(), "\n</parameter>\n");
 
         // As Gemma 4 has them: texts between marks of their own.
         let call = "<|tool_call>call:{{ c.function.name }}{{ \"{\" }}{% for k, v in c.function.arguments.items() %}\

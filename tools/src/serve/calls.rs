@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 use tandem_engine::constraint::Grammar;
 
-use super::call_grammar::{self, CallGrammar};
-use super::call_reader::{ArgumentForm, CallForm, ToolForm};
+use super::call_argument::ArgumentForm;
+use super::call_grammar::CallGrammar;
+use super::call_reader::{CallForm, ToolForm};
 use super::call_syntax::{CallBody, CallObject, CallSyntax};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -75,15 +76,12 @@ impl Tools {
 
     /// How the calls are read.
     pub(super) fn form(&self, syntax: &CallSyntax) -> CallForm {
+        let is_tagged = matches!(syntax.body, CallBody::Tagged(_));
         let tool = |tool: &Tool| {
-            let properties = tool.parameters.get("properties").and_then(Value::as_object);
-            let arguments = properties
-                .into_iter()
-                .flatten()
-                .map(|(key, schema)| ArgumentForm {
-                    key: key.clone(),
-                    kind: call_grammar::kind(schema, &tool.parameters),
-                });
+            let properties = tool.parameters.get("properties").filter(|_| is_tagged);
+            let properties = properties.and_then(Value::as_object).into_iter().flatten();
+            let arguments =
+                properties.map(|(key, schema)| ArgumentForm::of(key, schema, &tool.parameters));
             ToolForm {
                 name: tool.name.clone(),
                 arguments: arguments.collect(),
@@ -226,7 +224,7 @@ fn read_choice(fields: &Fields<'_>, tools: &[Tool]) -> Result<Option<ToolChoice>
 }
 
 /// Makes references into the schema itself ones into the place where it is put.
-fn move_references(schema: &mut Value, place: &str) {
+pub(super) fn move_references(schema: &mut Value, place: &str) {
     match schema {
         Value::Object(object) => {
             for (key, value) in object.iter_mut() {

@@ -331,6 +331,7 @@ impl Job {
         form.call_mark = Some(mark.to_string());
         self.calls = Some(Arc::new(Calls {
             json_mark: json_mark.to_string(),
+            skips_space: is_object,
             call: Framed {
                 begin: tokens(after_mark)?,
                 grammar,

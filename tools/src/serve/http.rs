@@ -72,12 +72,9 @@ pub(super) async fn run(server: Arc<Server>, listener: Listener) {
         tell!("error: no more clients can be taken in: {error}");
     }
     wait_for_end(&clients).await;
-    match server.served.get() {
-        Some(served) => {
-            let _ = served.inbox.send(Message::End);
-        }
+    if server.served.get().is_none() {
         // The model is being opened for nobody.
-        None => std::process::exit(0),
+        std::process::exit(0);
     }
 }
 

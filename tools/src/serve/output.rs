@@ -124,6 +124,15 @@ impl Output {
         self.n_calls
     }
 
+    /// Whether a call may begin here: in a text, or where nothing but white space came.
+    fn is_before_text(&self) -> bool {
+        match &self.state {
+            State::Text => true,
+            State::Undecided(held) => held.trim().is_empty(),
+            State::Thinking(_) | State::Call(_) => false,
+        }
+    }
+
     /// Whether thoughts may begin with the next token.
     pub(super) fn may_think(&self) -> bool {
         matches!(&self.state, State::Undecided(held) if held.is_empty())
@@ -141,7 +150,10 @@ impl Output {
         };
         let piece = decoder.push(token)?.to_string();
         self.take(piece, &mut pushed);
-        let is_mark = self.call_token == Some(token) && matches!(self.state, State::Text);
+        let is_mark = self.call_token == Some(token) && self.is_before_text();
+        if is_mark {
+            self.state = State::Text;
+        }
         if is_mark && !pushed.is_stopped {
             pushed.call = Some(String::new());
         }
@@ -166,8 +178,8 @@ impl Output {
         let mut deltas = Vec::new();
         if let State::Call(reader) = &mut self.state {
             reader.finish(&mut deltas);
+            self.n_calls += usize::from(reader.is_told());
         }
-        self.n_calls += 1;
         self.skips_space = true;
         self.state = State::Text;
         self.mark = StopStrings::new(self.call_mark.as_slice());

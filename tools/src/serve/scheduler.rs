@@ -98,15 +98,22 @@ impl Scheduler {
             self.drop_ended();
             self.tell_gauges();
         }
-        self.save();
         if let Some(store) = self.store {
-            store.close();
+            // All of it, whatever is being written.
+            let changed = self
+                .cache
+                .is_changed()
+                .then(|| self.cache.entries().to_vec());
+            store.close(changed);
         }
     }
 
     /// Has what is cached written to the store, if there is one.
     fn save(&mut self) {
-        if let Some(store) = self.store.as_ref().filter(|_| self.cache.is_changed()) {
+        if let Some(store) = self.store.as_mut().filter(|_| self.cache.is_changed()) {
+            if store.is_busy() {
+                return;
+            }
             store.save(self.cache.entries().to_vec());
             // What failed once is not tried again until there is something new.
             self.cache.saved();
@@ -161,11 +168,12 @@ impl Scheduler {
         match message {
             Message::Task(task) => self.queue.push_back(*task),
             Message::Loaded { group, snapshot } => {
-                if let Some(snapshot) = snapshot {
-                    self.cache.insert(group, snapshot);
-                }
-                if let Some(store) = &mut self.store {
-                    store.came(group);
+                let store = self.store.as_mut();
+                let is_first = store.is_some_and(|store| store.came(group, snapshot.is_none()));
+                match snapshot {
+                    Some(snapshot) if is_first => self.cache.insert(group, snapshot),
+                    Some(snapshot) => self.cache.insert_oldest(group, snapshot),
+                    None => {}
                 }
                 // They came before all that wait now.
                 let waiting = self.parked.extract_if(.., |task| task.group == group);
@@ -189,8 +197,12 @@ impl Scheduler {
                 }
             }
             Message::BreakOff => {
-                self.queue.clear();
-                self.parked.clear();
+                let parked = std::mem::take(&mut self.parked);
+                for task in self.queue.drain(..).chain(parked) {
+                    let _ = task
+                        .events
+                        .try_send(Event::Failed(ApiError::shutting_down()));
+                }
                 for slot in &mut self.slots {
                     slot.end = Some(Ending::Failed(ApiError::shutting_down()));
                 }

@@ -286,7 +286,13 @@ impl Slot {
         let Some(calls) = self.task.calls.clone() else {
             return self.output.no_call(text, pushed);
         };
-        let written = format!("{}{text}", calls.json_mark);
+        // White space before JSON is nothing.
+        let text_after = if calls.skips_space {
+            text.trim_start()
+        } else {
+            text
+        };
+        let written = format!("{}{text_after}", calls.json_mark);
         let Some(constraint) = calls.call.go_on_from(&written) else {
             return self.output.no_call(text, pushed);
         };

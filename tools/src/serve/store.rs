@@ -12,6 +12,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
@@ -33,15 +34,25 @@ const HEAD_BYTES: usize = 80;
 pub(super) struct Store {
     orders: Sender<Order>,
     thread: JoinHandle<()>,
-    /// Groups whose files are being read, and those whose were.
+    /// Groups whose files were asked for, those of which something came, and those of which all did.
     asked: HashSet<Group>,
     known: HashSet<Group>,
+    whole: HashSet<Group>,
+    /// What is being written.
+    is_writing: Arc<AtomicBool>,
 }
 
 /// What is to be done.
 enum Order {
     Load(Wanted),
-    Save(Vec<Entry>),
+    Save(Kept),
+}
+
+/// What is to stand in the files.
+struct Kept {
+    entries: Vec<Entry>,
+    /// Groups whose other files are given up, as they were taken in and are not kept any more.
+    whole: HashSet<Group>,
 }
 
 /// Whose files are to be read.
@@ -59,35 +70,51 @@ impl Store {
         let thread = std::thread::Builder::new().name("cache-files".to_string());
         Ok(Store {
             orders,
+            is_writing: Arc::clone(&folder.is_writing),
             thread: thread.spawn(move || folder.work(&taken, &inbox))?,
             asked: HashSet::new(),
             known: HashSet::new(),
+            whole: HashSet::new(),
         })
     }
 
     /// Whether a group's files have to be waited for, which are asked for then.
     pub(super) fn must_wait(&mut self, wanted: Wanted) -> bool {
         let group = wanted.group;
-        if self.known.contains(&group) {
+        if self.known.contains(&group) || self.thread.is_finished() {
             return false;
         }
         // Where the thread is gone, nothing would come.
         !self.asked.insert(group) || self.orders.send(Order::Load(wanted)).is_ok()
     }
 
-    /// Something of a group came: nobody waits for it any more.
-    pub(super) fn came(&mut self, group: Group) {
-        self.known.insert(group);
+    /// Something of a group came, or `all` of it: nobody waits for it any more. Whether it is the first, which has
+    /// most of what is asked for.
+    pub(super) fn came(&mut self, group: Group, all: bool) -> bool {
+        if all {
+            self.whole.insert(group);
+        }
+        self.known.insert(group)
     }
 
-    /// Has these written, and the files of others that were read removed.
-    pub(super) fn save(&self, entries: Vec<Entry>) {
+    /// Whether what was to be written last is not written yet.
+    pub(super) fn is_busy(&self) -> bool {
+        self.is_writing.load(Relaxed)
+    }
+
+    /// Has these written, and the files of others removed that were read.
+    pub(super) fn save(&mut self, entries: Vec<Entry>) {
+        self.is_writing.store(true, Relaxed);
+        let whole = self.whole.clone();
         // The thread tells of its troubles itself.
-        let _ = self.orders.send(Order::Save(entries));
+        let _ = self.orders.send(Order::Save(Kept { entries, whole }));
     }
 
-    /// Waits until all is written.
-    pub(super) fn close(self) {
+    /// Waits until all is written, these last.
+    pub(super) fn close(mut self, entries: Option<Vec<Entry>>) {
+        if let Some(entries) = entries {
+            self.save(entries);
+        }
         drop(self.orders);
         if self.thread.join().is_err() {
             tell!("error: the thread for the cache's files failed");
@@ -103,8 +130,7 @@ pub(super) struct Folder {
     max_bytes: usize,
     /// What results depend on beside the model and the composition.
     form: String,
-    /// Groups whose files were read.
-    loaded: HashSet<String>,
+    is_writing: Arc<AtomicBool>,
 }
 
 impl Folder {
@@ -134,11 +160,11 @@ impl Folder {
                 options.n_batch,
                 model.fingerprint()?
             ),
-            loaded: HashSet::new(),
+            is_writing: Arc::default(),
         })
     }
 
-    fn work(mut self, orders: &Receiver<Order>, inbox: &Sender<Message>) {
+    fn work(self, orders: &Receiver<Order>, inbox: &Sender<Message>) {
         while let Ok(order) = orders.recv() {
             match order {
                 Order::Load(wanted) => {
@@ -152,10 +178,11 @@ impl Folder {
                         snapshot: None,
                     });
                 }
-                Order::Save(entries) => {
-                    if let Err(error) = self.save(&entries) {
+                Order::Save(kept) => {
+                    if let Err(error) = self.save(&kept) {
                         tell!("warning: what was evaluated is not kept: {error:#}");
                     }
+                    self.is_writing.store(false, Relaxed);
                 }
             }
         }
@@ -186,9 +213,8 @@ impl Folder {
 
     /// Reads a group's files, first the one that has most of the prompt, then the others, the latest first, as far as
     /// they are kept.
-    fn load(&mut self, wanted: Wanted, inbox: &Sender<Message>) -> Result<(), SessionError> {
+    fn load(&self, wanted: Wanted, inbox: &Sender<Message>) -> Result<(), SessionError> {
         let prefix = self.group_name(wanted.group);
-        self.loaded.insert(prefix.clone());
         let mut files = self.files();
         files.retain(|file| file.is_of(&prefix));
         files.reverse();
@@ -214,7 +240,10 @@ impl Folder {
                 }
                 Err(error) => {
                     tell!("note: {} is not used: {error:#}", file.path.display());
-                    let _ = fs::remove_file(&file.path);
+                    let is_unfit = matches!(error.downcast_ref(), Some(SessionError::Saved { .. }));
+                    if is_unfit {
+                        let _ = fs::remove_file(&file.path);
+                    }
                 }
             }
         }
@@ -230,9 +259,9 @@ impl Folder {
     }
 
     /// Writes what is not there yet, and removes the oldest where it is too much.
-    fn save(&self, entries: &[Entry]) -> Result<()> {
+    fn save(&self, all: &Kept) -> Result<()> {
         let mut kept = HashSet::new();
-        for Entry { group, snapshot } in entries {
+        for Entry { group, snapshot } in &all.entries {
             let name = self.file_name(*group, snapshot.tokens());
             let path = self.path.join(&name);
             kept.insert(OsString::from(name));
@@ -246,10 +275,15 @@ impl Folder {
             write.with_context(|| format!("cannot write {}", path.display()))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         }
+        let given_up: Vec<_> = all
+            .whole
+            .iter()
+            .map(|group| self.group_name(*group))
+            .collect();
         let mut files = self.files();
         // Those of groups that were read and are not kept any more, then the oldest.
         files.retain(|file| {
-            let is_given_up = self.loaded.iter().any(|prefix| file.is_of(prefix))
+            let is_given_up = given_up.iter().any(|prefix| file.is_of(prefix))
                 && file
                     .path
                     .file_name()

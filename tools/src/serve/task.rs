@@ -65,6 +65,8 @@ pub(super) struct Bias {
 pub(super) struct Calls {
     /// The mark itself, where it is a part of the JSON.
     pub json_mark: String,
+    /// Whether white space may follow the mark that the grammar does not have.
+    pub skips_space: bool,
     /// What follows the mark.
     pub call: Framed,
     /// Whether another may follow.
