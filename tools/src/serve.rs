@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use tandem_engine::chat::Chat;
-use tandem_engine::tokenizer::Tokenizer;
+use tandem_engine::tokenizer::{EncodeOptions, Tokenizer};
 use tandem_engine::{
     Composition, MAX_SPANS, Model, Sampling, Sequence, Session, SessionOptions, Worker,
 };
@@ -70,6 +70,11 @@ use tandem_engine::constraint::{Framed, GrammarError, Grammars};
 
 /// Requests that are read at once.
 const MAX_READERS: usize = 4;
+/// How texts are encoded that a template wrote, or would have.
+const WRITTEN: EncodeOptions = EncodeOptions {
+    add_special: false,
+    parse_special: true,
+};
 
 /// Answer requests over HTTP, as OpenAI's API and Ollama's have them
 ///

@@ -10,7 +10,10 @@ trap 'umount -q "$root/proc" || true; rm -rf --one-file-system "$work"' EXIT
 
 # The kernel hands programs for Arm to the emulator, inside of the root, too (F).
 formats=/proc/sys/fs/binfmt_misc
-[ -e $formats/register ] || mount -t binfmt_misc binfmt_misc $formats
+if ! [ -e $formats/register ] && ! mount -t binfmt_misc binfmt_misc $formats; then
+    echo "not tested: this kernel hands no programs to emulators"
+    exit 0
+fi
 if [ ! -e $formats/qemu-aarch64 ]; then
     magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
     mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
-use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, TokenKind, Tokenizer};
+use tandem_engine::tokenizer::{ControlTokens, TokenKind, Tokenizer};
 
+use super::WRITTEN;
 use super::call_argument::{ArgumentForm, TextForm};
 use super::call_syntax::{CallBody, CallSyntax, CallTags};
 use super::calls::{Tool, move_references};
@@ -225,14 +226,10 @@ impl<'a> CallGrammar<'a> {
 
     /// The control tokens in a text of the template's, in their order.
     fn control_tokens(&self, text: &str) -> Vec<Control> {
-        let options = EncodeOptions {
-            add_special: false,
-            parse_special: true,
-        };
         let vocab = self.tokenizer.vocab();
         let ids = self
             .tokenizer
-            .encode(text.as_bytes(), options)
+            .encode(text.as_bytes(), WRITTEN)
             .unwrap_or_default();
         let is_control = |id: &u32| vocab.kind(*id) == Some(TokenKind::Control);
         let controls = ids.into_iter().filter(is_control).filter_map(|id| {

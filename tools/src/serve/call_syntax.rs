@@ -6,7 +6,9 @@
 
 use serde_json::{Map, Value, json};
 use tandem_engine::chat::{Chat, Conversation, TemplateArgs};
-use tandem_engine::tokenizer::{ControlTokens, EncodeOptions, TokenKind, Tokenizer};
+use tandem_engine::tokenizer::{ControlTokens, TokenKind, Tokenizer};
+
+use super::WRITTEN;
 
 /// The most bytes that a template may write in one place of a call.
 const MAX_MARK_BYTES: usize = 1024;
@@ -95,12 +97,8 @@ impl CallSyntax {
 /// The mark of a call: a control token, where the call begins with one; else its first line, as models may write
 /// other white space after it.
 fn mark(syntax: &CallSyntax, tokenizer: &Tokenizer) -> String {
-    let options = EncodeOptions {
-        add_special: false,
-        parse_special: true,
-    };
     let vocab = tokenizer.vocab();
-    let ids = tokenizer.encode(syntax.begin.as_bytes(), options);
+    let ids = tokenizer.encode(syntax.begin.as_bytes(), WRITTEN);
     let first = ids.ok().and_then(|ids| ids.first().copied());
     if let Some(id) = first
         && vocab.kind(id) == Some(TokenKind::Control)

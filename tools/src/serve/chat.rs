@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tandem_engine::chat::{Conversation, PromptError, TemplateArgs, fill};
 use tandem_engine::formats::bundle::INPUT_MARK;
-use tandem_engine::tokenizer::{EncodeOptions, TokenKind};
+use tandem_engine::tokenizer::TokenKind;
 use tandem_engine::{Composition, Error};
 
 use super::access::Caller;
@@ -20,7 +20,7 @@ use super::fields::Fields;
 use super::messages;
 use super::output::{END_THINK, Form, THINK, Thinking};
 use super::task::Calls;
-use super::{Job, Served, grammar_error};
+use super::{Job, Served, WRITTEN, grammar_error};
 use tandem_engine::constraint::Framed;
 
 const MAX_TEMPLATE_ARGS: usize = 64;
@@ -279,12 +279,8 @@ impl Job {
         form: &mut Form,
     ) -> Result<(), ApiError> {
         let grammar = tools.grammar(served)?;
-        let options = EncodeOptions {
-            add_special: false,
-            parse_special: true,
-        };
         let tokens = |text: &str| {
-            let tokens = served.tokenizer()?.encode(text.as_bytes(), options);
+            let tokens = served.tokenizer()?.encode(text.as_bytes(), WRITTEN);
             tokens.map_err(|_| ApiError::internal())
         };
         let syntax = &served.calls;
@@ -378,11 +374,7 @@ fn thinking(served: &Served, ids: &[u32]) -> Thinking {
 
 /// The token that begins thoughts, where there is one.
 fn think_token(served: &Served) -> Option<u32> {
-    let options = EncodeOptions {
-        add_special: false,
-        parse_special: true,
-    };
-    let ids = served.tokenizer().ok()?.encode(THINK.as_bytes(), options);
+    let ids = served.tokenizer().ok()?.encode(THINK.as_bytes(), WRITTEN);
     match ids.ok()?[..] {
         [id] => Some(id),
         _ => None,
