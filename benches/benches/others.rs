@@ -52,6 +52,7 @@ fn bench(c: &mut Criterion) {
                 window: None,
                 scale: 0.125,
                 softcap: None,
+                sinks: &[],
             };
             group.throughput(Throughput::Bytes(2 * cache.len() as u64));
             let mut y = vec![0.0; 256];

@@ -14,6 +14,8 @@ pub enum Activation {
     ReluSquared,
     /// `1 / (1 + exp(-x))`.
     Sigmoid,
+    /// `x / (1 + exp(-1.702 x))`.
+    QuickGelu,
 }
 
 impl Activation {
@@ -34,6 +36,7 @@ impl Activation {
                 x * x
             }
             Activation::Sigmoid => 1.0 / (1.0 + exp(-x)),
+            Activation::QuickGelu => x / (1.0 + exp(-1.702 * x)),
         }
     }
 }
@@ -54,6 +57,7 @@ multilevel! {
                 pairs.for_each(|(g, u)| *g = Activation::ReluSquared.apply(*g) * u);
             }
             Activation::Sigmoid => pairs.for_each(|(g, u)| *g = Activation::Sigmoid.apply(*g) * u),
+            Activation::QuickGelu => pairs.for_each(|(g, u)| *g = Activation::QuickGelu.apply(*g) * u),
         }
     }
 }
@@ -68,6 +72,7 @@ multilevel! {
                 x.iter_mut().for_each(|x| *x = Activation::ReluSquared.apply(*x));
             }
             Activation::Sigmoid => x.iter_mut().for_each(|x| *x = Activation::Sigmoid.apply(*x)),
+            Activation::QuickGelu => x.iter_mut().for_each(|x| *x = Activation::QuickGelu.apply(*x)),
         }
     }
 }
@@ -81,7 +86,12 @@ mod tests {
     fn known_values() {
         assert!((Activation::Silu.apply(1.0) - 0.731_058_6).abs() < 1e-6);
         assert!((Activation::GeluTanh.apply(1.0) - 0.841_192).abs() < 1e-6);
-        for a in [Activation::Silu, Activation::GeluTanh] {
+        assert!((Activation::QuickGelu.apply(1.0) - 0.845_796).abs() < 1e-6);
+        for a in [
+            Activation::Silu,
+            Activation::GeluTanh,
+            Activation::QuickGelu,
+        ] {
             assert_eq!(a.apply(0.0), 0.0);
             assert_eq!(a.apply(100.0), 100.0);
             assert!(a.apply(-100.0).abs() < 1e-6);

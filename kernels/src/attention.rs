@@ -48,6 +48,9 @@ pub struct KvHead<'a> {
     pub scale: f32,
     /// Where set, scores become `cap tanh(score / cap)`.
     pub softcap: Option<f32>,
+    /// Attention sinks: for each query head of the group one more score, not multiplied, of a position whose value
+    /// is nothing; empty where there are none.
+    pub sinks: &'a [f32],
 }
 
 /// Puts the key `[head_dim]` of a position into `keys`, the keys of whole groups of 16 positions.
@@ -93,12 +96,13 @@ pub fn store_key(dtype: DType, key: &[f32], position: usize, keys: &mut [u8]) {
 /// Token `t`'s queries are `q[t * q_stride..][..y.n_cols()]`: the group's heads one after the
 /// other, as their outputs in `y` `[n_tokens, group * head_dim]`.
 ///
-/// `y = sum_p softmax_p(scale q.k_p) v_p` over the positions `p` that the token sees.
+/// `y = sum_p softmax_p(scale q.k_p) v_p` over the positions `p` that the token sees, and the head's sink.
 ///
 /// # Panics
 ///
 /// If the shapes do not fit: places missing that a token sees, or none or no whole groups; `y`'s columns no
-/// whole number of heads or more than [`MAX_QUERY_GROUP`] of them, a head longer than [`MAX_HEAD_DIM`].
+/// whole number of heads or more than [`MAX_QUERY_GROUP`] of them, a head longer than [`MAX_HEAD_DIM`]; sinks for
+/// another number of heads.
 pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &mut TileMut<'_>) {
     assert!(kv.head_dim <= MAX_HEAD_DIM && y.n_cols().is_multiple_of(kv.head_dim));
     assert!(kv.n_places > 0 && kv.n_places.is_multiple_of(KEY_GROUP));
@@ -109,6 +113,7 @@ pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &
     assert!(kv.first + y.n_rows() - from <= kv.n_places);
     let group = y.n_cols() / kv.head_dim;
     assert!(group <= MAX_QUERIES);
+    assert!(kv.sinks.is_empty() || kv.sinks.len() == group);
     for t in (0..y.n_rows()).step_by(MAX_QUERIES / group) {
         let tokens = t..y.n_rows().min(t + MAX_QUERIES / group);
         let mut queries = Queries::new(kv, q, q_stride, tokens, y);
@@ -301,7 +306,11 @@ unsafe fn attend<S: Lanes>(kv: &KvHead<'_>, queries: &mut Queries) {
     for i in 0..queries.n {
         // SAFETY: the caller's.
         let y = unsafe { core::slice::from_raw_parts_mut(queries.y[i], n) };
-        y.iter_mut().for_each(|y| *y /= queries.state[i].1);
+        let (max, mut sum) = queries.state[i];
+        if !kv.sinks.is_empty() {
+            sum += exp(kv.sinks[i % queries.group] - max);
+        }
+        y.iter_mut().for_each(|y| *y /= sum);
     }
 }
 
@@ -543,7 +552,13 @@ mod tests {
         let weights: Vec<f64> = (start..end)
             .map(|p| capped(f64::from(kv.scale) * dot(p)).exp())
             .collect();
-        let sum: f64 = weights.iter().sum();
+        let sinks: f64 = kv
+            .sinks
+            .iter()
+            .take(1)
+            .map(|sink| f64::from(*sink).exp())
+            .sum();
+        let sum: f64 = weights.iter().sum::<f64>() + sinks;
         (0..n)
             .map(|i| {
                 let rows = weights.iter().zip(start..end);
@@ -571,6 +586,8 @@ mod tests {
             }
             let q_stride = group * n + 5;
             let q = wave(n_tokens * q_stride, 1.1);
+            let mut sinks = wave(group, 2.3);
+            sinks.iter_mut().for_each(|sink| *sink *= 6.0);
             let kv = KvHead {
                 dtype: DType::F32,
                 head_dim: n,
@@ -581,6 +598,7 @@ mod tests {
                 window,
                 scale: 0.3,
                 softcap: (n == 16).then_some(1.5),
+                sinks: if n < 100 { &sinks } else { &[] },
             };
             for level in Level::available() {
                 let mut y = vec![f32::NAN; n_tokens * group * n];
@@ -594,6 +612,8 @@ mod tests {
                 for (t, y) in y.chunks_exact(group * n).enumerate() {
                     for (h, y) in y.chunks_exact(n).enumerate() {
                         let q = &q[t * q_stride + h * n..][..n];
+                        let sinks = kv.sinks.get(h..h + 1).unwrap_or_default();
+                        let kv = KvHead { sinks, ..kv };
                         for (y, truth) in y.iter().zip(naive(&kv, &k, &v, q, t)) {
                             assert!((f64::from(*y) - truth).abs() < 1e-5, "{y} {truth}");
                         }
@@ -635,6 +655,7 @@ mod tests {
                 window: None,
                 scale: 0.3,
                 softcap: None,
+                sinks: &[],
             };
             for level in Level::available() {
                 let mut y = vec![f32::NAN; 2 * n];
@@ -677,6 +698,7 @@ mod tests {
                         window: Some(window),
                         scale: 0.3,
                         softcap: None,
+                        sinks: &[],
                     };
                     let mut y = vec![f32::NAN; n_tokens * n];
                     attention(level, &kv, &q, n, &mut TileMut::new(&mut y, n));

@@ -37,6 +37,8 @@ pub enum RopeScaling {
         beta_slow: f32,
         /// Multiplies the magnitude `1 + 0.1 ln(factor)`; 1 as a rule.
         attn_factor: f32,
+        /// Whether the ramp begins and ends at whole pairs, as it does for most models.
+        whole_pairs: bool,
     },
 }
 
@@ -74,13 +76,17 @@ pub fn rope_frequencies(
             beta_fast,
             beta_slow,
             attn_factor,
+            whole_pairs,
         } => {
             // The (fractional) pair that makes `beta` turns within the original context.
             let pair_of = |beta: f32| {
                 n_rot * libm::logf(n_ctx_orig as f32 / (beta * 2.0 * PI)) / (2.0 * libm::logf(base))
             };
-            let low = libm::floorf(pair_of(beta_fast)).max(0.0);
-            let high = libm::ceilf(pair_of(beta_slow)).min(n_rot - 1.0);
+            let (mut low, mut high) = (pair_of(beta_fast), pair_of(beta_slow));
+            if whole_pairs {
+                (low, high) = (libm::floorf(low), libm::ceilf(high));
+            }
+            let (low, high) = (low.max(0.0), high.min(n_rot - 1.0));
             for (i, f) in inv_freq.iter_mut().enumerate() {
                 let ramp = ((i as f32 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
                 *f = *f / factor * ramp + *f * (1.0 - ramp);
@@ -163,19 +169,25 @@ mod tests {
 
     #[test]
     fn yarn_leaves_fast_pairs_and_interpolates_slow_ones() {
-        let yarn = RopeScaling::Yarn {
+        let yarn = |whole_pairs| RopeScaling::Yarn {
             factor: 4.0,
             n_ctx_orig: 4096,
             beta_fast: 32.0,
             beta_slow: 1.0,
             attn_factor: 1.0,
+            whole_pairs,
         };
-        let (f, magnitude) = frequencies(yarn, &[]);
+        let (f, magnitude) = frequencies(yarn(true), &[]);
         // By hand: pairs are 1.31 (32 turns) and 2.81 (one turn), so the ramp goes from 1 to 3.
         for (f, expected) in f.iter().zip([1.0, 0.1, 0.01 * 0.625, 0.001 * 0.25]) {
             assert!((f / expected - 1.0).abs() < 1e-4, "{f} {expected}");
         }
         assert!((magnitude - (1.0 + 0.1 * 4.0_f32.ln())).abs() < 1e-6);
+        // The same from 1.309 to 2.814.
+        let (f, _) = frequencies(yarn(false), &[]);
+        for (f, expected) in f.iter().zip([1.0, 0.1, 0.01 * 0.65569, 0.001 * 0.25]) {
+            assert!((f / expected - 1.0).abs() < 1e-4, "{f} {expected}");
+        }
     }
 
     #[test]

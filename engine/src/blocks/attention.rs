@@ -49,6 +49,8 @@ pub struct AttentionConfig {
     pub shared_kv: Option<usize>,
     /// What queries far from the start are multiplied with.
     pub temperature: Option<Temperature>,
+    /// Whether each query head has a sink: a score of nothing.
+    pub has_sinks: bool,
 }
 
 /// Queries at position `p` are multiplied with `1 + scale ln(1 + floor(p / interval))`, against attention
@@ -142,6 +144,8 @@ pub struct Attention {
     pub k_norm: Vec<f32>,
     /// On each value head, `[head_dim]`, all 1; empty where there is none.
     v_norm: Vec<f32>,
+    /// A score of each query head whose value is nothing, `[n_head]`; empty where there is none.
+    pub sinks: Vec<f32>,
     /// Back to the residual stream, `[n_embd, n_q]`.
     pub o: Linear,
 }
@@ -180,6 +184,12 @@ impl Attention {
             k_norm,
             v_norm: match config.norms_values {
                 true => vec![1.0; config.head_dim],
+                false => Vec::new(),
+            },
+            sinks: match config.has_sinks {
+                true => {
+                    tensors.needed_vector(&format!("blk.{i}.attn_sinks.weight"), config.n_head)?
+                }
                 false => Vec::new(),
             },
             o: tensors.linear_of_layer(i, "attn_output", "")?,
@@ -371,7 +381,7 @@ impl Attention {
             let (own, others) = rest.split_at_mut(span.rows.len() * self.config.n_q());
             rest = others;
             let kv = kv_of(&mut span.states[self.config.shared_kv.unwrap_or(i)]);
-            let span = SpanAttention::new(&self.config, span.rows.start, kv, span.first, own);
+            let span = SpanAttention::new(self, span.rows.start, kv, span.first, own);
             n_tasks += span.n_tasks();
             attending.push(span);
         }
@@ -480,7 +490,7 @@ impl<'a> Heads<'a> {
 
 /// The attention of one sequence's rows.
 struct SpanAttention<'a> {
-    config: &'a AttentionConfig,
+    attention: &'a Attention,
     kv: &'a Kv,
     /// The sequence's first row in the batch, and that row's position.
     first_row: usize,
@@ -492,12 +502,13 @@ struct SpanAttention<'a> {
 
 impl<'a> SpanAttention<'a> {
     fn new(
-        config: &'a AttentionConfig,
+        attention: &'a Attention,
         first_row: usize,
         kv: &'a Kv,
         first: usize,
         y: &'a mut [f32],
     ) -> SpanAttention<'a> {
+        let config = &attention.config;
         let n_q = config.n_q();
         let n_rows = y.len() / n_q;
         let task_rows = n_rows
@@ -506,7 +517,7 @@ impl<'a> SpanAttention<'a> {
         // The query heads that share a KV head.
         let group = config.n_head / config.n_head_kv * config.head_dim;
         SpanAttention {
-            config,
+            attention,
             kv,
             first_row,
             first,
@@ -517,15 +528,16 @@ impl<'a> SpanAttention<'a> {
     }
 
     fn n_tasks(&self) -> usize {
-        self.config.n_head_kv * self.n_rows.div_ceil(self.task_rows)
+        self.attention.config.n_head_kv * self.n_rows.div_ceil(self.task_rows)
     }
 
     fn run(&self, step: &Step<'_>, q: &[f32], task: usize) {
-        let (n_q, n_head_kv) = (self.config.n_q(), self.config.n_head_kv);
+        let config = &self.attention.config;
+        let (n_q, n_head_kv) = (config.n_q(), config.n_head_kv);
         // The last tokens see the most: they go first.
         let chunk = self.n_rows.div_ceil(self.task_rows) - 1 - task / n_head_kv;
         let (head, t) = (task % n_head_kv, chunk * self.task_rows);
-        let kv = self.kv.head(head, self.first + t, self.config);
+        let kv = self.kv.head(head, self.first + t, self.attention);
         let mut y = self.y.tile(chunk, head);
         let q = &q[(self.first_row + t) * n_q + head * y.n_cols()..];
         attention(step.level, &kv, q, n_q, &mut y);

@@ -39,6 +39,8 @@ pub struct ExpertsConfig {
     pub n_ff: usize,
     /// The gates' activation function.
     pub activation: Activation,
+    /// Where set, gates are not above it, and what is gated not beyond it in either direction, and has 1 added.
+    pub bound: Option<f32>,
     /// How the router's outputs become weights.
     pub gating: Gating,
     /// Whether the weights of a token's experts are divided by their sum.
@@ -59,6 +61,8 @@ pub enum Gating {
     Softmax,
     /// The sigmoid of each.
     Sigmoid,
+    /// Softmax over those chosen.
+    SoftmaxOfChosen,
 }
 
 /// The weights of a mixture of experts. Adapters do not change them.
@@ -71,6 +75,8 @@ pub struct Experts {
     pub router: Tensor,
     /// What normalizes the residual stream for the router, `[n_embd]`; empty where the router does not see it.
     pub router_norm: Vec<f32>,
+    /// Added to the router's outputs, `[n_experts]`; empty where there is none.
+    pub router_bias: Vec<f32>,
     /// Added to the weights for choosing by them alone, `[n_experts]`; empty where there is none.
     pub choice_bias: Vec<f32>,
     /// Multiplies the weights of each, `[n_experts]`; empty where there is none.
@@ -81,6 +87,12 @@ pub struct Experts {
     pub up: Option<Tensor>,
     /// Back to the residual stream, `[n_experts n_embd, n_ff]`.
     pub down: Tensor,
+    /// Added to each expert's gates, `[n_experts, n_ff]`, and to what is gated; empty where there is none.
+    pub gate_bias: Vec<f32>,
+    /// As `gate_bias`.
+    pub up_bias: Vec<f32>,
+    /// Added to each expert's outputs, `[n_experts, n_embd]`; empty where there is none.
+    pub down_bias: Vec<f32>,
     /// The expert that all tokens use.
     pub shared: Option<SharedExpert>,
 }
@@ -116,7 +128,20 @@ impl Experts {
         tensors.check_needed(i, "ffn_down_exps.scale", !scales.is_empty())?;
         let choice_bias = tensors.vector(&format!("blk.{i}.exp_probs_b.bias"), n)?;
         tensors.check_needed(i, "exp_probs_b.bias", !choice_bias.is_empty())?;
+        let bias = |part: &str| format!("blk.{i}.{part}.bias");
+        let router_bias = tensors.vector(&bias("ffn_gate_inp"), n)?;
+        tensors.check_needed(i, "ffn_gate_inp.bias", !router_bias.is_empty())?;
+        let gate_bias = tensors.floats(&bias("ffn_gate_exps"), n, n_ff)?;
+        let up_bias = tensors.floats(&bias("ffn_up_exps"), n, n_ff)?;
+        let down_bias = tensors.floats(&bias("ffn_down_exps"), n, n_embd)?;
+        tensors.check_needed(i, "ffn_gate_exps.bias", !gate_bias.is_empty())?;
+        tensors.check_needed(i, "ffn_up_exps.bias", !up_bias.is_empty())?;
+        tensors.check_needed(i, "ffn_down_exps.bias", !down_bias.is_empty())?;
         Ok(Experts {
+            router_bias,
+            gate_bias,
+            up_bias,
+            down_bias,
             router: tensors.matrix(&name("ffn_gate_inp"), n, n_embd)?,
             choice_bias,
             router_norm,
@@ -200,7 +225,11 @@ impl Experts {
                 let down = first + outputs.start..first + outputs.end;
                 let mut slots = slots.rows(group.clone());
                 let x = pick(&inner, wants_q8(&self.down)).tokens(group, n_ff);
+                let bias = self.down_bias.get(down.clone());
                 matmul(step.level, &self.down.view(), down, &x, &mut slots);
+                for slot in 0..slots.n_rows() {
+                    add(slots.row(slot), bias);
+                }
             }
             for row in 0..n_rows {
                 let y = y.row(row);
@@ -267,7 +296,15 @@ impl Experts {
                     &part(gate_w),
                     &mut y,
                 );
+                let biases = expert * n_ff + start..expert * n_ff + start + n;
                 for t in 0..slots.len() {
+                    add(y.row(t), self.gate_bias.get(biases.clone()));
+                    add(gated.row(t), self.up_bias.get(biases.clone()));
+                    if let Some(bound) = self.config.bound {
+                        y.row(t).iter_mut().for_each(|x| *x = x.min(bound));
+                        let gated = gated.row(t).iter_mut();
+                        gated.for_each(|x| *x = x.clamp(-bound, bound) + 1.0);
+                    }
                     gate(step.level, self.config.activation, y.row(t), gated.row(t));
                 }
             }
@@ -310,6 +347,12 @@ impl Experts {
         let n_used = self.config.n_used;
         for (row, logits) in logits.chunks_exact_mut(n).enumerate() {
             let own = row * n_used..(row + 1) * n_used;
+            add(
+                logits,
+                Some(&self.router_bias)
+                    .filter(|bias| !bias.is_empty())
+                    .map(Vec::as_slice),
+            );
             let (chosen, weights) = (&mut routes.chosen[own.clone()], &mut routes.weights[own]);
             self.choose(step.level, logits, chosen, weights);
         }
@@ -320,6 +363,7 @@ impl Experts {
     fn choose(&self, level: Level, logits: &mut [f32], chosen: &mut [u32], weights: &mut [f32]) {
         match self.config.gating {
             Gating::Softmax => softmax(level, logits),
+            Gating::SoftmaxOfChosen => {}
             Gating::Sigmoid => logits
                 .iter_mut()
                 .for_each(|x| *x = 1.0 / (1.0 + libm::expf(-*x))),
@@ -338,6 +382,9 @@ impl Experts {
         }
         for (weight, e) in weights.iter_mut().zip(&*chosen) {
             *weight = logits[*e as usize];
+        }
+        if self.config.gating == Gating::SoftmaxOfChosen {
+            softmax(level, weights);
         }
         let sum: f32 = match self.config.normalizes {
             // Not below what an f16 can be, as llama.cpp has it: sigmoids may all be 0.
@@ -454,6 +501,13 @@ fn pick<'a>(x: &LinearInput<'a>, wants_q8: bool) -> Input<'a> {
     match x.q8 {
         Some(q8) if wants_q8 => q8,
         _ => x.f32,
+    }
+}
+
+/// Adds a bias, if there is one.
+fn add(y: &mut [f32], bias: Option<&[f32]>) {
+    if let Some(bias) = bias {
+        y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
     }
 }
 

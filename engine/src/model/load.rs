@@ -255,7 +255,13 @@ impl<'a> Tensors<'_, 'a> {
         }
     }
 
-    fn floats(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Vec<f32>, ModelError> {
+    /// A matrix of floats `[n_rows, n_cols]`; empty where there is no such tensor.
+    pub(crate) fn floats(
+        &mut self,
+        name: &str,
+        n_rows: usize,
+        n_cols: usize,
+    ) -> Result<Vec<f32>, ModelError> {
         let Some(t) = self.optional(name) else {
             return Ok(Vec::new());
         };

@@ -6,7 +6,7 @@ use core::ops::RangeInclusive;
 use tandem_kernels::{DType, KEY_GROUP, KvHead, Pool, SharedMatrix, quant, store_key};
 
 use crate::SessionError;
-use crate::blocks::AttentionConfig;
+use crate::blocks::{Attention, AttentionConfig};
 use crate::buffer::zeroed;
 
 /// The KV cache of one layer: for each KV head the keys, and the values, of all positions together, so
@@ -120,7 +120,14 @@ impl Kv {
     }
 
     /// One head, as queries at positions `first` and up see it.
-    pub(crate) fn head(&self, h: usize, first: usize, config: &AttentionConfig) -> KvHead<'_> {
+    pub(crate) fn head<'k>(
+        &'k self,
+        h: usize,
+        first: usize,
+        attention: &'k Attention,
+    ) -> KvHead<'k> {
+        let config = &attention.config;
+        let group = config.n_head / config.n_head_kv;
         let start = h * self.head_bytes();
         KvHead {
             dtype: self.dtype,
@@ -132,6 +139,10 @@ impl Kv {
             window: self.window,
             scale: config.scale,
             softcap: config.softcap,
+            sinks: match attention.sinks.is_empty() {
+                true => &[],
+                false => &attention.sinks[h * group..][..group],
+            },
         }
     }
 

@@ -1,6 +1,6 @@
 //! The peers' models, one or more of every architecture, with logits by Hugging Face transformers.
 
-pub(crate) const PEERS: [&str; 32] = [
+pub(crate) const PEERS: [&str; 33] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -26,6 +26,7 @@ pub(crate) const PEERS: [&str; 32] = [
     "lfm2moe",
     "qwen3moe",
     "granitemoe",
+    "gpt-oss",
     "exaone4",
     "hunyuan-dense",
     "glm4",

@@ -7,6 +7,7 @@ mod exaone;
 mod gemma;
 mod glm;
 mod gpt;
+mod gpt_oss;
 mod granite;
 mod hunyuan;
 mod keys;
@@ -27,9 +28,10 @@ use tandem_kernels::{Activation, RopeStyle};
 
 use super::config::{Config, NormKind};
 use crate::ModelError;
+use crate::blocks::Gating;
 
 /// All architectures.
-const ALL: [&Architecture; 30] = [
+const ALL: [&Architecture; 31] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -60,6 +62,7 @@ const ALL: [&Architecture; 30] = [
     &qwen::QWEN35,
     &qwen::QWEN35MOE,
     &granite::GRANITEMOE,
+    &gpt_oss::GPT_OSS,
 ];
 
 /// An architecture: its name in GGUF files, and what tells it from others.
@@ -100,6 +103,10 @@ pub struct Architecture {
     /// Whether layers without KV heads are short convolutions.
     has_short_convs: bool,
     experts: ExpertForm,
+    /// How the router's outputs become weights, where the file does not say.
+    gating: Gating,
+    /// Bounds what is in experts, see [`ExpertsConfig`](crate::blocks::ExpertsConfig).
+    expert_bound: Option<f32>,
     /// Whether there is an expert besides that all tokens use.
     shares_expert: bool,
     /// Whether layers that are no full attention are delta nets, and how many layers bring one that is, where the
@@ -107,6 +114,10 @@ pub struct Architecture {
     delta_nets: Option<usize>,
     /// Whether queries come with a gate on the output of attention.
     gates_attention: bool,
+    /// Whether each query head has a score of nothing.
+    has_sinks: bool,
+    /// Whether YaRN's ramp begins and ends at whole pairs.
+    yarn_whole_pairs: bool,
     /// What files call the norm before the feed-forward network.
     ffn_norm: &'static str,
     /// What files call the norm before the output.
@@ -266,9 +277,13 @@ const COMMON: Architecture = Architecture {
     has_per_layer_inputs: false,
     has_short_convs: false,
     experts: ExpertForm::None,
+    gating: Gating::Softmax,
+    expert_bound: None,
     shares_expert: false,
     delta_nets: None,
     gates_attention: false,
+    has_sinks: false,
+    yarn_whole_pairs: true,
     ffn_norm: "ffn_norm",
     output_norm: "output_norm",
     needed: &[],

@@ -72,6 +72,13 @@ impl CustomOp2 for Gate {
                     *d_up = d * positive * positive;
                 }
             }),
+            Activation::QuickGelu => arch.dispatch(|| {
+                for (((x, up), d), (dx, d_up)) in all {
+                    let s = 1.0 / (1.0 + exp(-1.702 * *x));
+                    *dx = d * up * s * (1.0 + 1.702 * x * (1.0 - s));
+                    *d_up = d * x * s;
+                }
+            }),
             Activation::Sigmoid => arch.dispatch(|| {
                 for (((x, up), d), (dx, d_up)) in all {
                     let s = 1.0 / (1.0 + exp(-*x));

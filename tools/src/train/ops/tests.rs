@@ -172,6 +172,7 @@ fn gates() {
         Activation::GeluTanh,
         Activation::ReluSquared,
         Activation::Sigmoid,
+        Activation::QuickGelu,
     ] {
         let (gate, up) = (random(5, 19, 1), random(5, 19, 2));
         // The functions' bends lie within a few units.

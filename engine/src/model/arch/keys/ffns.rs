@@ -74,8 +74,10 @@ impl Keys<'_, '_> {
             None => self.needed("feed_forward_length")?,
         };
         let gating = match self.gguf.get_u64(&self.key("expert_gating_func"))? {
-            None | Some(0 | 1) => Gating::Softmax,
+            None | Some(0) => self.arch.gating,
+            Some(1) => Gating::Softmax,
             Some(2) => Gating::Sigmoid,
+            Some(3) => Gating::SoftmaxOfChosen,
             Some(_) => {
                 return Err(self.wrong("expert_gating_func", "this function is not supported"));
             }
@@ -86,8 +88,10 @@ impl Keys<'_, '_> {
             n_used,
             n_ff,
             activation: self.arch.activation,
+            bound: self.arch.expert_bound,
             gating,
-            normalizes: norm.unwrap_or(true),
+            // A softmax over those chosen sums to 1 already.
+            normalizes: norm.unwrap_or(true) && gating != Gating::SoftmaxOfChosen,
             weight_scale: self.scale("expert_weights_scale")?,
             routes_residual: self.arch.experts == ExpertForm::BesideDense,
             shared: match self.arch.shares_expert {

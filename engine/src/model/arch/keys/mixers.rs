@@ -76,6 +76,7 @@ impl Keys<'_, '_> {
                 norms_rows: self.arch.norms_rows,
                 norms_values: self.arch.norms_values,
                 has_gate: self.arch.gates_attention,
+                has_sinks: self.arch.has_sinks,
                 values_are_keys: self.arch.values_may_be_keys && self.lacks_values(i),
                 shared_kv: None,
                 temperature,

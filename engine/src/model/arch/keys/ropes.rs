@@ -116,6 +116,7 @@ impl Keys<'_, '_> {
                 beta_slow: self.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
                 attn_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0)
                     / self.yarn_divisor(factor)?,
+                whole_pairs: self.arch.yarn_whole_pairs,
             }),
             (None | Some("none" | "longrope"), _) => Ok(RopeScaling::None),
             (Some("linear" | "yarn"), None) => Err(self.missing("rope.scaling.factor")),
