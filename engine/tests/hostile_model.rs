@@ -412,7 +412,7 @@ fn tensors_that_an_architecture_always_has_are_missed() {
             "glm4" => tensor.ends_with(".bias"),
             // Its larger models have none in some layers.
             "gemma4" | "gemma4moe" => tensor.ends_with("attn_v.weight"),
-            "llama3rope" | "exaone4" => tensor == "rope_freqs.weight",
+            "llama3rope" | "exaone4" | "apertus" => tensor == "rope_freqs.weight",
             _ => false,
         };
         let tensors = gguf.tensors().iter().map(|t| t.name);

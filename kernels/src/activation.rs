@@ -4,7 +4,7 @@ use crate::lanes::exp;
 use crate::level::multilevel;
 
 /// The function applied to the gate, or to what is inside where there is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// `x / (1 + exp(-x))`.
     Silu,
@@ -16,6 +16,34 @@ pub enum Activation {
     Sigmoid,
     /// `x / (1 + exp(-1.702 x))`.
     QuickGelu,
+    /// Two curves that meet at 0.
+    Xielu(Xielu),
+}
+
+/// xIELU (Huang and Schlag, arXiv 2411.13010): `positive x^2 + linear x` above 0, else
+/// `negative (expm1(min(x, eps)) - x) + linear x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Xielu {
+    /// The softplus of what is learned.
+    pub positive: f32,
+    /// The softplus of what is learned, and `linear`.
+    pub negative: f32,
+    /// The slope at 0.
+    pub linear: f32,
+    /// A bound, which keeps the exponential exact.
+    pub eps: f32,
+}
+
+impl Xielu {
+    #[inline(always)]
+    fn apply(self, x: f32) -> f32 {
+        let bounded = if x < self.eps { x } else { self.eps };
+        let curve = match x > 0.0 {
+            true => self.positive * x * x,
+            false => self.negative * (exp(bounded) - 1.0 - x),
+        };
+        curve + self.linear * x
+    }
 }
 
 impl Activation {
@@ -37,6 +65,7 @@ impl Activation {
             }
             Activation::Sigmoid => 1.0 / (1.0 + exp(-x)),
             Activation::QuickGelu => x / (1.0 + exp(-1.702 * x)),
+            Activation::Xielu(xielu) => xielu.apply(x),
         }
     }
 }
@@ -58,6 +87,7 @@ multilevel! {
             }
             Activation::Sigmoid => pairs.for_each(|(g, u)| *g = Activation::Sigmoid.apply(*g) * u),
             Activation::QuickGelu => pairs.for_each(|(g, u)| *g = Activation::QuickGelu.apply(*g) * u),
+            Activation::Xielu(xielu) => pairs.for_each(|(g, u)| *g = xielu.apply(*g) * u),
         }
     }
 }
@@ -73,6 +103,7 @@ multilevel! {
             }
             Activation::Sigmoid => x.iter_mut().for_each(|x| *x = Activation::Sigmoid.apply(*x)),
             Activation::QuickGelu => x.iter_mut().for_each(|x| *x = Activation::QuickGelu.apply(*x)),
+            Activation::Xielu(xielu) => x.iter_mut().for_each(|x| *x = xielu.apply(*x)),
         }
     }
 }
@@ -97,6 +128,16 @@ mod tests {
             assert!(a.apply(-100.0).abs() < 1e-6);
         }
         assert_eq!(Activation::ReluSquared.apply(-3.0), 0.0);
+        // By hand: 0.5 4 + 0.25 2, and 2 (exp(-1) - 1 + 1) - 0.25.
+        let xielu = Xielu {
+            positive: 0.5,
+            negative: 2.0,
+            linear: 0.25,
+            eps: -1e-6,
+        };
+        assert_eq!(Activation::Xielu(xielu).apply(2.0), 2.5);
+        assert!((Activation::Xielu(xielu).apply(-1.0) - 0.485_758_9).abs() < 1e-6);
+        assert!(Activation::Xielu(xielu).apply(0.0).abs() < 1e-5);
         let mut x = [-1.0, 3.0];
         activate(Level::detect(), Activation::ReluSquared, &mut x);
         assert_eq!(x, [0.0, 9.0]);

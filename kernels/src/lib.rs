@@ -59,7 +59,7 @@ mod softmax;
 #[cfg(feature = "std")]
 mod thread_pool;
 
-pub use activation::{Activation, activate, gate};
+pub use activation::{Activation, Xielu, activate, gate};
 pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention, store_key};
 pub use delta::{DeltaStep, MAX_DELTA_COLUMNS, delta_step};
 pub use dtype::DType;

@@ -1,6 +1,6 @@
 //! The peers' models, one or more of every architecture, with logits by Hugging Face transformers.
 
-pub(crate) const PEERS: [&str; 33] = [
+pub(crate) const PEERS: [&str; 34] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -32,6 +32,7 @@ pub(crate) const PEERS: [&str; 33] = [
     "glm4",
     "olmo2",
     "arcee",
+    "apertus",
     "nemotron",
     "starcoder2",
 ];

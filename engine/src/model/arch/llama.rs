@@ -1,5 +1,5 @@
 //! Llama 2 and 3, Mistral, SmolLM2, TinyLlama, and what differs little from them: Ministral 3, SmolLM3,
-//! ERNIE 4.5, Arcee's AFM.
+//! ERNIE 4.5, Arcee's AFM, Apertus.
 
 use tandem_kernels::{Activation, RopeStyle};
 
@@ -35,4 +35,13 @@ pub(super) const ARCEE: Architecture = Architecture {
     activation: Activation::ReluSquared,
     modules: UNGATED,
     ..LLAMA
+};
+
+pub(super) const APERTUS: Architecture = Architecture {
+    name: "apertus",
+    has_xielu: true,
+    is_gated: false,
+    needed: &["attn_q_norm.weight", "attn_k_norm.weight"],
+    modules: UNGATED,
+    ..COMMON
 };

@@ -31,7 +31,7 @@ use crate::ModelError;
 use crate::blocks::Gating;
 
 /// All architectures.
-const ALL: [&Architecture; 31] = [
+const ALL: [&Architecture; 32] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -50,6 +50,7 @@ const ALL: [&Architecture; 31] = [
     &glm::GLM4,
     &olmo::OLMO2,
     &llama::ARCEE,
+    &llama::APERTUS,
     &nemotron::NEMOTRON,
     &starcoder::STARCODER2,
     &lfm::LFM2,
@@ -72,6 +73,8 @@ pub struct Architecture {
     name: &'static str,
     norm: NormKind,
     activation: Activation,
+    /// Whether the activation is xIELU, of which the file has the numbers of each layer.
+    has_xielu: bool,
     /// Whether the feed-forward network has a gate.
     is_gated: bool,
     rope_style: RopeStyle,
@@ -258,6 +261,7 @@ const COMMON: Architecture = Architecture {
     name: "",
     norm: NormKind::Rms,
     activation: Activation::Silu,
+    has_xielu: false,
     is_gated: true,
     rope_style: RopeStyle::Neox,
     embedding_scale: EmbeddingScale::One,

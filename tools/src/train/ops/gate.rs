@@ -79,6 +79,17 @@ impl CustomOp2 for Gate {
                     *d_up = d * x * s;
                 }
             }),
+            Activation::Xielu(f) => arch.dispatch(|| {
+                for (((x, up), d), (dx, d_up)) in all {
+                    let slope = match (*x > 0.0, *x < f.eps) {
+                        (true, _) => 2.0 * f.positive * x,
+                        (false, true) => f.negative * (exp(*x) - 1.0),
+                        (false, false) => -f.negative,
+                    };
+                    *dx = d * up * (slope + f.linear);
+                    *d_up = d * Activation::Xielu(f).apply(*x);
+                }
+            }),
             Activation::Sigmoid => arch.dispatch(|| {
                 for (((x, up), d), (dx, d_up)) in all {
                     let s = 1.0 / (1.0 + exp(-*x));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Var};
 use tandem_engine::NormKind;
-use tandem_kernels::{Activation, DType, Matrix, quant};
+use tandem_kernels::{Activation, DType, Matrix, Xielu, quant};
 
 use super::super::random::{generator, uniform};
 use super::*;
@@ -173,6 +173,12 @@ fn gates() {
         Activation::ReluSquared,
         Activation::Sigmoid,
         Activation::QuickGelu,
+        Activation::Xielu(Xielu {
+            positive: 0.7,
+            negative: 1.3,
+            linear: 0.4,
+            eps: 1.0,
+        }),
     ] {
         let (gate, up) = (random(5, 19, 1), random(5, 19, 2));
         // The functions' bends lie within a few units.

@@ -1,6 +1,10 @@
 //! Each layer's feed-forward network.
 
+use alloc::format;
+use alloc::vec;
 use alloc::vec::Vec;
+
+use tandem_kernels::{Activation, Xielu};
 
 use super::{Keys, MAX_DIMENSION};
 use crate::ModelError;
@@ -17,7 +21,11 @@ impl Keys<'_, '_> {
     /// Each layer's feed-forward network.
     pub(super) fn ffns(&self, n_layer: usize) -> Result<Vec<FfnConfig>, ModelError> {
         let name = "feed_forward_length";
-        let (experts, activation) = (self.experts()?, self.arch.activation);
+        let experts = self.experts()?;
+        let activations = match self.arch.has_xielu {
+            true => self.xielus(n_layer)?,
+            false => vec![self.arch.activation; n_layer],
+        };
         let n_ffs = self.counts(name, n_layer)?;
         // Dense networks come first, or stand beside the experts.
         let n_dense = match (&experts, &self.arch.experts) {
@@ -32,7 +40,8 @@ impl Keys<'_, '_> {
         let mut all = Vec::new();
         if n_dense > 0 {
             let n_ffs = n_ffs.ok_or_else(|| self.missing(name))?;
-            all.extend(n_ffs.into_iter().take(n_dense).map(|n_ff| {
+            let layers = n_ffs.into_iter().zip(activations).take(n_dense);
+            all.extend(layers.map(|(n_ff, activation)| {
                 let gated = GatedConfig {
                     n_ff,
                     activation,
@@ -54,6 +63,44 @@ impl Keys<'_, '_> {
             all.resize(n_layer, FfnConfig::Experts(experts));
         }
         Ok(all)
+    }
+
+    /// Each layer's xIELU. Its keys have no prefix.
+    fn xielus(&self, n_layer: usize) -> Result<Vec<Activation>, ModelError> {
+        let numbers = |name: &str| {
+            let key = format!("xielu.{name}");
+            let Some(list) = self.gguf.get_array(&key)? else {
+                return Err(ModelError::MissingKey { key });
+            };
+            let values: Vec<f32> = list
+                .iter_f32()
+                .into_iter()
+                .flatten()
+                .take(n_layer + 1)
+                .collect();
+            match values.len() == n_layer && values.iter().all(|value| value.is_finite()) {
+                true => Ok(values),
+                false => Err(ModelError::Value {
+                    key,
+                    reason: "a number for each layer is wanted",
+                }),
+            }
+        };
+        let softplus = |x: f32| match x > 20.0 {
+            true => x,
+            false => libm::log1pf(libm::expf(x)),
+        };
+        let (alpha_p, alpha_n) = (numbers("alpha_p")?, numbers("alpha_n")?);
+        let (beta, eps) = (numbers("beta")?, numbers("eps")?);
+        let xielu = |i: usize| {
+            Activation::Xielu(Xielu {
+                positive: softplus(alpha_p[i]),
+                negative: beta[i] + softplus(alpha_n[i]),
+                linear: beta[i],
+                eps: eps[i],
+            })
+        };
+        Ok((0..n_layer).map(xielu).collect())
     }
 
     /// The experts of the layers that have such.
