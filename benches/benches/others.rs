@@ -3,9 +3,9 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tandem_benches::{random, weights};
 use tandem_kernels::{
-    Activation, DType, KvHead, Level, LowRank, LowRankInput, LowRankTerm, LowRankType, Q8_SUPER,
-    Q8Super, RankScale, RopeStyle, TileMut, add_low_rank, attention, encode_low_rank, gate,
-    quantize_h, quantize_q8, rms_norm, rope, softmax,
+    Activation, DType, DeltaStep, KvHead, Level, LowRank, LowRankInput, LowRankTerm, LowRankType,
+    Q8_SUPER, Q8Super, RankScale, RopeStyle, TileMut, add_low_rank, add_product, attention,
+    delta_step, encode_low_rank, gate, quantize_h, quantize_q8, rms_norm, rope, softmax,
 };
 
 const N: usize = 8192;
@@ -60,6 +60,28 @@ fn bench(c: &mut Criterion) {
                 b.iter(|| attention(level, &kv, &x[..256], 256, &mut TileMut::new(&mut y, 256)));
             });
         }
+        group.finish();
+
+        // What recurrent layers do for a token: a tap of a convolution, and a delta net's head of 128.
+        let mut group = c.benchmark_group("recurrent");
+        group.throughput(Throughput::Elements(N as u64));
+        group.bench_function(BenchmarkId::new("tap", level.name()), |b| {
+            b.iter(|| add_product(level, &x, &x, &mut y));
+        });
+        let n = 128;
+        group.throughput(Throughput::Elements((n * n) as u64));
+        let mut state = random(n * n);
+        let step = DeltaStep {
+            q: &x[..n],
+            k: &x[n..2 * n],
+            v: &x[2 * n..3 * n],
+            decay: 0.99,
+            beta: 0.01,
+        };
+        group.bench_function(BenchmarkId::new("delta_step", level.name()), |b| {
+            let state = &mut TileMut::new(&mut state, n);
+            b.iter(|| delta_step(level, state, &step, &mut y[..n]));
+        });
         group.finish();
 
         // A rank of 32 added to 2048 outputs of one token and of 64.
