@@ -96,7 +96,7 @@ fn calls_are_written_as_the_template_has_them() {
     let glm = "<tool_call>{{ c.function.name }}\n{% for k, v in c.function.arguments.items() %}<arg_key>{{ k }}</arg_key>\n\
                <arg_value>{{ v }}</arg_value>\n{% endfor %}</tool_call>";
     let lfm2 = "{{ c.function.name }}({% for k, v in c.function.arguments.items() %}{{ k }}={% if v is string %}\
-                '{{ v }}'{% else %}{{ v }}{% endif %}{{ \", \" if not loop.last }}{% endfor %})";
+                '{{ v | replace(\"\\\\\", \"\\\\\\\\\") | replace(\"'\", \"\\\\'\") | replace(\"\\n\", \"\\\\n\") }}'{% else %}{{ v }}{% endif %}{{ \", \" if not loop.last }}{% endfor %})";
     let tools = json!([
         {"type": "function", "function": {"name": "light", "parameters": {"type": "object", "properties": {
             "room": {"enum": ["hall", "bath's"]}, "note": {"type": "string", "maxLength": 12},

@@ -7,7 +7,7 @@ use tandem_engine::tokenizer::{ControlTokens, TokenKind, Tokenizer};
 
 use super::WRITTEN;
 use super::call_argument::{ArgumentForm, TextForm};
-use super::call_syntax::{CallBody, CallSyntax, CallTags};
+use super::call_syntax::{CallBody, CallSyntax, CallTags, escaped};
 use super::calls::{Tool, move_references};
 use super::error::ApiError;
 
@@ -58,6 +58,13 @@ impl<'a> CallGrammar<'a> {
         self.n_rules += 1;
         // Writing into a text cannot fail.
         let _ = writeln!(self.text, "{name}{attributes}: {body}");
+        name
+    }
+
+    fn terminal(&mut self, body: &str) -> String {
+        let name = format!("T{}", self.n_rules);
+        self.n_rules += 1;
+        let _ = writeln!(self.text, "{name}: {body}");
         name
     }
 
@@ -176,20 +183,29 @@ impl<'a> CallGrammar<'a> {
             } else {
                 &*tags.text_end
             };
-            let text = self.text(text, end);
+            let text = self.text(text, end, tags.escapes);
             alternatives.push(format!("{mark} {text}"));
         }
         Ok(format!("({})", alternatives.join(" | ")))
     }
 
     /// A text, which does not have its end in it, and that.
-    fn text(&mut self, form: &TextForm, end: &str) -> String {
+    fn text(&mut self, form: &TextForm, end: &str, escapes: bool) -> String {
         if !form.choices.is_empty() {
-            let choices: Vec<String> = form.choices.iter().map(|text| plain(text)).collect();
+            let choices = form.choices.iter().map(|text| match escapes {
+                true => plain(&escaped(end, text)),
+                false => plain(text),
+            });
+            let choices: Vec<String> = choices.collect();
             return format!("({}) {}", choices.join(" | "), self.marks(end));
         }
         let most = form.most.map_or(String::new(), |most| most.to_string());
         let least = form.least;
+        if escapes {
+            let one = format!("(?:[^{}\\\\\\n]|\\\\(?s:.))", pattern(end));
+            let text = self.terminal(&format!("/{one}{{{least},{most}}}/"));
+            return format!("{text}? {}", self.marks(end));
+        }
         let body = format!(
             "/(?s:.{{{least},{most}}})/ & ~/(?s:.*){}(?s:.*)/",
             pattern(end)
@@ -197,9 +213,7 @@ impl<'a> CallGrammar<'a> {
         match self.control_tokens(end).is_empty() {
             true => self.rule(&format!("[suffix={}]", plain(end)), &body),
             false => {
-                let text = format!("T{}", self.n_rules);
-                self.n_rules += 1;
-                let _ = writeln!(self.text, "{text}: {body}");
+                let text = self.terminal(&body);
                 format!("{text}? {}", self.marks(end))
             }
         }

@@ -168,6 +168,9 @@ fn read_value<'a>(
     let as_text = argument.text.as_ref().and_then(|form| {
         let body = text.strip_prefix(&*tags.text_value)?;
         let end = tags.end_of_text();
+        if tags.escapes {
+            return read_escaped(body, end);
+        }
         let is_here = |choice: &&String| {
             body.strip_prefix(&***choice)
                 .is_some_and(|rest| rest.starts_with(end))
@@ -195,6 +198,31 @@ fn read_value<'a>(
         true => as_text.or_else(as_json),
         false => as_json().or(as_text),
     }
+}
+
+/// A text with backslashes, up to its end.
+fn read_escaped<'a>(body: &'a str, end: &str) -> Option<ReadValue<'a>> {
+    let mut text = String::new();
+    let mut chars = body.char_indices();
+    while let Some((i, c)) = chars.next() {
+        if body[i..].starts_with(end) {
+            return Some(ReadValue {
+                value: text.into(),
+                rest: &body[i + end.len()..],
+            });
+        }
+        match c {
+            '\\' => match chars.next()?.1 {
+                'n' => text.push('\n'),
+                'r' => text.push('\r'),
+                't' => text.push('\t'),
+                c if c == '\\' || c == '"' || end.contains(c) => text.push(c),
+                c => text.extend(['\\', c]),
+            },
+            c => text.push(c),
+        }
+    }
+    None
 }
 
 /// Bytes of the JSON value that a text begins with.
@@ -379,6 +407,7 @@ mod tests {
                     open,
                     text_value,
                     text_end,
+                    escapes: false,
                     json_value,
                     join,
                     close,
@@ -469,5 +498,15 @@ mod tests {
             call(lfm2, text),
             wanted("f", r#"{"ab":12,"d":"don't know","c":null}"#)
         );
+        let escaping = || {
+            let mut form = lfm2();
+            if let CallBody::Tagged(tags) = &mut form.syntax.body {
+                tags.escapes = true;
+            }
+            form
+        };
+        let text = r"[f(a='it\'s\n\\ \d', d='don\'t know')]";
+        let arguments = r#"{"a":"it's\n\\ \\d","d":"don't know"}"#;
+        assert_eq!(call(escaping, text), wanted("f", arguments));
     }
 }

@@ -55,6 +55,8 @@ pub(super) struct CallTags {
     pub text_value: String,
     /// After a text; empty where the end of an argument is the same for all.
     pub text_end: String,
+    /// Whether a text's end, backslashes and line breaks in it stand behind a backslash, as in Python.
+    pub escapes: bool,
     /// Between a key and another value, which is JSON.
     pub json_value: String,
     pub join: String,
@@ -243,6 +245,7 @@ impl<'a> Lesson<'a> {
             open: open.to_string(),
             text_value: text_value.to_string(),
             text_end: text_end.to_string(),
+            escapes: self.escapes(text_end),
             json_value: json_value.to_string(),
             join: join.to_string(),
             empty: empty.unwrap_or_else(|| format!("{open}{close}")),
@@ -261,6 +264,17 @@ impl<'a> Lesson<'a> {
             body: CallBody::Tagged(Box::new(tags)),
             in_template: true,
         })
+    }
+
+    /// Whether texts that end so are written with backslashes.
+    fn escapes(&self, text_end: &str) -> bool {
+        let text = format!("{TEXT}{text_end}\\\n{TEXT}");
+        let turn = self.turn(&json!({TEXT_KEY: text}), 1);
+        let wanted = format!(
+            "{TEXT}{}{TEXT}",
+            escaped(text_end, &format!("{text_end}\\\n"))
+        );
+        text_end.chars().count() == 1 && turn.is_some_and(|turn| turn.contains(&wanted))
     }
 
     /// The part of `rest`, which follows what a call says, that belongs to the call: what stands before the next call,
@@ -285,6 +299,24 @@ impl<'a> Lesson<'a> {
         }
         .to_string()
     }
+}
+
+/// A text with a backslash before its end, backslashes and line breaks.
+pub(super) fn escaped(end: &str, text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            c => {
+                if c == '\\' || end.contains(c) {
+                    out.push('\\');
+                }
+                out.push(c);
+            }
+        }
+    }
+    out
 }
 
 impl CallTags {
@@ -474,6 +506,11 @@ mod tests {
             ("(", "='", "'")
         );
         assert_eq!(python.close, ")]<|tool_call_end|>");
+        assert!(!python.escapes);
+        let quoted =
+            r#"'{{ v | replace("\\", "\\\\") | replace("'", "\\'") | replace("\n", "\\n") }}'"#;
+        let escaping = calls.replace("'{{ v }}'", quoted);
+        assert!(tags(&chatml(TOOLS_JSON, &escaping)).1.escapes);
     }
 
     #[test]
