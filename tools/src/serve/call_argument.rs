@@ -51,12 +51,13 @@ impl ArgumentForm {
         form
     }
 
-    /// Whether a value may stand here as JSON, by its kind.
-    pub(super) fn allows(&self, value: &Value) -> bool {
+    /// Whether a JSON text of this value may stand here, by its kind.
+    pub(super) fn allows(&self, value: &Value, json: &str) -> bool {
         let kinds: &[&str] = match value {
             Value::Null => &["null"],
             Value::Bool(_) => &["boolean"],
-            Value::Number(n) if n.is_f64() => &["number"],
+            // A long integer is read as a float.
+            Value::Number(_) if json.contains(['.', 'e', 'E']) => &["number"],
             Value::Number(_) => &["number", "integer"],
             Value::String(_) => &["string"],
             Value::Array(_) => &["array"],
@@ -184,6 +185,10 @@ mod tests {
         ArgumentForm::of("k", &schema, &root)
     }
 
+    fn allows(form: &ArgumentForm, json: &str) -> bool {
+        form.allows(&serde_json::from_str(json).unwrap(), json)
+    }
+
     #[test]
     fn texts_and_others_are_told_apart() {
         assert_eq!(
@@ -198,13 +203,13 @@ mod tests {
         ] {
             let form = form(nullable);
             assert_eq!(form.text, Some(TextForm::default()));
-            assert!(
-                form.allows(&Value::Null) && !form.allows(&json!(5)) && !form.allows(&json!({}))
-            );
+            assert!(allows(&form, "null") && !allows(&form, "5") && !allows(&form, "{}"));
         }
         let mixed = form(json!({"enum": ["a", "b", null, 3]}));
         assert_eq!(mixed.text.as_ref().unwrap().choices, ["a", "b"]);
-        assert!(mixed.allows(&json!(3)) && mixed.allows(&Value::Null) && !mixed.allows(&json!(4)));
+        assert!(allows(&mixed, "3") && allows(&mixed, "null") && !allows(&mixed, "4"));
+        let counted = form(json!({"anyOf": [{"type": "string"}, {"type": "integer"}]}));
+        assert!(allows(&counted, "12345678901234567890123") && !allows(&counted, "1.5"));
         let strict = form(
             json!({"anyOf": [{"type": "string", "pattern": "x", "maxLength": 3}, {"type": "null"}]}),
         );

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::call_argument::ArgumentForm;
 use super::call_syntax::{CallBody, CallSyntax, CallTags};
@@ -102,7 +102,7 @@ impl CallReader {
             let arguments = read_tagged(&call[tool.name.len()..], tags, tool);
             deltas.push(Delta::Call(tool.name.clone()));
             self.is_told = true;
-            deltas.push(Delta::Arguments(Value::Object(arguments).to_string()));
+            deltas.push(Delta::Arguments(arguments));
         }
     }
 }
@@ -128,9 +128,10 @@ fn find_named(head: &str, syntax: &CallSyntax, between: &str) -> Option<Argument
     })
 }
 
-/// The arguments between marks, as far as they are there.
-fn read_tagged(mut text: &str, tags: &CallTags, tool: &ToolForm) -> Map<String, Value> {
-    let mut arguments = Map::new();
+/// The arguments between marks, as far as they are there, as one JSON object. What is JSON already stays as it is: a
+/// long number would not survive being read.
+fn read_tagged(mut text: &str, tags: &CallTags, tool: &ToolForm) -> String {
+    let mut arguments = Vec::new();
     let mut before = &*tags.open;
     while let Some(rest) = text.strip_prefix(before) {
         let argument = tool.arguments.iter().filter(|argument| {
@@ -145,15 +146,15 @@ fn read_tagged(mut text: &str, tags: &CallTags, tool: &ToolForm) -> Map<String, 
         let Some(read) = read_value(&rest[argument.key.len()..], tags, argument) else {
             break;
         };
-        arguments.insert(argument.key.clone(), read.value);
+        arguments.push(format!("{}:{}", Value::from(&*argument.key), read.json));
         text = read.rest;
         before = &tags.join;
     }
-    arguments
+    format!("{{{}}}", arguments.join(","))
 }
 
 struct ReadValue<'a> {
-    value: Value,
+    json: String,
     /// What follows, from the end that all arguments have on.
     rest: &'a str,
 }
@@ -182,9 +183,9 @@ fn read_value<'a>(
             .filter(is_here)
             .max_by_key(|choice| choice.len());
         let n = chosen.map_or_else(|| body.find(end), |choice| Some(choice.len()))?;
-        let value = Value::from(&body[..n]);
+        let json = Value::from(&body[..n]).to_string();
         let rest = &body[n + tags.text_end.len()..];
-        Some(ReadValue { value, rest })
+        Some(ReadValue { json, rest })
     });
     let as_json = || {
         let body = text.strip_prefix(&*tags.json_value)?;
@@ -192,7 +193,8 @@ fn read_value<'a>(
         let value: Value = serde_json::from_str(&body[..n]).ok()?;
         let rest = &body[n..];
         let is_over = is_marked || rest.starts_with(tags.end_of_text());
-        (argument.allows(&value) && is_over).then_some(ReadValue { value, rest })
+        let json = body[..n].to_string();
+        (argument.allows(&value, &json) && is_over).then_some(ReadValue { json, rest })
     };
     match is_marked {
         true => as_text.or_else(as_json),
@@ -207,7 +209,7 @@ fn read_escaped<'a>(body: &'a str, end: &str) -> Option<ReadValue<'a>> {
     while let Some((i, c)) = chars.next() {
         if body[i..].starts_with(end) {
             return Some(ReadValue {
-                value: text.into(),
+                json: Value::from(text).to_string(),
                 rest: &body[i + end.len()..],
             });
         }
@@ -434,7 +436,7 @@ mod tests {
         };
         let text =
             format!("\n<function=f_more{open}a>\n5 < 6\n{join}ab>\n[1, {{}}]{join}c>\nnull{close}");
-        let arguments = r#"{"a":"5 < 6\n","ab":[1,{}],"c":null}"#;
+        let arguments = r#"{"a":"5 < 6\n","ab":[1, {}],"c":null}"#;
         assert_eq!(call(xml, &text), wanted("f_more", arguments));
         assert_eq!(
             call(xml, &format!("<tool_call>{text}")),
@@ -484,7 +486,7 @@ mod tests {
         let text = format!("f{open}ab{value}-1.5e3{join}c{value}94103{join}a{value}null{close}");
         assert_eq!(
             call(glm, &text),
-            wanted("f", r#"{"ab":-1500.0,"c":"94103","a":"null"}"#)
+            wanted("f", r#"{"ab":-1.5e3,"c":"94103","a":"null"}"#)
         );
         let lfm2 = || {
             tagged(
