@@ -52,9 +52,9 @@ commands=$(inside bash -c '. /usr/share/bash-completion/bash_completion
 [ "$(wc -l <<<"$commands")" -ge 15 ]
 for command in $commands; do
     inside tandem "$command" --help >/dev/null
-    gzip -dc "$root/usr/share/man/man1/tandem-$command.1.gz" | grep -q '^\.SH SYNOPSIS'
+    gzip -dc "$root/usr/share/man/man1/tandem-$command.1.gz" | grep '^\.SH SYNOPSIS' >/dev/null
 done
-gzip -dc "$root/usr/share/man/man1/tandem.1.gz" | grep -q 'tandem-serve'
+gzip -dc "$root/usr/share/man/man1/tandem.1.gz" | grep 'serve(1)' >/dev/null
 
 # The same package again is an update; gone, it leaves nothing but what is asked to stay.
 inside dpkg -i /root/tandem.deb >"$work/again"
