@@ -151,7 +151,8 @@ def main():
 def answers_on(port):
     try:
         return answer(port, asks(0)) is not None
-    except OSError:
+    except (OSError, AssertionError):
+        # It does not listen yet, or opens its model.
         return False
 
 
