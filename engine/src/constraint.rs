@@ -1,6 +1,6 @@
 //! What an answer must look like: JSON of a schema, a text of a regular expression.
 //!
-//! A [`Grammar`] is made once by [`Model::grammars`]; its [`Constraint`] holds one answer to it, token by token.
+//! A [`Grammar`] is made by [`Model::grammars`]; its [`Constraint`] holds one answer to it, token by token.
 //!
 //! ```no_run
 //! use tandem_engine::{Model, Sampling};
@@ -45,6 +45,11 @@ const LITTLE_MEMORY: usize = 1 << 30;
 const MAX_KEPT: usize = 8;
 /// The most characters of a reason.
 const MAX_REASON: usize = 500;
+
+/// What a schema has as `x-guidance` to allow a space after commas and colons, and no other white space: small models
+/// fall into endless space where any is allowed.
+pub const JSON_SPACING: &str =
+    r#"{"whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?"}"#;
 
 /// Why answers cannot be held to a form.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,12 +135,7 @@ impl Grammars {
                 Value::Object(_) => schema,
                 _ => return Err(GrammarError::Invalid("an object is wanted".to_string())),
             };
-            // Small models fall into endless white space where any is allowed.
-            schema["x-guidance"] = json!({
-                "whitespace_flexible": false,
-                "item_separator": ", ?",
-                "key_separator": ": ?",
-            });
+            schema["x-guidance"] = serde_json::from_str(JSON_SPACING).unwrap_or_default();
             Ok(TopLevelGrammar::from_json_schema(schema))
         })
     }

@@ -42,6 +42,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use tandem_engine::chat::Chat;
+use tandem_engine::constraint::{Framed, GrammarError, Grammars};
 use tandem_engine::tokenizer::{EncodeOptions, Tokenizer};
 use tandem_engine::{
     Composition, MAX_SPANS, Model, Sampling, Sequence, Session, SessionOptions, Worker,
@@ -66,7 +67,6 @@ use self::task::{Calls, Event, MAX_EVENTS, Message, Task};
 use crate::adapters::{Parts, read_all};
 use crate::args::{AdapterArgs, FileArgs, SessionArgs, size};
 use crate::open;
-use tandem_engine::constraint::{Framed, GrammarError, Grammars};
 
 /// Requests that are read at once.
 const MAX_READERS: usize = 4;

@@ -3,6 +3,7 @@
 
 #[expect(dead_code, reason = "of the shared helpers this needs some")]
 mod common;
+#[expect(dead_code, reason = "as above")]
 #[path = "common/pocket.rs"]
 mod pocket;
 #[expect(dead_code, reason = "as above")]

@@ -301,7 +301,9 @@ impl Experts {
                     add(y.row(t), self.gate_bias.get(biases.clone()));
                     add(gated.row(t), self.up_bias.get(biases.clone()));
                     if let Some(bound) = self.config.bound {
-                        y.row(t).iter_mut().for_each(|x| *x = x.min(bound));
+                        // Comparisons that let a NaN through.
+                        let gates = y.row(t).iter_mut();
+                        gates.for_each(|x| *x = if *x > bound { bound } else { *x });
                         let gated = gated.row(t).iter_mut();
                         gated.for_each(|x| *x = x.clamp(-bound, bound) + 1.0);
                     }
@@ -347,12 +349,7 @@ impl Experts {
         let n_used = self.config.n_used;
         for (row, logits) in logits.chunks_exact_mut(n).enumerate() {
             let own = row * n_used..(row + 1) * n_used;
-            add(
-                logits,
-                Some(&self.router_bias)
-                    .filter(|bias| !bias.is_empty())
-                    .map(Vec::as_slice),
-            );
+            add(logits, self.router_bias.get(..logits.len()));
             let (chosen, weights) = (&mut routes.chosen[own.clone()], &mut routes.weights[own]);
             self.choose(step.level, logits, chosen, weights);
         }

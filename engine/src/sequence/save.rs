@@ -53,8 +53,11 @@ impl Sequence {
         Ok(out)
     }
 
-    /// The tokens of a saved sequence, of which the first bytes are enough: 80 and four for each token. They are not
-    /// verified; `None` where it is none, or too little of it.
+    /// Bytes of a saved sequence before its tokens.
+    pub const SAVED_HEAD: usize = BODY + HASH_BYTES + 8;
+
+    /// The tokens of a saved sequence, of which the first bytes are enough: [`Sequence::SAVED_HEAD`] and four for each
+    /// token. They are not verified; `None` where it is none, or too little of it.
     pub fn saved_tokens(saved: &[u8]) -> Option<Vec<u32>> {
         let mut rest = saved.strip_prefix(MARK)?.get(2 * HASH_BYTES..)?;
         let n = rest.split_off(..8)?.first_chunk().copied()?;

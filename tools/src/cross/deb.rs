@@ -410,11 +410,8 @@ impl Source {
 
 impl Tree {
     fn add(&mut self, place: &str, source: Source) {
+        self.add_parents(place);
         let place = place.to_string();
-        let folders = place
-            .match_indices('/')
-            .map(|(end, _)| place[..end].to_string());
-        self.folders.extend(folders);
         self.files.push(Entry { place, source });
     }
 
@@ -423,11 +420,14 @@ impl Tree {
     }
 
     fn add_folder(&mut self, place: &str) {
-        let parents = place
-            .match_indices('/')
-            .map(|(end, _)| place[..end].to_string());
-        self.folders.extend(parents);
+        self.add_parents(place);
         self.folders.insert(place.to_string());
+    }
+
+    fn add_parents(&mut self, place: &str) {
+        let ends = place.match_indices('/').map(|(end, _)| end);
+        self.folders
+            .extend(ends.map(|end| place[..end].to_string()));
     }
 
     fn n_bytes(&self) -> io::Result<u64> {

@@ -6,6 +6,10 @@ use serde_json::{Value, json};
 
 /// The most schemas that an argument's is looked into for.
 const MAX_SCHEMAS: usize = 64;
+/// JSON Schema's types.
+const TYPES: [&str; 7] = [
+    "string", "null", "boolean", "integer", "number", "array", "object",
+];
 
 /// An argument by its key.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +42,7 @@ impl ArgumentForm {
         };
         let mut alternatives = Vec::new();
         let mut left = MAX_SCHEMAS;
-        collect(Cow::Borrowed(schema), root, &mut left, &mut alternatives);
+        collect(schema, root, &mut left, &mut alternatives);
         let is_text = |schema: &Cow<'_, Value>| is_text(schema);
         if left == 0 || !alternatives.iter().any(is_text) {
             form.json = vec![schema.clone()];
@@ -109,49 +113,52 @@ impl TextForm {
     }
 }
 
-/// The schemas of which one must hold, references resolved.
+/// The schemas of which one must hold, references resolved. Those that stand in the request are not copied: they may
+/// be large, and each inside of another.
 fn collect<'a>(
-    schema: Cow<'a, Value>,
+    mut schema: &'a Value,
     root: &'a Value,
     left: &mut usize,
     out: &mut Vec<Cow<'a, Value>>,
 ) {
-    if *left == 0 {
-        return;
-    }
-    *left -= 1;
-    let target = schema.get("$ref").and_then(Value::as_str);
-    let target = target.and_then(|target| target.strip_prefix('#'));
-    if let Some(found) = target.and_then(|pointer| root.pointer(pointer)) {
-        return collect(Cow::Borrowed(found), root, left, out);
+    loop {
+        if *left == 0 {
+            return;
+        }
+        *left -= 1;
+        let target = schema.get("$ref").and_then(Value::as_str);
+        let target = target.and_then(|target| target.strip_prefix('#'));
+        match target.and_then(|pointer| root.pointer(pointer)) {
+            Some(found) => schema = found,
+            None => break,
+        }
     }
     for key in ["anyOf", "oneOf"] {
         if let Some(Value::Array(all)) = schema.get(key) {
-            for one in all {
-                collect(Cow::Owned(one.clone()), root, left, out);
-            }
-            return;
+            return all.iter().for_each(|one| collect(one, root, left, out));
         }
     }
-    match (schema.get("type"), listed(&schema)) {
+    match (schema.get("type"), listed(schema)) {
         // One of a list of values for each kind of them.
         (_, Some(all)) if all.iter().any(Value::is_string) && !all.iter().all(Value::is_string) => {
-            let (texts, others): (Vec<Value>, Vec<Value>) =
-                all.iter().cloned().partition(Value::is_string);
+            let (texts, others): (Vec<_>, Vec<_>) = all.iter().partition(|one| one.is_string());
             out.push(Cow::Owned(json!({ "enum": texts })));
             out.push(Cow::Owned(json!({ "enum": others })));
         }
         (Some(Value::Array(names)), _) if names.iter().any(|name| name == "string") => {
-            for name in names {
-                let mut one = schema.clone().into_owned();
-                one["type"] = name.clone();
+            let known = TYPES
+                .into_iter()
+                .filter(|name| names.iter().any(|one| one == name));
+            for name in known {
+                let mut one = schema.clone();
+                one["type"] = name.into();
                 let fits = |value: &Value| value.is_string() == (name == "string");
                 if listed(&one).is_none_or(|all| all.iter().all(fits)) {
                     out.push(Cow::Owned(one));
                 }
             }
         }
-        _ => out.push(schema),
+        _ => out.push(Cow::Borrowed(schema)),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
+use tandem_engine::constraint::JSON_SPACING;
 use tandem_engine::tokenizer::{ControlTokens, TokenKind, Tokenizer};
 
 use super::WRITTEN;
@@ -84,8 +85,7 @@ impl<'a> CallGrammar<'a> {
                 _ => json!({}),
             };
         }
-        schema["x-guidance"] =
-            json!({"whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?"});
+        schema["x-guidance"] = serde_json::from_str(JSON_SPACING).unwrap_or_default();
         let rule = self.rule("", &format!("%json {schema}"));
         if self.text.len() > MAX_GRAMMAR_BYTES {
             let error = ApiError::field("tools", "are too large for this model's form of calls");
@@ -178,19 +178,15 @@ impl<'a> CallGrammar<'a> {
                 return Err(ApiError::field(param, &what).code("invalid_schema"));
             }
             let mark = self.marks(&tags.text_value);
-            let end = if tags.text_end.is_empty() {
-                end
-            } else {
-                &*tags.text_end
-            };
-            let text = self.text(text, end, tags.escapes);
+            let text = self.text(text, tags);
             alternatives.push(format!("{mark} {text}"));
         }
         Ok(format!("({})", alternatives.join(" | ")))
     }
 
     /// A text, which does not have its end in it, and that.
-    fn text(&mut self, form: &TextForm, end: &str, escapes: bool) -> String {
+    fn text(&mut self, form: &TextForm, tags: &CallTags) -> String {
+        let (end, escapes) = (tags.end_of_text(), tags.escapes);
         if !form.choices.is_empty() {
             let choices = form.choices.iter().map(|text| match escapes {
                 true => plain(&escaped(end, text)),

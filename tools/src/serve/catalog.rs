@@ -162,7 +162,7 @@ impl Catalog {
     fn add(&mut self, listed: Listed<'_>, counts: Arc<TokenCounts>, how: &HowToOpen) -> Result<()> {
         let Listed { id, file, source } = listed;
         ensure!(
-            self.entries.is_empty() || self.find(&id).is_none(),
+            self.find(&id).is_none(),
             "there are two models called {id}: names must differ (see --name-base)"
         );
         self.entries.push(Arc::new(Entry {

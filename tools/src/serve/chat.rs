@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tandem_engine::chat::{Conversation, PromptError, TemplateArgs, fill};
+use tandem_engine::constraint::Framed;
 use tandem_engine::formats::bundle::INPUT_MARK;
 use tandem_engine::tokenizer::TokenKind;
 use tandem_engine::{Composition, Error};
@@ -21,7 +22,6 @@ use super::messages;
 use super::output::{END_THINK, Form, THINK, Thinking};
 use super::task::Calls;
 use super::{Job, Served, WRITTEN, grammar_error};
-use tandem_engine::constraint::Framed;
 
 const MAX_TEMPLATE_ARGS: usize = 64;
 
@@ -311,12 +311,10 @@ impl Job {
         let mark = &*syntax.mark;
         // A mark that is one control token, which no text shows.
         let vocab = served.tokenizer()?.vocab();
-        let mark_tokens = tokens(mark)?;
-        if let [id, rest @ ..] = &mark_tokens[..]
-            && vocab.kind(*id) == Some(TokenKind::Control)
-            && rest.is_empty()
+        if let [id] = tokens(mark)?[..]
+            && vocab.kind(id) == Some(TokenKind::Control)
         {
-            form.call_token = Some(*id);
+            form.call_token = Some(id);
         }
         // Where nothing stands before an object, the mark is its beginning.
         let json_mark = if syntax.begin.trim().is_empty() {

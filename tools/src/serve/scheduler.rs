@@ -285,6 +285,7 @@ impl Scheduler {
         if task.prompt_logprobs {
             return;
         }
+        let is_recurrent = self.model.config().is_recurrent();
         // Choices of one request share its prompt, whatever it says of the cache.
         let at_work = self.slots.iter().filter(|slot| {
             let is_same_request = slot.task.events.same_channel(&task.events);
@@ -292,6 +293,7 @@ impl Scheduler {
         });
         let at_work = at_work
             .map(|slot| (n_common(slot.sequence.tokens(), &task.prompt), slot))
+            .filter(|(n, slot)| !is_recurrent || *n == slot.sequence.tokens().len())
             .max_by_key(|(n, _)| *n);
         let found = match task.keep {
             true => self.cache.find(task.group, &task.prompt),

@@ -27,8 +27,6 @@ use super::task::Message;
 const ENDING: &str = "sequence";
 /// Digits of a name that tell the group, and those that tell the tokens.
 const NAME_DIGITS: usize = 32;
-/// What stands in a file before its tokens.
-const HEAD_BYTES: usize = 80;
 
 /// The thread that reads and writes the files.
 pub(super) struct Store {
@@ -38,7 +36,7 @@ pub(super) struct Store {
     asked: HashSet<Group>,
     known: HashSet<Group>,
     whole: HashSet<Group>,
-    /// What is being written.
+    /// Whether the thread has something to write.
     is_writing: Arc<AtomicBool>,
 }
 
@@ -340,7 +338,7 @@ impl StoredFile {
 
     /// What it begins with, as it stands there.
     fn tokens(&self, n_ctx: usize) -> Option<Vec<u32>> {
-        let most = (HEAD_BYTES + 4 * n_ctx) as u64;
+        let most = (Sequence::SAVED_HEAD + 4 * n_ctx) as u64;
         let mut head = Vec::new();
         let file = File::open(&self.path).ok()?;
         file.take(most).read_to_end(&mut head).ok()?;

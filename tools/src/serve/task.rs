@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use tandem_engine::constraint::Framed;
 use tandem_engine::{Composition, MAX_SPANS, Sampling, Snapshot};
 use tokio::sync::mpsc;
 
@@ -13,7 +14,6 @@ use super::line::Place;
 use super::logprobs::Logprob;
 use super::metrics::TokenCounts;
 use super::output::{Delta, Form};
-use tandem_engine::constraint::Framed;
 
 /// Events that a client may be behind, and how many must have room for its answers to go on: a round makes
 /// four of each answer at most.

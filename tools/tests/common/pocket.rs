@@ -2,6 +2,10 @@
 
 use tandem_formats::{GgufFiles, Value, Writer};
 
+/// Turns with their roles before them.
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}{{ bos_token if loop.first }}{{ m.role }}: {{ m.content }}\
+                        {{ eos_token }}{% endfor %}{% if add_generation_prompt %}=> {% endif %}";
+
 /// The pocket model with other metadata added.
 pub(crate) fn pocket_with(key: &str, value: Value<'_>) -> tempfile::NamedTempFile {
     let files = GgufFiles::open(crate::common::fixture("pocket-q8_0.gguf")).unwrap();
