@@ -131,7 +131,7 @@ impl Model {
     }
 
     /// What makes grammars for the model's vocabulary, to which answers are held. It is prepared when it is first
-    /// asked for, which takes some 100 ms and memory with large vocabularies.
+    /// asked for, which takes time and memory with large vocabularies.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! Generating: answers, seeds, stops, and how a session is used.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::ptr::{null, null_mut};
 use std::sync::mpsc;
 
@@ -68,6 +68,20 @@ fn runs_on_a_small_stack() {
         let session = session(c"summarize-fr");
         let (status, pieces, _) = generate(session, INPUT.as_bytes(), &greedy(), |_| true);
         assert_eq!((status, pieces.concat().as_str()), (TANDEM_OK, ANSWER));
+        // With a schema as deep as JSON is read.
+        let schema = r#"{"type": "array", "items": "#.repeat(120) + "{}" + &"}".repeat(120);
+        let schema = CString::new(schema).unwrap();
+        let options = tandem_generate_options {
+            max_tokens: 8,
+            json_schema: schema.as_ptr(),
+            ..greedy()
+        };
+        let (status, pieces, _) = generate(session, INPUT.as_bytes(), &options, |_| true);
+        assert!(
+            status == TANDEM_OK && pieces.concat().starts_with('['),
+            "{}",
+            message()
+        );
         assert_eq!(tandem_session_free(session), TANDEM_OK);
     };
     let thread = std::thread::Builder::new().stack_size(512 << 10);
