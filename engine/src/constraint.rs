@@ -20,7 +20,7 @@
 //! The grammars are those of the library llguidance: what of JSON Schema it cannot enforce, it refuses by name.
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -43,6 +43,11 @@ const MAX_BYTES: usize = 256 << 10;
 const LITTLE_MEMORY: usize = 1 << 30;
 /// Grammars that are kept, as clients ask for the same again and again.
 const MAX_KEPT: usize = 8;
+/// The most levels of a schema, its references followed.
+const MAX_LEVELS: usize = 1500;
+/// The stack on which a grammar is made, in bytes: llguidance goes as deep as the schema does, some 4 KB a level, and
+/// the caller's stack may be small.
+const MAKING_STACK: usize = MAX_LEVELS * (16 << 10);
 /// The most characters of a reason.
 const MAX_REASON: usize = 500;
 
@@ -135,6 +140,7 @@ impl Grammars {
                 Value::Object(_) => schema,
                 _ => return Err(GrammarError::Invalid("an object is wanted".to_string())),
             };
+            check_levels(&schema)?;
             schema["x-guidance"] = serde_json::from_str(JSON_SPACING).unwrap_or_default();
             Ok(TopLevelGrammar::from_json_schema(schema))
         })
@@ -157,8 +163,16 @@ impl Grammars {
     /// What is no such grammar, or is too complex.
     pub fn lark(&self, lark: &str) -> Result<Grammar, GrammarError> {
         check_size(lark)?;
-        let read = || Ok(TopLevelGrammar::from_lark(lark.to_string()));
-        self.kept_or(b'l', lark, read)
+        self.kept_or(b'l', lark, || {
+            for (at, mark) in lark.match_indices("%json") {
+                let rest = &lark[at + mark.len()..];
+                let mut schemas = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+                if let Some(Ok(schema)) = schemas.next() {
+                    check_levels(&schema)?;
+                }
+            }
+            Ok(TopLevelGrammar::from_lark(lark.to_string()))
+        })
     }
 
     /// The grammar of this kind and text: one that is kept, else one that is made and kept.
@@ -166,7 +180,7 @@ impl Grammars {
         &self,
         kind: u8,
         text: &str,
-        read: impl FnOnce() -> Result<TopLevelGrammar, GrammarError>,
+        read: impl FnOnce() -> Result<TopLevelGrammar, GrammarError> + Send,
     ) -> Result<Grammar, GrammarError> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&[kind]).update(text.as_bytes());
@@ -174,16 +188,15 @@ impl Grammars {
         if let Some(grammar) = self.find(hash) {
             return Ok(grammar);
         }
-        let clipped =
-            |error: &dyn fmt::Display| error.to_string().chars().take(MAX_REASON).collect();
-        let parser = self.factory.create_parser(read()?);
-        let parser = parser.map_err(|error| GrammarError::Invalid(clipped(&error)))?;
-        let mut matcher = Matcher::new(Ok(parser));
-        // What is too much shows at the first token as a rule: it is better told before the answer begins.
-        if let Err(error) = matcher.compute_mask_or_eos() {
-            return Err(GrammarError::TooComplex(clipped(&error)));
-        }
-        let grammar = Grammar(Arc::new(matcher));
+        let grammar = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(MAKING_STACK);
+            let making = thread.spawn_scoped(scope, || self.make(read()?));
+            let making = making.map_err(|error| {
+                GrammarError::TooComplex(format!("no thread to make it on: {error}"))
+            })?;
+            let broken = |_| GrammarError::Invalid("the library failed on it".to_string());
+            making.join().map_err(broken)?
+        })?;
         if let Ok(mut kept) = self.kept.lock() {
             if kept.len() == MAX_KEPT {
                 kept.remove(0);
@@ -192,6 +205,19 @@ impl Grammars {
             kept.push(Kept { hash, grammar });
         }
         Ok(grammar)
+    }
+
+    fn make(&self, grammar: TopLevelGrammar) -> Result<Grammar, GrammarError> {
+        let clipped =
+            |error: &dyn fmt::Display| error.to_string().chars().take(MAX_REASON).collect();
+        let parser = self.factory.create_parser(grammar);
+        let parser = parser.map_err(|error| GrammarError::Invalid(clipped(&error)))?;
+        let mut matcher = Matcher::new(Ok(parser));
+        // What is too much shows at the first token as a rule: it is better told before the answer begins.
+        if let Err(error) = matcher.compute_mask_or_eos() {
+            return Err(GrammarError::TooComplex(clipped(&error)));
+        }
+        Ok(Grammar(Arc::new(matcher)))
     }
 
     /// One that is kept, which is the latest from now on.
@@ -212,6 +238,56 @@ fn check_size(text: &str) -> Result<(), GrammarError> {
             Err(GrammarError::TooComplex(reason))
         }
         _ => Ok(()),
+    }
+}
+
+/// llguidance follows a reference where it first meets it, in the middle of all that refers to it: the stack holds each
+/// of them once at most.
+fn check_levels(schema: &Value) -> Result<(), GrammarError> {
+    let of_all = levels(schema);
+    let mut references = BTreeSet::new();
+    find_references(schema, &mut references);
+    let mut n = of_all;
+    for reference in references {
+        let pointer = reference.strip_prefix('#');
+        let target = pointer.and_then(|pointer| schema.pointer(pointer));
+        n += target.map_or(of_all, levels);
+        if n > MAX_LEVELS {
+            let reason = format!("its references can lead through more than {MAX_LEVELS} levels");
+            return Err(GrammarError::TooComplex(reason));
+        }
+    }
+    Ok(())
+}
+
+/// How deep a value is. Values are read 127 deep at most.
+fn levels(value: &Value) -> usize {
+    let of_parts = match value {
+        Value::Object(object) => object.values().map(levels).max(),
+        Value::Array(array) => array.iter().map(levels).max(),
+        _ => None,
+    };
+    1 + of_parts.unwrap_or(0)
+}
+
+fn find_references<'a>(value: &'a Value, references: &mut BTreeSet<&'a str>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                match value {
+                    Value::String(target) if key == "$ref" => {
+                        references.insert(target);
+                    }
+                    value => find_references(value, references),
+                }
+            }
+        }
+        Value::Array(array) => {
+            for value in array {
+                find_references(value, references);
+            }
+        }
+        _ => {}
     }
 }
 

@@ -187,15 +187,24 @@ fn calls_are_written_as_the_template_has_them() {
             let before = json!({"$ref": format!("#/$defs/a{}", i - 1)});
             definitions[format!("a{i}")] = json!({"anyOf": [before, before]});
         }
-        let parameters = json!({"type": "object", "$defs": definitions,
-            "properties": {"x": {"$ref": "#/$defs/a39"}, "y": {"$ref": "#/$defs/a0"}}});
-        let function = json!({"name": "f", "parameters": parameters});
-        let body = json!({
-            "messages": [{"role": "user", "content": "?"}], "max_tokens": 3,
-            "tools": [{"type": "function", "function": function}], "tool_choice": "required",
-        });
-        let answer = server.post("/v1/chat/completions", &body);
-        assert!([200, 400].contains(&answer.status), "{}", answer.body);
+        let mut chain = json!({"b2000": {"type": "array"}});
+        for i in 0..2000 {
+            chain[format!("b{i}")] = json!({"$ref": format!("#/$defs/b{}", i + 1)});
+        }
+        for (definitions, x, statuses) in [
+            (definitions, "#/$defs/a39", &[200, 400][..]),
+            (chain, "#/$defs/b0", &[400]),
+        ] {
+            let parameters = json!({"type": "object", "$defs": definitions,
+                "properties": {"x": {"$ref": x}, "y": {"$ref": "#/properties/x"}}});
+            let function = json!({"name": "f", "parameters": parameters});
+            let body = json!({
+                "messages": [{"role": "user", "content": "?"}], "max_tokens": 3,
+                "tools": [{"type": "function", "function": function}], "tool_choice": "required",
+            });
+            let answer = server.post("/v1/chat/completions", &body);
+            assert!(statuses.contains(&answer.status), "{}", answer.body);
+        }
         let (name, arguments, _) =
             ask(json!({"type": "function", "function": {"name": "stop"}}), 1);
         assert_eq!((&*name, arguments), ("stop", json!({})));

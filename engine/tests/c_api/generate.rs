@@ -68,20 +68,62 @@ fn runs_on_a_small_stack() {
         let session = session(c"summarize-fr");
         let (status, pieces, _) = generate(session, INPUT.as_bytes(), &greedy(), |_| true);
         assert_eq!((status, pieces.concat().as_str()), (TANDEM_OK, ANSWER));
-        // With a schema as deep as JSON is read.
-        let schema = r#"{"type": "array", "items": "#.repeat(120) + "{}" + &"}".repeat(120);
-        let schema = CString::new(schema).unwrap();
-        let options = tandem_generate_options {
-            max_tokens: 8,
-            json_schema: schema.as_ptr(),
-            ..greedy()
+        assert_eq!(tandem_session_free(session), TANDEM_OK);
+    };
+    let thread = std::thread::Builder::new().stack_size(512 << 10);
+    thread.spawn(run).unwrap().join().unwrap();
+}
+
+#[test]
+fn deep_forms_run_on_a_small_stack() {
+    let nested = |open: &str| open.repeat(120) + "{}" + &"}".repeat(120);
+    let chain = |n: usize| {
+        let link = |i| format!(r##""d{i}": {{"$ref": "#/$defs/d{}"}}, "##, i + 1);
+        let links: String = (0..n).map(link).collect();
+        let end = format!(r#""d{n}": {{"type": "array"}}"#);
+        format!(r##"{{"$ref": "#/$defs/d0", "$defs": {{{links}{end}}}}}"##)
+    };
+    let schemas = [
+        (nested(r#"{"type": "array", "items": "#), true),
+        (
+            nested(r#"{"type": "object", "additionalProperties": "#),
+            true,
+        ),
+        (nested(r#"{"allOf": [{"type": "array"}], "items": "#), true),
+        (chain(700), true),
+        (chain(3000), false),
+    ];
+    let groups = |n: usize| "(".repeat(n) + "a" + &")".repeat(n);
+    let regexes = [
+        (groups(240), true),
+        (groups(100_000), false),
+        ("(a|b".repeat(60) + &")*".repeat(60), true),
+    ];
+    let run = || {
+        let session = session(c"summarize-fr");
+        let is_taken = |options: tandem_generate_options| {
+            let options = tandem_generate_options {
+                max_tokens: 8,
+                ..options
+            };
+            generate(session, INPUT.as_bytes(), &options, |_| true).0 == TANDEM_OK
         };
-        let (status, pieces, _) = generate(session, INPUT.as_bytes(), &options, |_| true);
-        assert!(
-            status == TANDEM_OK && pieces.concat().starts_with('['),
-            "{}",
-            message()
-        );
+        for (schema, wanted) in schemas {
+            let schema = CString::new(schema).unwrap();
+            let options = tandem_generate_options {
+                json_schema: schema.as_ptr(),
+                ..greedy()
+            };
+            assert_eq!(is_taken(options), wanted, "{}", message());
+        }
+        for (regex, wanted) in regexes {
+            let regex = CString::new(regex).unwrap();
+            let options = tandem_generate_options {
+                regex: regex.as_ptr(),
+                ..greedy()
+            };
+            assert_eq!(is_taken(options), wanted, "{}", message());
+        }
         assert_eq!(tandem_session_free(session), TANDEM_OK);
     };
     let thread = std::thread::Builder::new().stack_size(512 << 10);
