@@ -4,8 +4,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use tandem_benches::{random, weights};
 use tandem_kernels::{
     Activation, DType, DeltaStep, KvHead, Level, LowRank, LowRankInput, LowRankTerm, LowRankType,
-    Q8_SUPER, Q8Super, RankScale, RopeStyle, TileMut, add_low_rank, add_product, attention,
-    delta_step, encode_low_rank, gate, quantize_h, quantize_q8, rms_norm, rope, softmax,
+    Q8_SUPER, Q8Super, RankScale, RopeStyle, ScanStep, TileMut, add_low_rank, add_product,
+    attention, delta_step, encode_low_rank, gate, quantize_h, quantize_q8, rms_norm, rope,
+    scan_step, softmax,
 };
 
 const N: usize = 8192;
@@ -62,7 +63,8 @@ fn bench(c: &mut Criterion) {
         }
         group.finish();
 
-        // What recurrent layers do for a token: a tap of a convolution, and a delta net's head of 128.
+        // What recurrent layers do for a token: a tap of a convolution, a delta net's head of 128, and
+        // Mamba-2.
         let mut group = c.benchmark_group("recurrent");
         group.throughput(Throughput::Elements(N as u64));
         group.bench_function(BenchmarkId::new("tap", level.name()), |b| {
@@ -81,6 +83,19 @@ fn bench(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("delta_step", level.name()), |b| {
             let state = &mut TileMut::new(&mut state, n);
             b.iter(|| delta_step(level, state, &step, &mut y[..n]));
+        });
+        // The same number of elements as two heads of Mamba-2.
+        let step = ScanStep {
+            x: &x[..n],
+            b: &x[n..2 * n],
+            c: &x[2 * n..3 * n],
+            decay: 0.99,
+            dt: 0.01,
+            skip: 1.0,
+        };
+        group.bench_function(BenchmarkId::new("scan_step", level.name()), |b| {
+            let state = &mut TileMut::new(&mut state, n);
+            b.iter(|| scan_step(level, state, &step, &mut y[..n]));
         });
         group.finish();
 

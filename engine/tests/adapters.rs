@@ -231,6 +231,7 @@ fn a_composition_computes_what_the_changed_weights_do() {
                 "position_embd",
                 "conv.conv",
                 "ssm_conv1d",
+                "ssm_norm",
                 "ffn_gate_inp",
                 "ffn_gate_inp_shexp",
             ];

@@ -173,13 +173,41 @@ fn keys_that_change_the_result_are_honoured_or_refused() {
     );
     let causal = Some(Value::Bool(false));
     refused("gemma3", "gemma3.attention.causal", causal, "later tokens");
-    let no_rope = Some(Value::Bool(false));
-    refused(
-        "granite",
-        "granite.rope.scaling.finetuned",
-        no_rope,
-        "without rotary positions",
-    );
+    // Granite's files may say that heads are not turned.
+    let turns = "rope.scaling.finetuned";
+    for (name, value, is_turned) in [
+        ("granite", Some(Value::Bool(false)), false),
+        ("granite", Some(Value::Bool(true)), true),
+        ("granitehybrid", None, true),
+        ("granitehybrid", Some(Value::Bool(false)), false),
+    ] {
+        if let Some(config) = changed(name, &format!("{name}.{turns}"), value) {
+            let config = config.unwrap();
+            assert!(config.attentions().all(|c| c.rope.is_some() == is_turned));
+        }
+    }
+    for (key, value) in [
+        ("ssm.inner_size", 129),
+        ("ssm.inner_size", u32::MAX),
+        ("ssm.time_step_rank", 1 << 12),
+        ("ssm.group_count", 3),
+        ("ssm.state_size", 1 << 23),
+        ("ssm.conv_kernel", 1 << 20),
+        ("ssm.conv_kernel", 0),
+    ] {
+        let key = format!("mamba2.{key}");
+        let what = key.trim_end_matches("inner_size");
+        refused(
+            "mamba2",
+            &key,
+            Some(Value::U32(value)),
+            what.trim_end_matches('.'),
+        );
+    }
+    let kv = "nemotron_h.attention.head_count_kv";
+    refused("nemotron_h", kv, Some(Value::U32(2)), kv);
+    let heads = "nemotron_h.attention.head_count";
+    refused("nemotron_h", heads, Some(Value::U32(0)), kv);
     // A list, see `changed`.
     let sections = Some(Value::U64(4));
     refused(

@@ -161,11 +161,19 @@ fn with_vocabulary(name: &str) -> Option<Model> {
     Some(Model::from_bytes(writer.to_vec(&data).unwrap()).unwrap())
 }
 
-/// The same for all that layers remember: windows, shared caches, convolutions, delta nets, which cannot forget
-/// single tokens.
+/// The same for all that layers remember: windows, shared caches, convolutions, delta nets and Mamba-2, which
+/// cannot forget single tokens.
 #[test]
 fn guessed_tokens_change_no_text_whatever_layers_remember() {
-    for name in ["gemma3", "gemma4", "lfm2", "qwen35", "qwen3moe"] {
+    for name in [
+        "gemma3",
+        "gemma4",
+        "lfm2",
+        "qwen35",
+        "qwen3moe",
+        "granitehybrid",
+        "falcon-h1",
+    ] {
         let Some(model) = with_vocabulary(name) else {
             continue;
         };

@@ -355,6 +355,16 @@ fn wrong_values_are_named_in_every_architecture() {
         let mut keys: BTreeSet<_> = own
             .chain(optional.map(|key| format!("{arch}.{key}")))
             .collect();
+        // Without experts what else is said of them is of no use.
+        if name == "granitehybrid" {
+            keys.retain(|key| !key.contains(".expert_") || key.ends_with("expert_count"));
+        }
+        // Heads that are never turned have no use for what says whether they are; what has no heads, for all of it.
+        match name {
+            "nemotron_h" => drop(keys.remove("nemotron_h.rope.scaling.finetuned")),
+            "mamba2" => keys.retain(|key| !key.contains(".rope.")),
+            _ => {}
+        }
         // Nemotron's files have both, and LayerNorm's is used.
         if name == "nemotron" {
             keys.remove("nemotron.attention.layer_norm_rms_epsilon");
@@ -368,7 +378,7 @@ fn wrong_values_are_named_in_every_architecture() {
         if factor.unwrap().is_some_and(|factor| factor != 0.0) {
             keys.remove(&format!("{arch}.rope.scale_linear"));
         }
-        assert!(keys.len() > 14, "{name}: {keys:?}");
+        assert!(keys.len() > 12, "{name}: {keys:?}");
         for key in &keys {
             // No list is a number, a text or a flag.
             let mut writer = Writer::new();

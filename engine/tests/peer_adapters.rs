@@ -139,6 +139,7 @@ fn every_recipe_agrees_with_peft() {
         ("lfm2", 3),
         ("qwen35", 3),
         ("qwen3moe", 3),
+        ("granitehybrid", 3),
     ] {
         let model = Model::open(shared(&format!("peer/logits/{name}-f16.gguf")).unwrap()).unwrap();
         let folder = shared(&format!("peer/logits/{name}-lora")).unwrap();

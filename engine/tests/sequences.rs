@@ -115,6 +115,9 @@ fn a_prompt_in_pieces_has_the_bits_of_the_whole() {
         "gemma4-f16",
         "lfm2-f16",
         "qwen35-f16",
+        "granitehybridmoe-f16",
+        "falcon-h1-f16",
+        "nemotron_h-f16",
         "qwen3moe-f16",
     ];
     for (name, model) in models(&peers) {
@@ -235,6 +238,9 @@ fn a_pass_of_several_sequences_gives_each_the_bits_that_it_gets_alone() {
         "gemma4-f16",
         "lfm2-f16",
         "qwen35-f16",
+        "granitehybridmoe-f16",
+        "falcon-h1-f16",
+        "nemotron_h-f16",
         "qwen3moe-f16",
     ];
     for (name, model) in models(&peers) {
@@ -402,18 +408,21 @@ fn convolutions_go_back_by_some_tokens() {
     assert_eq!(session.eval(&ids).unwrap(), fresh.eval(&ids).unwrap());
 }
 
-/// A delta net cannot forget single tokens: it goes back to before the last pass of several, and says so.
+/// Delta nets and Mamba-2 cannot forget single tokens: they go back to before the last pass of several, and say so.
 #[test]
-fn delta_nets_go_back_to_before_the_last_pass() {
-    let Some(path) = shared("peer/logits/qwen35-f16.gguf") else {
-        return;
-    };
-    let model = Model::open(path).unwrap();
+fn recurrent_layers_go_back_to_before_the_last_pass() {
+    // Without the first, which has attention alone.
+    for (_, model) in &models(&["qwen35-f16", "mamba2-f16", "falcon-h1-f16"])[1..] {
+        goes_back_to_before_the_last_pass(model);
+    }
+}
+
+fn goes_back_to_before_the_last_pass(model: &Model) {
     let ids = tokens(90, 1, model.config().n_vocab);
     let new = || {
-        let mut options = options(&model);
+        let mut options = options(model);
         options.n_batch = 16;
-        Session::new(&model, ThreadPool::new(2), options).unwrap()
+        Session::new(model, ThreadPool::new(2), options).unwrap()
     };
     let mut session = new();
     session.eval(&ids[..40]).unwrap();
@@ -442,6 +451,9 @@ fn an_interrupted_pass_leaves_no_trace() {
         "gemma4-f16",
         "lfm2-f16",
         "qwen35-f16",
+        "granitehybridmoe-f16",
+        "falcon-h1-f16",
+        "nemotron_h-f16",
     ];
     for (name, model) in models(&peers) {
         let mut options = options(&model);
@@ -514,7 +526,14 @@ impl Pool for Interrupting {
 
 #[test]
 fn a_fork_goes_on_like_what_it_was_made_of() {
-    for (name, model) in models(&["gemma3-f16", "gemma4-f16", "lfm2-f16", "qwen35-f16"]) {
+    for (name, model) in models(&[
+        "gemma3-f16",
+        "gemma4-f16",
+        "lfm2-f16",
+        "qwen35-f16",
+        "falcon-h1-f16",
+        "mamba2-f16",
+    ]) {
         let mut options = options(&model);
         options.n_batch = 16;
         let n_vocab = model.config().n_vocab;
@@ -569,6 +588,9 @@ fn a_saved_sequence_goes_on_as_if_nothing_had_happened() {
         "gemma4-f16",
         "lfm2moe-f16",
         "qwen35-f16",
+        "granitehybridmoe-f16",
+        "falcon-h1-f16",
+        "nemotron_h-f16",
     ]) {
         let composition = compositions(&model, AdapterType::Q8).swap_remove(1);
         let mut options = options(&model);

@@ -70,6 +70,14 @@ impl Activation {
     }
 }
 
+/// `ln(1 + exp(x))`; `x` itself where the exponential would be too large.
+pub fn softplus(x: f32) -> f32 {
+    match x > 20.0 {
+        true => x,
+        false => libm::log1pf(libm::expf(x)),
+    }
+}
+
 multilevel! {
     /// `gate[i] = activation(gate[i]) * up[i]`, both `[n]`.
     ///

@@ -54,12 +54,13 @@ mod norm;
 mod parallel;
 pub mod quant;
 mod rope;
+mod scan;
 mod simd;
 mod softmax;
 #[cfg(feature = "std")]
 mod thread_pool;
 
-pub use activation::{Activation, Xielu, activate, gate};
+pub use activation::{Activation, Xielu, activate, gate, softplus};
 pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention, store_key};
 pub use delta::{DeltaStep, MAX_DELTA_COLUMNS, delta_step};
 pub use dtype::DType;
@@ -82,6 +83,7 @@ pub use merge::{
 pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
+pub use scan::{ScanStep, scan_step};
 pub use simd::TILE_ROWS;
 pub use softmax::{log_sum_exp, max, softmax};
 #[cfg(feature = "std")]

@@ -14,7 +14,7 @@ use super::layer::{Pass, SpanRows};
 use crate::ModelError;
 use crate::exec::{Job, MAX_SPANS, RopeAngles, Step, TOKENS_PER_TASK, matmul_many};
 use crate::model::{Config, FusedSpec, Linear, LinearSpec, Tensors};
-use crate::sequence::{Kv, MixerState};
+use crate::sequence::{Kv, LayerState};
 
 /// Hyperparameters of a layer's attention.
 #[derive(Clone, Debug, PartialEq)]
@@ -407,11 +407,11 @@ fn part_gates(config: &AttentionConfig, q: &mut [f32], gates: &mut [f32]) {
 }
 
 /// The cache of a layer of this kind.
-fn kv_of(state: &mut MixerState) -> &mut Kv {
-    match state {
-        MixerState::Kv(kv) => kv,
-        _ => unreachable!("a layer without keys is not asked for them"),
-    }
+fn kv_of(state: &mut LayerState) -> &mut Kv {
+    let Some(kv) = &mut state.kv else {
+        unreachable!("a layer without keys is not asked for them");
+    };
+    kv
 }
 
 /// How heads are normalized and turned.

@@ -11,18 +11,16 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use tandem_kernels::{
-    Activation, DeltaStep, Pool, SharedMatrix, activate, delta_step, gate, rms_norm_in_place,
+    Activation, DeltaStep, Pool, SharedMatrix, delta_step, gate, rms_norm_in_place, softplus,
 };
 
-use super::conv::{At, Taps};
+use super::conv::{Conv, Taps, columns_of};
 use super::layer::Pass;
 use crate::ModelError;
 use crate::exec::{Job, Step, matmul_many};
 use crate::model::{Linear, LinearSpec, Tensors, ValueHeads};
-use crate::sequence::{Delta, MixerState};
+use crate::sequence::matrices_of;
 
-/// Channels of a task of the convolution.
-const TASK_CHANNELS: usize = 256;
 /// Columns of a head's matrix that a task takes, where heads are multiples of it.
 const TASK_COLUMNS: usize = 32;
 
@@ -54,6 +52,18 @@ impl DeltaNetConfig {
     /// Channels of the convolution: queries, keys, values.
     pub fn n_channels(&self) -> usize {
         2 * self.n_k() + self.n_v()
+    }
+
+    pub(crate) fn conv(&self) -> Conv {
+        Conv {
+            n_taps: self.n_taps,
+            n_channels: self.n_channels(),
+        }
+    }
+
+    /// Elements of all matrices; `None` where that overflows.
+    pub(crate) fn n_matrices(&self) -> Option<usize> {
+        self.n_v().checked_mul(self.head_dim)
     }
 
     /// What the linears of its input come to together.
@@ -147,12 +157,7 @@ impl DeltaNet {
             beta: tensors.linear(&name("ssm_beta"))?,
             alpha: tensors.linear(&name("ssm_alpha"))?,
             out: tensors.linear(&name("ssm_out"))?,
-            taps: Taps::load(
-                tensors,
-                &name("ssm_conv1d.weight"),
-                config.n_channels(),
-                config.n_taps,
-            )?,
+            taps: Taps::load(tensors, &name("ssm_conv1d"), config.conv())?,
             a: tensors.needed_vector(&name("ssm_a"), n)?,
             dt_bias: tensors.needed_vector(&name("ssm_dt.bias"), n)?,
             norm: tensors.needed_vector(&name("ssm_norm.weight"), config.head_dim)?,
@@ -201,18 +206,20 @@ impl DeltaNet {
 
         let o = &mut s.inner.f32[..n_rows * n_v];
         for span in spans.iter_mut() {
-            let delta = delta_of(&mut span.states[i]);
+            let state = &mut span.states[i];
             let rows = span.rows.clone();
             let qkv = &mut qkv[rows.start * n_channels..rows.end * n_channels];
-            self.convolve(step, delta, span.first, qkv);
+            let columns = columns_of(state);
+            self.taps.sum_rows(step, columns, span.first, qkv);
             self.normalize_keys(config.norm_eps, step, qkv);
             let gates = Gates {
                 decay: &alpha[rows.start * n_head..rows.end * n_head],
                 beta: &beta[rows.start * n_head..rows.end * n_head],
             };
             let o = &mut o[rows.start * n_v..rows.end * n_v];
-            self.recur(step, delta, qkv, &gates, o);
-            delta.advance(rows.len());
+            let matrices = matrices_of(state);
+            self.recur(step, &mut matrices.now, qkv, &gates, o);
+            matrices.advance(rows.len());
         }
         let d = self.config.head_dim;
         for (o, z) in o.chunks_exact_mut(n_v).zip(z.chunks_exact_mut(n_v)) {
@@ -235,39 +242,9 @@ impl DeltaNet {
     fn decays(&self, alpha: &mut [f32]) {
         for row in alpha.chunks_exact_mut(self.config.n_head_v) {
             for ((x, a), bias) in row.iter_mut().zip(&self.a).zip(&self.dt_bias) {
-                let x0 = *x + bias;
-                // Softplus, which is the identity where its exponential would be too large.
-                let softplus = match x0 > 20.0 {
-                    true => x0,
-                    false => libm::log1pf(libm::expf(x0)),
-                };
-                *x = libm::expf(a * softplus);
+                *x = libm::expf(a * softplus(*x + bias));
             }
         }
-    }
-
-    /// The convolution of one sequence's rows at positions `first` and up, in their place.
-    fn convolve(&self, step: &Step<'_>, delta: &mut Delta, first: usize, qkv: &mut [f32]) {
-        let n = self.config.n_channels();
-        let n_rows = qkv.len() / n;
-        let task = TASK_CHANNELS.max(n.div_ceil(SharedMatrix::<f32>::MAX_TILES));
-        let n_places = delta.columns.n_places();
-        let ring = delta.columns.share(first + n_rows, task);
-        let rows = SharedMatrix::new(qkv, n, n_rows, task);
-        step.light_pool().run(n.div_ceil(task), &|j| {
-            let (mut rows, mut ring) = (rows.tile(0, j), ring.tile(0, j));
-            let channels = j * task..j * task + rows.n_cols();
-            for t in 0..n_rows {
-                let row = rows.row(t);
-                ring.row((first + t) % n_places).copy_from_slice(row);
-                let at = At {
-                    position: first + t,
-                    channels: channels.clone(),
-                };
-                self.taps.sum(step.level, &mut ring, at, row);
-                activate(step.level, Activation::Silu, row);
-            }
-        });
     }
 
     /// Divides queries and keys by their lengths, and queries by the root of a head's, too.
@@ -290,7 +267,7 @@ impl DeltaNet {
     fn recur(
         &self,
         step: &Step<'_>,
-        delta: &mut Delta,
+        matrices: &mut [f32],
         qkv: &[f32],
         gates: &Gates<'_>,
         o: &mut [f32],
@@ -300,7 +277,7 @@ impl DeltaNet {
         let (n_rows, task) = (o.len() / n_v, c.task_columns());
         let per_head = d / task;
         let o = SharedMatrix::new(o, n_v, n_rows, task);
-        let matrices = SharedMatrix::new(&mut delta.matrices, d, d, task);
+        let matrices = SharedMatrix::new(matrices, d, d, task);
         step.pool.run(c.n_head_v * per_head, &|i| {
             let (head, part) = (i / per_head, i % per_head);
             let (mut o, mut m) = (o.tile(0, i), matrices.tile(head, part));
@@ -325,12 +302,4 @@ impl DeltaNet {
 struct Gates<'a> {
     decay: &'a [f32],
     beta: &'a [f32],
-}
-
-/// The state of a layer of this kind.
-fn delta_of(state: &mut MixerState) -> &mut Delta {
-    match state {
-        MixerState::Delta(delta) => delta,
-        _ => unreachable!("a delta net's state is its own"),
-    }
 }

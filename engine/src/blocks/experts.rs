@@ -51,6 +51,8 @@ pub struct ExpertsConfig {
     pub routes_residual: bool,
     /// An expert besides that all tokens use.
     pub shared: Option<GatedConfig>,
+    /// Whether a gate says how much of it each token uses.
+    pub gates_shared: bool,
 }
 
 /// How the router's outputs become weights.
@@ -97,14 +99,14 @@ pub struct Experts {
     pub shared: Option<SharedExpert>,
 }
 
-/// An expert that all tokens use, each as much as the sigmoid of a gate says.
+/// An expert that all tokens use, each as much as the sigmoid of a gate says, where there is one.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SharedExpert {
     /// The expert.
     pub network: Gated,
     /// `[1, n_embd]`.
-    pub gate: Tensor,
+    pub gate: Option<Tensor>,
 }
 
 impl Experts {
@@ -159,7 +161,10 @@ impl Experts {
                 None => None,
                 Some(shared) => Some(SharedExpert {
                     network: Gated::load(shared, tensors, i)?,
-                    gate: tensors.matrix(&name("ffn_gate_inp_shexp"), 1, n_embd)?,
+                    gate: match config.gates_shared {
+                        true => Some(tensors.matrix(&name("ffn_gate_inp_shexp"), 1, n_embd)?),
+                        false => None,
+                    },
                 }),
             },
             config: config.clone(),
@@ -402,17 +407,15 @@ impl SharedExpert {
         self.network.forward(pass);
         let (n_rows, n_embd) = (pass.n_rows(), pass.config.n_embd);
         let s = &mut *pass.scratch;
+        let Some(gate) = &self.gate else {
+            let len = n_rows * n_embd;
+            return s.experts.dense[..len].copy_from_slice(&s.y[..len]);
+        };
         // The router's outputs come only later.
         let gates = &mut s.experts.logits[..n_rows];
         let h = Input::F32(&s.h.f32[..n_rows * n_embd]);
         let level = pass.step.level;
-        matmul(
-            level,
-            &self.gate.view(),
-            0..1,
-            &h,
-            &mut TileMut::new(gates, 1),
-        );
+        matmul(level, &gate.view(), 0..1, &h, &mut TileMut::new(gates, 1));
         let rows = s.y[..n_rows * n_embd].chunks_exact(n_embd);
         let outputs = s.experts.dense.chunks_exact_mut(n_embd);
         for ((y, out), gate) in rows.zip(outputs).zip(gates) {

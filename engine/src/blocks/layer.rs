@@ -8,7 +8,7 @@ use core::ops::Range;
 use super::norm::{RowNorm, add, normalize};
 use crate::exec::{Batch, Scratch, Step};
 use crate::model::{Config, Ffn, Layer, Mixer, Norm};
-use crate::sequence::MixerState;
+use crate::sequence::LayerState;
 
 /// A batch on its way through the layers.
 pub(crate) struct Pass<'p, 's> {
@@ -25,7 +25,7 @@ pub(crate) struct SpanRows<'s> {
     /// The first row's position.
     pub first: usize,
     /// A state for each layer.
-    pub states: &'s mut [MixerState],
+    pub states: &'s mut [LayerState],
 }
 
 impl Pass<'_, '_> {
@@ -36,11 +36,16 @@ impl Pass<'_, '_> {
 
 /// Runs layer `i` on the rows in `scratch.x`, `[n_rows, n_embd]`.
 pub(crate) fn layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
-    normalize_rows(pass, w.mixer_norm.as_ref());
+    if !matches!(w.mixer, Mixer::None) {
+        normalize_rows(pass, w.mixer_norm.as_ref());
+    }
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward(pass, i),
         Mixer::ShortConv(conv) => conv.forward(pass, i),
         Mixer::DeltaNet(net) => net.forward(pass, i),
+        Mixer::Mamba(mamba) => mamba.forward(pass, i),
+        Mixer::AttentionAndMamba(both) => both.forward(pass, i),
+        Mixer::None => {}
     }
     after_mixer(pass, i, w);
 }
@@ -58,6 +63,9 @@ pub(crate) fn layer_to_narrow<'p>(
         Mixer::Attention(attention) => attention.forward_state(pass, i),
         Mixer::ShortConv(conv) => conv.forward(pass, i),
         Mixer::DeltaNet(net) => net.forward(pass, i),
+        Mixer::Mamba(mamba) => mamba.forward(pass, i),
+        Mixer::AttentionAndMamba(both) => both.forward_state(pass, i),
+        Mixer::None => {}
     }
     pass.step.batch = narrow.batch;
     if narrow.batch.n_rows() == 0 {
@@ -80,8 +88,12 @@ pub(crate) fn layer_to_narrow<'p>(
     }
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward_rows(pass, i),
+        Mixer::AttentionAndMamba(both) => both.forward_rows(pass, i, narrow),
         // Its results are there, of all rows.
-        Mixer::ShortConv(_) | Mixer::DeltaNet(_) => narrow.keep(&mut pass.scratch.y, n_embd),
+        Mixer::ShortConv(_) | Mixer::DeltaNet(_) | Mixer::Mamba(_) => {
+            narrow.keep(&mut pass.scratch.y, n_embd);
+        }
+        Mixer::None => {}
     }
     after_mixer(pass, i, w);
 }
@@ -97,7 +109,7 @@ pub(crate) struct Narrow<'a> {
 
 impl Narrow<'_> {
     /// Moves the rows that are kept, of `n` columns, to the start of `x`.
-    fn keep<T: Copy>(&self, x: &mut [T], n: usize) {
+    pub(super) fn keep<T: Copy>(&self, x: &mut [T], n: usize) {
         let (mut from, mut to) = (0, 0);
         for (n_rows, n_kept) in self.n_rows.iter().zip(self.n_kept) {
             from += n_rows;
@@ -124,10 +136,12 @@ fn after_mixer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
     if is_parallel {
         normalize_rows(pass, w.ffn_norm.as_ref().or(w.mixer_norm.as_ref()));
     }
-    add_results(pass, w.post_mixer_norm.as_ref());
+    if !matches!(w.mixer, Mixer::None) {
+        add_results(pass, w.post_mixer_norm.as_ref());
+    }
 
     // x += ffn(norm(x)), of x before the mixer where they are parallel.
-    if !is_parallel {
+    if !is_parallel && !matches!(w.ffn, Ffn::None) {
         normalize_rows(pass, w.ffn_norm.as_ref());
     }
     match &w.ffn {
@@ -135,8 +149,11 @@ fn after_mixer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
         Ffn::Mlp(mlp) => mlp.forward(pass),
         Ffn::Experts(experts) => experts.forward(pass),
         Ffn::DenseAndExperts(both) => both.forward(pass),
+        Ffn::None => {}
     }
-    add_results(pass, w.post_ffn_norm.as_ref());
+    if !matches!(w.ffn, Ffn::None) {
+        add_results(pass, w.post_ffn_norm.as_ref());
+    }
 
     if let Some(per_layer) = &w.per_layer {
         per_layer.forward(pass, i);

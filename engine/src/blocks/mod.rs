@@ -7,12 +7,14 @@ mod delta_net;
 mod experts;
 mod gated;
 mod layer;
+mod mamba;
 mod mlp;
 mod norm;
 mod per_layer;
 mod short_conv;
 
 pub use attention::{Attention, AttentionConfig, Temperature};
+pub(crate) use conv::Conv;
 pub use delta_net::{DeltaNet, DeltaNetConfig};
 pub(crate) use experts::MAX_USED;
 pub use experts::{
@@ -20,6 +22,7 @@ pub use experts::{
 };
 pub use gated::{Gated, GatedConfig};
 pub(crate) use layer::{Narrow, Pass, SpanRows, layer, layer_to_narrow};
+pub use mamba::{AttentionAndMamba, AttentionAndMambaConfig, Mamba, MambaConfig};
 pub use mlp::{Mlp, MlpConfig};
 pub(crate) use norm::RowNorm;
 pub use per_layer::{PerLayer, PerLayerConfig, PerLayerEmbeddings};

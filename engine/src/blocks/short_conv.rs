@@ -5,15 +5,12 @@ use alloc::format;
 
 use tandem_kernels::{SharedMatrix, multiply_by, product};
 
-use super::conv::{At, Taps};
+use super::conv::{At, Conv, Taps, columns_of};
 use super::layer::Pass;
 use crate::ModelError;
 use crate::exec::{Job, Step, matmul_many};
 use crate::model::{Linear, LinearSpec, Tensors};
-use crate::sequence::{Columns, MixerState};
-
-/// Channels of a task.
-const TASK_CHANNELS: usize = 256;
+use crate::sequence::Columns;
 
 /// Hyperparameters of a short convolution.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +21,13 @@ pub struct ShortConvConfig {
 }
 
 impl ShortConvConfig {
+    pub(crate) fn conv(&self, n_embd: usize) -> Conv {
+        Conv {
+            n_taps: self.n_taps,
+            n_channels: n_embd,
+        }
+    }
+
     pub(crate) fn linears(&self, n_embd: usize) -> [LinearSpec; 2] {
         [
             LinearSpec::new("shortconv.in_proj", 3 * n_embd, n_embd, 0),
@@ -53,10 +57,10 @@ impl ShortConv {
         i: usize,
     ) -> Result<ShortConv, ModelError> {
         let in_proj = tensors.linear(&format!("blk.{i}.shortconv.in_proj"))?;
-        let name = format!("blk.{i}.shortconv.conv.weight");
+        let conv = config.conv(in_proj.w.n_cols());
         Ok(ShortConv {
             config: config.clone(),
-            taps: Taps::load(tensors, &name, in_proj.w.n_cols(), config.n_taps)?,
+            taps: Taps::load(tensors, &format!("blk.{i}.shortconv.conv"), conv)?,
             in_proj,
             out_proj: tensors.linear(&format!("blk.{i}.shortconv.out_proj"))?,
         })
@@ -109,7 +113,7 @@ impl ShortConv {
     ) {
         let n = self.out_proj.w.n_cols();
         let n_rows = y.len() / n;
-        let task = TASK_CHANNELS.max(n.div_ceil(SharedMatrix::<f32>::MAX_TILES));
+        let task = self.taps.task_channels();
         let n_places = columns.n_places();
         let y = SharedMatrix::new(y, n, n_rows, task);
         let ring = columns.share(first + n_rows, task);
@@ -128,13 +132,5 @@ impl ShortConv {
                 multiply_by(step.level, c, y.row(t));
             }
         });
-    }
-}
-
-/// The columns of a layer of this kind.
-fn columns_of(state: &mut MixerState) -> &mut Columns {
-    match state {
-        MixerState::Columns(columns) => columns,
-        _ => unreachable!("a convolution's state is columns"),
     }
 }

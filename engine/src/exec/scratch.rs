@@ -31,6 +31,8 @@ pub(crate) struct Scratch {
     pub per_layer_row: Vec<f32>,
     /// Gates on attention's output, `[n_batch, n_q]`; empty where there are none.
     pub gates: Vec<f32>,
+    /// The output of one of two mixers beside each other, `[n_batch, n_embd]`; empty where there are none.
+    pub mixed: Vec<f32>,
     /// Of experts.
     pub experts: ExpertScratch,
     /// Rotary angles of the rows, for each rope of the model.
@@ -98,6 +100,7 @@ struct Widths {
     y: usize,
     inner: usize,
     gates: usize,
+    mixed: usize,
     /// Of all layers' own inputs.
     per_layer: usize,
     experts: ExpertWidths,
@@ -146,14 +149,22 @@ impl Widths {
             MixerConfig::Attention(_) => 0,
             MixerConfig::ShortConv(_) => 3 * n_embd,
             MixerConfig::DeltaNet(net) => net.n_inner(),
+            MixerConfig::Mamba(mamba) => mamba.n_proj(),
+            MixerConfig::AttentionAndMamba(both) => both.mamba.n_proj(),
+            MixerConfig::None => 0,
         };
         let inner_of = |layer: &LayerConfig| match &layer.mixer {
             MixerConfig::Attention(attention) => attention.n_q(),
             MixerConfig::ShortConv(_) => n_embd,
             MixerConfig::DeltaNet(net) => net.n_v(),
+            MixerConfig::Mamba(mamba) => mamba.n_inner(),
+            MixerConfig::AttentionAndMamba(both) => both.attention.n_q().max(both.mamba.n_inner()),
+            MixerConfig::None => 0,
         };
         let others = config.layers.iter().map(y_of).max().unwrap_or(0);
         let mixed = config.layers.iter().map(inner_of);
+        let are_two =
+            |layer: &LayerConfig| matches!(layer.mixer, MixerConfig::AttentionAndMamba(_));
         let gated = config.attentions().filter(|c| c.has_gate);
         let inside = config.layers.iter().map(|layer| layer.ffn.n_ff());
         let n_input = config.per_layer.as_ref().map_or(0, |c| c.n_input);
@@ -162,6 +173,10 @@ impl Widths {
             y: qkv.fold(n_embd.max(others), usize::max),
             inner: mixed.chain(inside).fold(n_input, usize::max),
             gates: gated.map(|c| c.n_q()).max().unwrap_or(0),
+            mixed: match config.layers.iter().any(are_two) {
+                true => n_embd,
+                false => 0,
+            },
             per_layer: n_input * config.layers.len(),
             experts: ExpertWidths::of(config),
         }
@@ -187,6 +202,7 @@ impl Scratch {
             per_layer: zeroed(n_batch.saturating_mul(widths.per_layer))?,
             per_layer_row: zeroed(widths.per_layer)?,
             gates: zeroed(n_batch.saturating_mul(widths.gates))?,
+            mixed: zeroed(n_batch.saturating_mul(widths.mixed))?,
             experts: ExpertScratch::new(&widths, n_batch)?,
             angles: angles.collect::<Result<_, SessionError>>()?,
             ranks: Ranks::default(),
@@ -198,7 +214,7 @@ impl Scratch {
         let widths = Widths::of(config);
         let angles: usize = config.ropes.iter().map(|rope| rope.n_rot).sum();
         let a_row = size_of::<f32>()
-            * (widths.n_embd + widths.y + widths.gates + widths.per_layer + angles)
+            * (widths.n_embd + widths.y + widths.gates + widths.mixed + widths.per_layer + angles)
             + Activations::row_bytes(widths.n_embd)
             + Activations::row_bytes(widths.inner)
             + ExpertScratch::row_bytes(&widths);

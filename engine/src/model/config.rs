@@ -8,8 +8,8 @@ use tandem_kernels::{RopeScaling, RopeStyle};
 use super::arch::{self, Architecture};
 use crate::ModelError;
 use crate::blocks::{
-    AttentionConfig, DeltaNetConfig, DenseAndExpertsConfig, ExpertsConfig, GatedConfig, MlpConfig,
-    PerLayerConfig, ShortConvConfig,
+    AttentionAndMambaConfig, AttentionConfig, Conv, DeltaNetConfig, DenseAndExpertsConfig,
+    ExpertsConfig, GatedConfig, MambaConfig, MlpConfig, PerLayerConfig, ShortConvConfig,
 };
 
 /// Which normalization stands before each block.
@@ -37,7 +37,7 @@ pub struct Config {
     pub norm: NormKind,
     /// Added to the variance.
     pub norm_eps: f32,
-    /// The ways in which layers turn their heads; at least one.
+    /// The ways in which layers turn their heads; at least one where any has heads of attention.
     pub ropes: Vec<RopeConfig>,
     /// The layers, first to last.
     pub layers: Vec<LayerConfig>,
@@ -77,6 +77,44 @@ pub enum MixerConfig {
     ShortConv(ShortConvConfig),
     /// A gated delta net.
     DeltaNet(DeltaNetConfig),
+    /// Mamba-2.
+    Mamba(MambaConfig),
+    /// Attention and Mamba-2 beside each other.
+    AttentionAndMamba(AttentionAndMambaConfig),
+    /// It does not.
+    None,
+}
+
+impl MixerConfig {
+    /// The attention that it is or has.
+    pub fn attention(&self) -> Option<&AttentionConfig> {
+        match self {
+            MixerConfig::Attention(attention) => Some(attention),
+            MixerConfig::AttentionAndMamba(both) => Some(&both.attention),
+            _ => None,
+        }
+    }
+
+    /// The convolution that it is or has.
+    pub(crate) fn conv(&self, n_embd: usize) -> Option<Conv> {
+        match self {
+            MixerConfig::ShortConv(conv) => Some(conv.conv(n_embd)),
+            MixerConfig::DeltaNet(net) => Some(net.conv()),
+            MixerConfig::Mamba(mamba) => Some(mamba.conv()),
+            MixerConfig::AttentionAndMamba(both) => Some(both.mamba.conv()),
+            MixerConfig::Attention(_) | MixerConfig::None => None,
+        }
+    }
+
+    /// Elements of the matrices that a sequence has for it; `None` where that overflows.
+    pub(crate) fn n_matrices(&self) -> Option<usize> {
+        match self {
+            MixerConfig::DeltaNet(net) => net.n_matrices(),
+            MixerConfig::Mamba(mamba) => mamba.n_matrices(),
+            MixerConfig::AttentionAndMamba(both) => both.mamba.n_matrices(),
+            MixerConfig::Attention(_) | MixerConfig::ShortConv(_) | MixerConfig::None => Some(0),
+        }
+    }
 }
 
 /// A layer's feed-forward network.
@@ -91,16 +129,19 @@ pub enum FfnConfig {
     Experts(ExpertsConfig),
     /// A gated one and experts beside it.
     DenseAndExperts(DenseAndExpertsConfig),
+    /// There is none.
+    None,
 }
 
 impl FfnConfig {
-    /// Elements inside, of an expert where there are such and nothing else.
+    /// Elements inside, of an expert where there are such and nothing else; 0 where there is none.
     pub fn n_ff(&self) -> usize {
         match self {
             FfnConfig::Gated(config) => config.n_ff,
             FfnConfig::Mlp(config) => config.n_ff,
             FfnConfig::Experts(config) => config.n_ff,
             FfnConfig::DenseAndExperts(config) => config.dense.n_ff,
+            FfnConfig::None => 0,
         }
     }
 }
@@ -139,14 +180,13 @@ impl Config {
     /// places only, see [`Sequence::rewind`](crate::Sequence::rewind).
     pub fn is_recurrent(&self) -> bool {
         let mut layers = self.layers.iter();
-        layers.any(|layer| !matches!(layer.mixer, MixerConfig::Attention(_)))
+        layers.any(|layer| layer.mixer.conv(self.n_embd).is_some())
     }
 
     /// The attention of each layer that has one.
     pub fn attentions(&self) -> impl Iterator<Item = &AttentionConfig> {
-        self.layers.iter().filter_map(|layer| match &layer.mixer {
-            MixerConfig::Attention(attention) => Some(attention),
-            _ => None,
-        })
+        self.layers
+            .iter()
+            .filter_map(|layer| layer.mixer.attention())
     }
 }

@@ -143,6 +143,13 @@ impl Linears {
                 MixerConfig::Attention(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
                 MixerConfig::ShortConv(c) => table.add(i, &c.linears(config.n_embd), &[]),
                 MixerConfig::DeltaNet(c) => table.add(i, &c.linears(config.n_embd), &[]),
+                MixerConfig::Mamba(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
+                MixerConfig::AttentionAndMamba(c) => {
+                    let (attention, mamba) = (&c.attention, &c.mamba);
+                    table.add(i, &attention.linears(config.n_embd), attention.fused());
+                    table.add(i, &mamba.linears(config.n_embd), mamba.fused());
+                }
+                MixerConfig::None => {}
             }
             match &layer.ffn {
                 FfnConfig::Gated(c) => table.add(i, &c.linears(config.n_embd), c.fused()),
@@ -155,6 +162,7 @@ impl Linears {
                 FfnConfig::DenseAndExperts(c) => {
                     table.add(i, &c.dense.linears(config.n_embd), c.dense.fused());
                 }
+                FfnConfig::None => {}
             }
             if let Some(c) = &config.per_layer {
                 table.add(i, &c.linears(config.n_embd), &[]);
@@ -268,7 +276,9 @@ impl Linears {
         if module == "lm_head" {
             return Some(OUTPUT.to_string());
         }
-        let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+        let mut prefixes = ["model.layers.", "backbone.layers."].into_iter();
+        let module = prefixes.find_map(|prefix| module.strip_prefix(prefix))?;
+        let (layer, module) = module.split_once('.')?;
         let tensor = self.arch().tensor_of(module)?;
         Some(format!("blk.{layer}.{tensor}"))
     }

@@ -17,8 +17,8 @@ use super::linears::{LinearInfo, Linears};
 use super::tensor::Tensor;
 use super::weights::{Ffn, Layer, Linear, Mixer, Norm, RopeFactors};
 use crate::blocks::{
-    Attention, DeltaNet, DenseAndExperts, Experts, Gated, Mlp, PerLayer, PerLayerEmbeddings,
-    ShortConv,
+    Attention, AttentionAndMamba, DeltaNet, DenseAndExperts, Experts, Gated, Mamba, Mlp, PerLayer,
+    PerLayerEmbeddings, ShortConv,
 };
 use crate::{CompositionError, ModelError};
 
@@ -108,7 +108,10 @@ impl<'a> Tensors<'_, 'a> {
         let name = |part: &str| format!("blk.{i}.{part}");
         let (ffn_norm, post_mixer_norm) = (config.arch.ffn_norm(), "post_attention_norm");
         let layer = Layer {
-            mixer_norm: self.pre_norm(&name("attn_norm"))?,
+            mixer_norm: match layer.mixer {
+                MixerConfig::None => None,
+                _ => self.pre_norm(&name("attn_norm"))?,
+            },
             mixer: match &layer.mixer {
                 MixerConfig::Attention(c) => {
                     Mixer::Attention(Box::new(Attention::load(c, self, i)?))
@@ -117,14 +120,22 @@ impl<'a> Tensors<'_, 'a> {
                     Mixer::ShortConv(Box::new(ShortConv::load(c, self, i)?))
                 }
                 MixerConfig::DeltaNet(c) => Mixer::DeltaNet(Box::new(DeltaNet::load(c, self, i)?)),
+                MixerConfig::Mamba(c) => Mixer::Mamba(Box::new(Mamba::load(c, self, i)?)),
+                MixerConfig::AttentionAndMamba(c) => {
+                    Mixer::AttentionAndMamba(Box::new(AttentionAndMamba::load(c, self, i)?))
+                }
+                MixerConfig::None => Mixer::None,
             },
             post_mixer_norm: match ffn_norm == post_mixer_norm {
                 true => None,
                 false => self.optional_norm(&name(post_mixer_norm))?,
             },
-            ffn_norm: match config.arch.shares_norm() {
-                true => None,
-                false => self.pre_norm(&name(ffn_norm))?,
+            ffn_norm: match (&layer.mixer, &layer.ffn) {
+                _ if config.arch.shares_norm() => None,
+                (_, FfnConfig::None) => None,
+                // A layer of one block has one norm.
+                (MixerConfig::None, _) => self.pre_norm(&name("attn_norm"))?,
+                _ => self.pre_norm(&name(ffn_norm))?,
             },
             ffn: match &layer.ffn {
                 FfnConfig::Gated(c) => Ffn::Gated(Gated::load(c, self, i)?),
@@ -133,6 +144,7 @@ impl<'a> Tensors<'_, 'a> {
                 FfnConfig::DenseAndExperts(c) => {
                     Ffn::DenseAndExperts(Box::new(DenseAndExperts::load(c, self, i)?))
                 }
+                FfnConfig::None => Ffn::None,
             },
             post_ffn_norm: self.optional_norm(&name("post_ffw_norm"))?,
             per_layer: match &config.per_layer {
@@ -348,7 +360,11 @@ impl<'a> Tensors<'_, 'a> {
 
     fn optional_norm(&mut self, name: &str) -> Result<Option<Norm>, ModelError> {
         let (kind, n_embd) = (self.config.norm, self.config.n_embd);
-        let weight = self.vector(&format!("{name}.weight"), n_embd)?;
+        let mut weight = self.vector(&format!("{name}.weight"), n_embd)?;
+        if weight.is_empty() {
+            // Falcon-H1's files have some without the ending.
+            weight = self.vector(name, n_embd)?;
+        }
         let bias = match kind {
             NormKind::Rms => Vec::new(), // a bias stays unused and is refused as such
             NormKind::Layer if !self.config.arch.has_norm_bias() => Vec::new(),

@@ -8,7 +8,8 @@ use arrayvec::ArrayVec;
 use super::linears::LinearId;
 use super::tensor::Tensor;
 use crate::blocks::{
-    Attention, DeltaNet, DenseAndExperts, Experts, Gated, Mlp, PerLayer, ShortConv,
+    Attention, AttentionAndMamba, DeltaNet, DenseAndExperts, Experts, Gated, Mamba, Mlp, PerLayer,
+    ShortConv,
 };
 
 /// The weights of one layer: `x += mixer(norm(x))`, then `x += ffn(norm(x))`.
@@ -44,6 +45,12 @@ pub enum Mixer {
     ShortConv(Box<ShortConv>),
     /// A gated delta net.
     DeltaNet(Box<DeltaNet>),
+    /// Mamba-2.
+    Mamba(Box<Mamba>),
+    /// Attention and Mamba-2 beside each other.
+    AttentionAndMamba(Box<AttentionAndMamba>),
+    /// Nothing does.
+    None,
 }
 
 /// What works on each token by itself.
@@ -58,6 +65,8 @@ pub enum Ffn {
     Experts(Box<Experts>),
     /// A gated one and experts beside it.
     DenseAndExperts(Box<DenseAndExperts>),
+    /// Nothing does.
+    None,
 }
 
 /// `y = w x + bias`.
@@ -96,22 +105,33 @@ impl Layer {
     pub(crate) fn has_state(&self) -> bool {
         match &self.mixer {
             Mixer::Attention(attention) => attention.config.has_keys(),
-            Mixer::ShortConv(_) | Mixer::DeltaNet(_) => true,
+            Mixer::ShortConv(_)
+            | Mixer::DeltaNet(_)
+            | Mixer::Mamba(_)
+            | Mixer::AttentionAndMamba(_) => true,
+            Mixer::None => false,
         }
     }
 
     /// The linears, in the order of their ids. What experts have is none of them: adapters cannot change it.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let mixer: ArrayVec<&Linear, 5> = match &self.mixer {
+        let mixer: ArrayVec<&Linear, 8> = match &self.mixer {
             Mixer::Attention(attention) => attention.linears().collect(),
             Mixer::ShortConv(conv) => conv.linears().into_iter().collect(),
-            Mixer::DeltaNet(net) => net.linears().into(),
+            Mixer::DeltaNet(net) => net.linears().into_iter().collect(),
+            Mixer::Mamba(mamba) => mamba.linears().into_iter().collect(),
+            Mixer::AttentionAndMamba(both) => {
+                let mamba = both.mamba.linears();
+                both.attention.linears().chain(mamba).collect()
+            }
+            Mixer::None => ArrayVec::new(),
         };
         let ffn: ArrayVec<&Linear, 3> = match &self.ffn {
             Ffn::Gated(ffn) => ffn.linears().into(),
             Ffn::Mlp(ffn) => ffn.linears().into_iter().collect(),
             Ffn::Experts(experts) => experts.linears().collect(),
             Ffn::DenseAndExperts(both) => both.dense.linears().into(),
+            Ffn::None => ArrayVec::new(),
         };
         let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
         mixer.into_iter().chain(ffn).chain(per_layer)

@@ -6,6 +6,7 @@ use core::ops::RangeInclusive;
 use tandem_kernels::SharedMatrix;
 
 use crate::SessionError;
+use crate::blocks::Conv;
 use crate::buffer::zeroed;
 
 /// So many tokens can be taken back at least: guesses that did not come.
@@ -37,8 +38,8 @@ impl Columns {
     }
 
     /// Bytes of a layer's columns; `None` where that overflows.
-    pub(crate) fn n_bytes(n_taps: usize, n_channels: usize, n_batch: usize) -> Option<usize> {
-        let n = Columns::places(n_taps, n_batch).checked_mul(n_channels)?;
+    pub(crate) fn n_bytes(conv: Conv, n_batch: usize) -> Option<usize> {
+        let n = Columns::places(conv.n_taps, n_batch).checked_mul(conv.n_channels)?;
         n.checked_mul(size_of::<f32>())
     }
 
@@ -47,11 +48,8 @@ impl Columns {
     /// # Errors
     ///
     /// Too little memory.
-    pub(crate) fn new(
-        n_taps: usize,
-        n_channels: usize,
-        n_batch: usize,
-    ) -> Result<Columns, SessionError> {
+    pub(crate) fn new(conv: Conv, n_batch: usize) -> Result<Columns, SessionError> {
+        let Conv { n_taps, n_channels } = conv;
         let n_places = Columns::places(n_taps, n_batch);
         Ok(Columns {
             n_channels,

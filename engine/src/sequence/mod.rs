@@ -1,9 +1,10 @@
 //! Sequences: tokens that were evaluated, and what the model's layers remember of them.
 
 mod columns;
-mod delta;
 mod kv;
+mod matrices;
 mod save;
+mod state;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -11,26 +12,14 @@ use alloc::vec::Vec;
 use tandem_kernels::{DType, rope_frequencies};
 
 pub(crate) use columns::Columns;
-pub(crate) use delta::Delta;
 pub(crate) use kv::{Kv, KvSize};
+pub(crate) use matrices::Matrices;
+pub(crate) use state::{LayerState, matrices_of};
 
 use crate::blocks::AttentionConfig;
 use crate::buffer::zeroed;
-use crate::model::{Config, MixerConfig, RopeConfig, RopeFactors};
+use crate::model::{Config, RopeConfig, RopeFactors};
 use crate::{Composition, Model, SessionError, SessionOptions};
-
-/// What one layer remembers.
-#[derive(Debug)]
-pub(crate) enum MixerState {
-    /// Of attention: keys and values.
-    Kv(Kv),
-    /// Of a convolution: its last input columns.
-    Columns(Columns),
-    /// Of a delta net.
-    Delta(Delta),
-    /// Nothing: it sees what an earlier layer remembers.
-    None,
-}
 
 /// Rotary frequencies, and the length of turned vectors.
 #[derive(Debug)]
@@ -74,7 +63,7 @@ pub struct Sequence {
     model: Model,
     composition: Option<Composition>,
     tokens: Vec<u32>,
-    states: Vec<MixerState>,
+    states: Vec<LayerState>,
     frequencies: Arc<[Frequencies]>,
     size: KvSize,
 }
@@ -107,16 +96,8 @@ impl Sequence {
             });
         }
         let size = kv_size(options);
-        let states = config.layers.iter().map(|layer| match &layer.mixer {
-            MixerConfig::Attention(attention) if attention.has_keys() => {
-                Kv::new(attention, size).map(MixerState::Kv)
-            }
-            MixerConfig::Attention(_) => Ok(MixerState::None),
-            MixerConfig::ShortConv(conv) => {
-                Columns::new(conv.n_taps, config.n_embd, size.n_batch).map(MixerState::Columns)
-            }
-            MixerConfig::DeltaNet(net) => Delta::new(net, size.n_batch).map(MixerState::Delta),
-        });
+        let layers = config.layers.iter();
+        let states = layers.map(|layer| LayerState::new(&layer.mixer, config.n_embd, size));
         let states = states.collect::<Result<_, _>>()?;
         let ropes = config.ropes.iter();
         let frequencies = ropes.map(|r| Frequencies::of(r, model.rope_factors(), options.n_ctx));
@@ -134,42 +115,21 @@ impl Sequence {
     pub fn n_bytes(config: &Config, options: &SessionOptions) -> Option<usize> {
         let size = kv_size(options);
         config.layers.iter().try_fold(0_usize, |sum, layer| {
-            let n_bytes = match &layer.mixer {
-                MixerConfig::Attention(attention) if attention.has_keys() => {
-                    size.n_bytes(attention)?
-                }
-                MixerConfig::Attention(_) => 0,
-                MixerConfig::ShortConv(conv) => {
-                    Columns::n_bytes(conv.n_taps, config.n_embd, size.n_batch)?
-                }
-                MixerConfig::DeltaNet(net) => Delta::n_bytes(net, size.n_batch)?,
-            };
+            let n_bytes = LayerState::n_bytes(&layer.mixer, config.n_embd, size)?;
             sum.checked_add(n_bytes)
         })
     }
 
     fn copy_states(&mut self, other: &Sequence) -> Result<(), SessionError> {
         for (state, other) in self.states.iter_mut().zip(&other.states) {
-            match (state, other) {
-                (MixerState::Kv(kv), MixerState::Kv(other)) => kv.copy_from(other),
-                (MixerState::Columns(columns), MixerState::Columns(other)) => {
-                    *columns = other.fork()?;
-                }
-                (MixerState::Delta(delta), MixerState::Delta(other)) => *delta = other.fork()?,
-                _ => {}
-            }
+            state.copy_from(other)?;
         }
         Ok(())
     }
 
     /// Bytes of what the layers remember, as far as anything was stored there.
     pub(crate) fn used_bytes(&self) -> usize {
-        let states = self.states.iter().map(|state| match state {
-            MixerState::Kv(kv) => kv.saved_bytes(),
-            MixerState::Columns(columns) => columns.saved_bytes(),
-            MixerState::Delta(delta) => delta.saved_bytes(),
-            MixerState::None => 0,
-        });
+        let states = self.states.iter().map(LayerState::saved_bytes);
         states.sum()
     }
 
@@ -179,12 +139,7 @@ impl Sequence {
     ///
     /// Too little memory.
     pub fn snapshot(&self) -> Result<Snapshot, SessionError> {
-        let states = self.states.iter().map(|state| match state {
-            MixerState::Kv(kv) => kv.compact().map(MixerState::Kv),
-            MixerState::Columns(columns) => columns.fork().map(MixerState::Columns),
-            MixerState::Delta(delta) => delta.fork().map(MixerState::Delta),
-            MixerState::None => Ok(MixerState::None),
-        });
+        let states = self.states.iter().map(LayerState::compact);
         Ok(Snapshot(Sequence {
             model: self.model.clone(),
             composition: self.composition.clone(),
@@ -235,12 +190,7 @@ impl Sequence {
     pub fn fork(&self) -> Result<Sequence, SessionError> {
         let mut tokens: Vec<u32> = empty(self.size.n_ctx)?;
         tokens.extend_from_slice(&self.tokens);
-        let states = self.states.iter().map(|state| match state {
-            MixerState::Kv(kv) => kv.fork().map(MixerState::Kv),
-            MixerState::Columns(columns) => columns.fork().map(MixerState::Columns),
-            MixerState::Delta(delta) => delta.fork().map(MixerState::Delta),
-            MixerState::None => Ok(MixerState::None),
-        });
+        let states = self.states.iter().map(LayerState::fork);
         Ok(Sequence {
             model: self.model.clone(),
             composition: self.composition.clone(),
@@ -253,8 +203,8 @@ impl Sequence {
 
     /// Forgets all tokens but the first `n`, and returns how many are left: `n`, or none where a layer
     /// has forgotten what the token after the first `n` sees. Layers with a window can go back to
-    /// `n_batch` tokens before the farthest that was evaluated, convolutions to 32 at least, delta nets to
-    /// before the last pass of several tokens and nowhere between, so that fewer may be left; all others
+    /// `n_batch` tokens before the farthest that was evaluated, convolutions to 32 at least, delta nets and
+    /// Mamba-2 to before the last pass of several tokens and nowhere between, so that fewer may be left; all others
     /// anywhere.
     pub fn rewind(&mut self, n: usize) -> usize {
         // None at all is done in any case: states may be those of a restoring that failed.
@@ -266,28 +216,14 @@ impl Sequence {
 
     /// As [`Sequence::rewind`], also where a pass failed on its way.
     pub(crate) fn go_back(&mut self, n: usize) -> usize {
-        let targets = self.states.iter().map(|state| match state {
-            MixerState::Delta(delta) => delta.target(n),
-            _ => n,
-        });
+        let targets = self.states.iter().map(|state| state.target(n));
         let n = targets.min().unwrap_or(n);
-        let can = |state: &MixerState| match state {
-            MixerState::Kv(kv) => kv.can_rewind(n),
-            MixerState::Columns(columns) => columns.can_rewind(n),
-            MixerState::Delta(delta) => delta.columns.can_rewind(n),
-            MixerState::None => true,
-        };
-        let n = match self.states.iter().all(can) {
+        let n = match self.states.iter().all(|state| state.can_rewind(n)) {
             true => n,
             false => 0,
         };
         for state in &mut self.states {
-            match state {
-                MixerState::Kv(kv) => kv.rewind(n),
-                MixerState::Columns(columns) => columns.rewind(n),
-                MixerState::Delta(delta) => delta.rewind(n),
-                MixerState::None => {}
-            }
+            state.rewind(n);
         }
         self.tokens.truncate(n);
         n
@@ -296,8 +232,8 @@ impl Sequence {
     /// Keeps the states that tokens cannot be taken out of, to go back to.
     pub(crate) fn keep_states(&mut self) {
         for state in &mut self.states {
-            if let MixerState::Delta(delta) = state {
-                delta.keep();
+            if let Some(matrices) = &mut state.matrices {
+                matrices.keep();
             }
         }
     }
@@ -368,7 +304,7 @@ impl Sequence {
     }
 
     /// What the layers remember, and the composition that computes more of it.
-    pub(crate) fn parts(&mut self) -> (&mut [MixerState], Option<&Composition>) {
+    pub(crate) fn parts(&mut self) -> (&mut [LayerState], Option<&Composition>) {
         (&mut self.states, self.composition.as_ref())
     }
 

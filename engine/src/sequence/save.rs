@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use super::{MixerState, Sequence};
+use super::Sequence;
 use crate::SessionError;
 
 /// The first bytes, with the version of the format.
@@ -40,12 +40,7 @@ impl Sequence {
             out.extend(token.to_le_bytes());
         }
         for state in &self.states {
-            match state {
-                MixerState::Kv(kv) => kv.save(&mut out),
-                MixerState::Columns(columns) => columns.save(&mut out),
-                MixerState::Delta(delta) => delta.save(&mut out),
-                MixerState::None => {}
-            }
+            state.save(&mut out);
         }
         debug_assert_eq!(out.len(), n_bytes);
         let hash = blake3::hash(&out[BODY..]);
@@ -114,12 +109,7 @@ impl Sequence {
         }
         let positions = n..=self.n_ctx();
         for state in &mut self.states {
-            let restored = match state {
-                MixerState::Kv(kv) => kv.restore(&mut rest, positions.clone()),
-                MixerState::Columns(columns) => columns.restore(&mut rest, positions.clone()),
-                MixerState::Delta(delta) => delta.restore(&mut rest, positions.clone()),
-                MixerState::None => Some(()),
-            };
+            let restored = state.restore(&mut rest, positions.clone());
             restored.ok_or_else(damaged)?;
         }
         if !rest.is_empty() {

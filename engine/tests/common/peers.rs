@@ -1,6 +1,6 @@
 //! The peers' models, one or more of every architecture, with logits by Hugging Face transformers.
 
-pub(crate) const PEERS: [&str; 34] = [
+pub(crate) const PEERS: [&str; 39] = [
     "llama",
     "llama3rope",
     "qwen2",
@@ -26,6 +26,11 @@ pub(crate) const PEERS: [&str; 34] = [
     "lfm2moe",
     "qwen3moe",
     "granitemoe",
+    "granitehybrid",
+    "granitehybridmoe",
+    "nemotron_h",
+    "falcon-h1",
+    "mamba2",
     "gpt-oss",
     "exaone4",
     "hunyuan-dense",

@@ -5,8 +5,8 @@ use tandem_engine::{Config, DType, Linears};
 use tandem_formats::{Gguf, Value, Writer};
 
 use super::shapes::{
-    DELTA_HEAD_DIM, DELTA_HEADS, DELTA_TAPS, ExpertsShape, Gemma4Shape, LFM2_TAPS,
-    QWEN35_FULL_EVERY, Shape,
+    DELTA_HEAD_DIM, DELTA_HEADS, DELTA_TAPS, ExpertsShape, Gemma4Shape, LFM2_TAPS, MAMBA_HEAD_DIM,
+    MAMBA_HEADS, MAMBA_STATE, MAMBA_TAPS, QWEN35_FULL_EVERY, Shape,
 };
 use crate::quantize::{self, Target};
 
@@ -57,7 +57,17 @@ pub(super) fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
         matrix("output.weight".to_string(), shape.n_vocab, shape.n_embd)?;
     }
     for linear in base.iter().filter(|linear| linear.id != base.output()) {
-        matrix(format!("{}.weight", linear.name), linear.n_out, linear.n_in)?;
+        // The parts of Mamba-2's projection are in one tensor.
+        let whole = linear.layer.map(|i| format!("blk.{i}.ssm_in"));
+        match (linear.part, whole) {
+            ("ssm_in_xbc" | "ssm_in_dt", _) => {}
+            ("ssm_in_z", Some(name)) => {
+                let n_inner = MAMBA_HEADS * MAMBA_HEAD_DIM;
+                let n_out = 2 * (n_inner + MAMBA_STATE) + MAMBA_HEADS;
+                matrix(format!("{name}.weight"), n_out, linear.n_in)?;
+            }
+            _ => matrix(format!("{}.weight", linear.name), linear.n_out, linear.n_in)?,
+        }
     }
     if let Some(gemma4) = &shape.gemma4 {
         let n = shape.n_layer * gemma4.n_input;
@@ -82,6 +92,9 @@ pub(super) fn plan(shape: &Shape, target: Target) -> Result<Vec<Planned>> {
         tensors.push(ones(format!("blk.{i}.{ffn_norm}.weight"), shape.n_embd));
         if shape.arch == "qwen35" {
             plan_qwen35_layer(shape, i, &mut tensors);
+        }
+        if shape.arch == "granitehybrid" && !shape.attention_layers.contains(&i) {
+            plan_mamba_layer(i, &mut tensors);
         }
         if shape.arch == "qwen3moe" {
             plan_head_norms(shape, i, &mut tensors);
@@ -136,6 +149,31 @@ fn plan_qwen35_layer(shape: &Shape, i: usize, tensors: &mut Vec<Planned>) {
     });
     tensors.push(random("ssm_dt.bias", vec![DELTA_HEADS]));
     tensors.push(ones(format!("blk.{i}.ssm_norm.weight"), DELTA_HEAD_DIM));
+}
+
+/// What layer `i` has besides where it is Mamba-2.
+fn plan_mamba_layer(i: usize, tensors: &mut Vec<Planned>) {
+    let random = |name: &str, shape: Vec<usize>| Planned {
+        name: format!("blk.{i}.{name}"),
+        shape,
+        dtype: DType::F32,
+        deviation: Some(0.5),
+    };
+    let n_inner = MAMBA_HEADS * MAMBA_HEAD_DIM;
+    let n_channels = n_inner + 2 * MAMBA_STATE;
+    tensors.push(random("ssm_conv1d.weight", vec![MAMBA_TAPS, n_channels]));
+    tensors.push(random("ssm_conv1d.bias", vec![n_channels]));
+    // Next to nothing is forgotten, and little is taken up, so that nothing grows, either.
+    tensors.push(Planned {
+        deviation: Some(1e-4),
+        ..random("ssm_a", vec![1, MAMBA_HEADS])
+    });
+    tensors.push(random("ssm_d", vec![1, MAMBA_HEADS]));
+    tensors.push(random("ssm_dt.bias", vec![MAMBA_HEADS]));
+    tensors.push(Planned {
+        shape: vec![n_inner, 1],
+        ..ones(format!("blk.{i}.ssm_norm.weight"), n_inner)
+    });
 }
 
 /// The norms of queries and keys of layer `i`.
@@ -342,6 +380,18 @@ pub(super) fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<
             w.add(&format!("qwen35.{key}"), count(n))?;
         }
     }
+    if shape.arch == "granitehybrid" {
+        for (key, n) in [
+            ("ssm.conv_kernel", MAMBA_TAPS),
+            ("ssm.state_size", MAMBA_STATE),
+            ("ssm.group_count", 1),
+            ("ssm.time_step_rank", MAMBA_HEADS),
+            ("ssm.inner_size", MAMBA_HEADS * MAMBA_HEAD_DIM),
+        ] {
+            w.add(&format!("granitehybrid.{key}"), count(n))?;
+        }
+        w.add("granitehybrid.rope.scaling.finetuned", Value::Bool(false))?;
+    }
     let kv_key = format!("{}.attention.head_count_kv", shape.arch);
     if shape.attention_layers.is_empty() {
         w.add(&kv_key, count(shape.n_head_kv))?;
@@ -352,6 +402,8 @@ pub(super) fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<
         };
         let n_heads_kv: Vec<u32> = (0..shape.n_layer).map(n_head_kv).collect();
         w.add_array(&kv_key, &n_heads_kv)?;
+    }
+    if shape.arch == "lfm2" {
         w.add("lfm2.shortconv.l_cache", count(LFM2_TAPS))?;
     }
     match &shape.gemma4 {
@@ -435,7 +487,11 @@ mod tests {
             let mut all = linears
                 .iter()
                 .filter(|l| !shape.tied || l.id != linears.output());
-            assert!(all.all(|linear| is_planned(&linear.name)));
+            assert!(all.all(|linear| {
+                let is_part = linear.part.starts_with("ssm_in_");
+                let layer = linear.layer.unwrap_or_default();
+                is_planned(&linear.name) || (is_part && is_planned(&format!("blk.{layer}.ssm_in")))
+            }));
         }
     }
 

@@ -30,6 +30,8 @@ pub(super) enum ShapeName {
     Qwen35_2b,
     #[value(name = "qwen3-30b-a3b")]
     Qwen3_30bA3b,
+    #[value(name = "granite4-h-1b")]
+    Granite4H1b,
 }
 
 /// A model's dimensions.
@@ -47,7 +49,7 @@ pub(super) struct Shape {
     /// Whether the output matrix is the embeddings.
     pub tied: bool,
     pub gemma4: Option<Gemma4Shape>,
-    /// Of LFM2 the layers that are attention; the others are convolutions.
+    /// Of LFM2 and Granite 4 H the layers that are attention; the others are convolutions, or Mamba-2.
     pub attention_layers: &'static [usize],
     /// In the place of feed-forward networks.
     pub experts: Option<ExpertsShape>,
@@ -69,6 +71,12 @@ pub(super) const QWEN35_FULL_EVERY: usize = 4;
 
 /// Tokens that one of LFM2's convolutions sums.
 pub(super) const LFM2_TAPS: usize = 3;
+
+/// Of Granite 4 H's Mamba-2: heads, their elements, those of a head's state, and tokens that the convolution sums.
+pub(super) const MAMBA_HEADS: usize = 48;
+pub(super) const MAMBA_HEAD_DIM: usize = 64;
+pub(super) const MAMBA_STATE: usize = 128;
+pub(super) const MAMBA_TAPS: usize = 4;
 
 /// What a Gemma 4 has besides.
 pub(super) struct Gemma4Shape {
@@ -175,6 +183,13 @@ impl ShapeName {
                     n_ff: 768,
                 }),
                 ..llama(2048, 48, 32, 4, 6144)
+            },
+            ShapeName::Granite4H1b => Shape {
+                arch: "granitehybrid",
+                n_vocab: 100_352,
+                rope_base: 1e4,
+                attention_layers: &[5, 15, 25, 35],
+                ..llama(1536, 40, 12, 4, 4096)
             },
             ShapeName::Gemma4E2b => Shape {
                 arch: "gemma4",

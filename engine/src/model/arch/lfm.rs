@@ -1,10 +1,10 @@
 //! LFM2 and LFM2.5, with experts and without.
 
-use super::{Architecture, COMMON, ExpertForm, ModuleName};
+use super::{Architecture, COMMON, ExpertForm, ModuleName, WithoutKv};
 
 pub(super) const LFM2: Architecture = Architecture {
     name: "lfm2",
-    has_short_convs: true,
+    without_kv: WithoutKv::ShortConv,
     output_norm: "token_embd_norm",
     needed: &["attn_q_norm.weight", "attn_k_norm.weight"],
     modules: &[

@@ -13,6 +13,7 @@ mod hunyuan;
 mod keys;
 mod lfm;
 mod llama;
+mod mamba;
 mod nemotron;
 mod olmo;
 mod phi;
@@ -31,7 +32,7 @@ use crate::ModelError;
 use crate::blocks::Gating;
 
 /// All architectures.
-const ALL: [&Architecture; 32] = [
+const ALL: [&Architecture; 36] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -64,6 +65,10 @@ const ALL: [&Architecture; 32] = [
     &qwen::QWEN35MOE,
     &granite::GRANITEMOE,
     &gpt_oss::GPT_OSS,
+    &granite::GRANITEHYBRID,
+    &nemotron::NEMOTRON_H,
+    &mamba::MAMBA2,
+    &mamba::FALCON_H1,
 ];
 
 /// An architecture: its name in GGUF files, and what tells it from others.
@@ -103,15 +108,17 @@ pub struct Architecture {
     shares_kv: bool,
     /// Whether layers may have an input of their own for each token.
     has_per_layer_inputs: bool,
-    /// Whether layers without KV heads are short convolutions.
-    has_short_convs: bool,
+    without_kv: WithoutKv,
+    /// Whether layers have Mamba-2 beside attention.
+    has_mamba_beside: bool,
+    /// Whether layers are a mixer or a feed-forward network, not one and then the other.
+    is_one_block: bool,
     experts: ExpertForm,
     /// How the router's outputs become weights, where the file does not say.
     gating: Gating,
     /// Bounds what is in experts, see [`ExpertsConfig`](crate::blocks::ExpertsConfig).
     expert_bound: Option<f32>,
-    /// Whether there is an expert besides that all tokens use.
-    shares_expert: bool,
+    shared_expert: SharedForm,
     /// Whether layers that are no full attention are delta nets, and how many layers bring one that is, where the
     /// file does not say.
     delta_nets: Option<usize>,
@@ -159,6 +166,25 @@ enum ExpertForm {
     BesideDense,
 }
 
+/// What layers without KV heads are.
+#[derive(Debug, PartialEq)]
+enum WithoutKv {
+    /// There are none.
+    Refused,
+    ShortConv,
+    Mamba,
+}
+
+/// Whether there is an expert besides that all tokens use.
+#[derive(Debug, PartialEq)]
+enum SharedForm {
+    None,
+    /// There is, each token as much of it as a gate says.
+    Gated,
+    /// There is where the file says so.
+    InFile,
+}
+
 /// What multiplies the scores of attention, where the file does not say.
 #[derive(Debug)]
 enum ScoreScale {
@@ -186,6 +212,8 @@ enum Parallel {
 enum NoRope {
     Nowhere,
     Everywhere,
+    /// None does, where the file says so.
+    InFile,
     /// Every n-th.
     Every(usize),
     /// Those that see all tokens, where others have a window.
@@ -279,11 +307,13 @@ const COMMON: Architecture = Architecture {
     values_may_be_keys: false,
     shares_kv: false,
     has_per_layer_inputs: false,
-    has_short_convs: false,
+    without_kv: WithoutKv::Refused,
+    has_mamba_beside: false,
+    is_one_block: false,
     experts: ExpertForm::None,
     gating: Gating::Softmax,
     expert_bound: None,
-    shares_expert: false,
+    shared_expert: SharedForm::None,
     delta_nets: None,
     gates_attention: false,
     has_sinks: false,

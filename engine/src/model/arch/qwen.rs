@@ -1,6 +1,6 @@
 //! Qwen 2, 2.5, 3 and 3.5, and the text side of Qwen 3 VL.
 
-use super::{Architecture, COMMON, ExpertForm, ModuleName};
+use super::{Architecture, COMMON, ExpertForm, ModuleName, SharedForm};
 
 pub(super) const QWEN2: Architecture = Architecture {
     name: "qwen2",
@@ -55,6 +55,6 @@ pub(super) const QWEN35: Architecture = Architecture {
 pub(super) const QWEN35MOE: Architecture = Architecture {
     name: "qwen35moe",
     experts: ExpertForm::Alone,
-    shares_expert: true,
+    shared_expert: SharedForm::Gated,
     ..QWEN35
 };

@@ -4,14 +4,14 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use tandem_kernels::{Activation, Xielu};
+use tandem_kernels::{Activation, Xielu, softplus};
 
 use super::{Keys, MAX_DIMENSION};
 use crate::ModelError;
 use crate::blocks::{
     DenseAndExpertsConfig, ExpertsConfig, GatedConfig, Gating, MAX_USED, MlpConfig, PerLayerConfig,
 };
-use crate::model::arch::ExpertForm;
+use crate::model::arch::{ExpertForm, SharedForm};
 use crate::model::config::FfnConfig;
 
 /// The most experts; models have up to 512.
@@ -26,7 +26,10 @@ impl Keys<'_, '_> {
             true => self.xielus(n_layer)?,
             false => vec![self.arch.activation; n_layer],
         };
-        let n_ffs = self.counts(name, n_layer)?;
+        let n_ffs = match self.arch.is_one_block {
+            true => self.counts_or_zeros(name, n_layer)?,
+            false => self.counts(name, n_layer)?,
+        };
         // Dense networks come first, or stand beside the experts.
         let n_dense = match (&experts, &self.arch.experts) {
             (None, _) | (_, ExpertForm::BesideDense) => n_layer,
@@ -48,6 +51,7 @@ impl Keys<'_, '_> {
                     is_shared: false,
                 };
                 match (&experts, self.arch.is_gated) {
+                    _ if n_ff == 0 => FfnConfig::None,
                     (_, false) => FfnConfig::Mlp(MlpConfig { n_ff, activation }),
                     (Some(experts), true) if self.arch.experts == ExpertForm::BesideDense => {
                         FfnConfig::DenseAndExperts(DenseAndExpertsConfig {
@@ -85,10 +89,6 @@ impl Keys<'_, '_> {
                     reason: "a number for each layer is wanted",
                 }),
             }
-        };
-        let softplus = |x: f32| match x > 20.0 {
-            true => x,
-            false => libm::log1pf(libm::expf(x)),
         };
         let (alpha_p, alpha_n) = (numbers("alpha_p")?, numbers("alpha_n")?);
         let (beta, eps) = (numbers("beta")?, numbers("eps")?);
@@ -141,14 +141,26 @@ impl Keys<'_, '_> {
             normalizes: norm.unwrap_or(true) && gating != Gating::SoftmaxOfChosen,
             weight_scale: self.scale("expert_weights_scale")?,
             routes_residual: self.arch.experts == ExpertForm::BesideDense,
-            shared: match self.arch.shares_expert {
-                false => None,
-                true => Some(GatedConfig {
-                    n_ff: self.needed("expert_shared_feed_forward_length")?,
-                    activation: self.arch.activation,
-                    is_shared: true,
-                }),
+            shared: self.shared_expert()?,
+            gates_shared: self.arch.shared_expert == SharedForm::Gated,
+        }))
+    }
+
+    /// The expert that all tokens use.
+    fn shared_expert(&self) -> Result<Option<GatedConfig>, ModelError> {
+        let name = "expert_shared_feed_forward_length";
+        let n_ff = match self.arch.shared_expert {
+            SharedForm::None => return Ok(None),
+            SharedForm::Gated => self.needed(name)?,
+            SharedForm::InFile => match self.gguf.get_u64(&self.key(name))?.unwrap_or(0) {
+                0 => return Ok(None),
+                _ => self.needed(name)?,
             },
+        };
+        Ok(Some(GatedConfig {
+            n_ff,
+            activation: self.arch.activation,
+            is_shared: true,
         }))
     }
 

@@ -8,9 +8,12 @@ use tandem_kernels::{MAX_DELTA_COLUMNS, MAX_HEAD_DIM, MAX_QUERY_GROUP, SharedMat
 
 use super::{Keys, MAX_DIMENSION, attentions};
 use crate::ModelError;
-use crate::blocks::{AttentionConfig, DeltaNetConfig, ShortConvConfig, Temperature};
-use crate::model::arch::{ScoreScale, Windows};
-use crate::model::config::MixerConfig;
+use crate::blocks::{
+    AttentionAndMambaConfig, AttentionConfig, DeltaNetConfig, MambaConfig, ShortConvConfig,
+    Temperature,
+};
+use crate::model::arch::{ScoreScale, Windows, WithoutKv};
+use crate::model::config::{FfnConfig, MixerConfig};
 
 /// The most KV heads: each is at least one task of an attention step.
 const MAX_HEAD_KV: usize = SharedMatrix::<f32>::MAX_TILES;
@@ -33,14 +36,18 @@ impl Keys<'_, '_> {
         &self,
         n_embd: usize,
         globals: &[bool],
+        ffns: &[FfnConfig],
     ) -> Result<Vec<MixerConfig>, ModelError> {
         let n_layer = globals.len();
         let (q_name, kv_name) = ("attention.head_count", "attention.head_count_kv");
-        let n_heads = self.counts(q_name, n_layer)?;
+        let n_heads = match self.arch.without_kv {
+            WithoutKv::Mamba => self.counts_or_zeros(q_name, n_layer)?,
+            _ => self.counts(q_name, n_layer)?,
+        };
         let n_heads = n_heads.ok_or_else(|| self.missing(q_name))?;
-        let n_heads_kv = match self.arch.has_short_convs {
-            true => self.counts_or_zeros(kv_name, n_layer)?,
-            false => self.counts(kv_name, n_layer)?,
+        let n_heads_kv = match self.arch.without_kv {
+            WithoutKv::Refused => self.counts(kv_name, n_layer)?,
+            _ => self.counts_or_zeros(kv_name, n_layer)?,
         };
         let n_heads_kv = n_heads_kv.unwrap_or_else(|| n_heads.clone());
         let window = self.window()?;
@@ -48,20 +55,29 @@ impl Keys<'_, '_> {
         let softcap = self.nonzero("attn_logit_softcapping")?;
         let scale = self.positive("attention.scale")?;
         let (delta_net, recurrent) = (self.delta_net()?, self.recurrent(n_layer)?);
+        let mamba = self.mamba()?;
         let mut all = Vec::<MixerConfig>::new();
         for (i, (n_head, n_head_kv)) in n_heads.into_iter().zip(n_heads_kv).enumerate() {
             if let Some(net) = delta_net.as_ref().filter(|_| recurrent[i]) {
                 all.push(MixerConfig::DeltaNet(net.clone()));
                 continue;
             }
+            let is_ffn = self.arch.is_one_block && ffns[i] != FfnConfig::None;
             if n_head_kv == 0 {
-                all.push(MixerConfig::ShortConv(self.short_conv(n_embd)?));
+                all.push(match &mamba {
+                    _ if is_ffn => MixerConfig::None,
+                    Some(mamba) => MixerConfig::Mamba(mamba.clone()),
+                    None => MixerConfig::ShortConv(self.short_conv(n_embd)?),
+                });
                 continue;
+            }
+            if is_ffn {
+                return Err(self.wrong(kv_name, "layers with a feed-forward network have none"));
             }
             self.check_heads(n_head, n_head_kv)?;
             let window = window.filter(|_| !globals[i]);
             let head_dim = self.head_dim(n_embd, n_head, window.is_some())?;
-            all.push(MixerConfig::Attention(AttentionConfig {
+            let attention = AttentionConfig {
                 n_head,
                 n_head_kv,
                 head_dim,
@@ -80,9 +96,18 @@ impl Keys<'_, '_> {
                 values_are_keys: self.arch.values_may_be_keys && self.lacks_values(i),
                 shared_kv: None,
                 temperature,
-            }));
+            };
+            all.push(match &mamba {
+                Some(mamba) if self.arch.has_mamba_beside => {
+                    MixerConfig::AttentionAndMamba(AttentionAndMambaConfig {
+                        attention,
+                        mamba: mamba.clone(),
+                    })
+                }
+                _ => MixerConfig::Attention(attention),
+            });
         }
-        if attentions(&all).next().is_none() {
+        if attentions(&all).next().is_none() && mamba.is_none() {
             return Err(self.wrong(kv_name, "no layer has any"));
         }
         self.share_kv(&mut all)?;
@@ -135,6 +160,40 @@ impl Keys<'_, '_> {
             return Err(self.wrong("ssm.conv_kernel", "the convolution is far too long"));
         }
         Ok(Some(net))
+    }
+
+    fn mamba(&self) -> Result<Option<MambaConfig>, ModelError> {
+        if self.arch.without_kv != WithoutKv::Mamba && !self.arch.has_mamba_beside {
+            return Ok(None);
+        }
+        let (head_name, group_name) = ("ssm.time_step_rank", "ssm.group_count");
+        let (inner_name, state_name) = ("ssm.inner_size", "ssm.state_size");
+        let (n_inner, n_head) = (self.needed(inner_name)?, self.needed(head_name)?);
+        let (n_group, n_state) = (self.needed(group_name)?, self.needed(state_name)?);
+        if n_head > MAX_HEAD_KV {
+            return Err(self.wrong(head_name, "more than 1024 are not supported"));
+        }
+        if !n_inner.is_multiple_of(n_head) {
+            return Err(self.wrong(head_name, "it does not divide the inner size"));
+        }
+        if !n_head.is_multiple_of(n_group) {
+            return Err(self.wrong(group_name, "it does not divide the heads"));
+        }
+        let n_places = n_group.saturating_mul(n_state).saturating_mul(2);
+        if n_places.saturating_add(2 * n_inner) > MAX_DIMENSION {
+            return Err(self.wrong(state_name, "the number is far too large"));
+        }
+        let n_taps = self.needed("ssm.conv_kernel")?;
+        if n_taps > MAX_TAPS {
+            return Err(self.wrong("ssm.conv_kernel", "the convolution is far too long"));
+        }
+        Ok(Some(MambaConfig {
+            n_head,
+            head_dim: n_inner / n_head,
+            n_state,
+            n_group,
+            n_taps,
+        }))
     }
 
     fn short_conv(&self, n_embd: usize) -> Result<ShortConvConfig, ModelError> {
@@ -190,7 +249,7 @@ impl Keys<'_, '_> {
 
     fn check_heads(&self, n_head: usize, n_head_kv: usize) -> Result<(), ModelError> {
         let kv_name = "attention.head_count_kv";
-        if !n_head.is_multiple_of(n_head_kv) {
+        if n_head == 0 || !n_head.is_multiple_of(n_head_kv) {
             return Err(self.wrong(kv_name, "it does not divide the query heads"));
         }
         if n_head_kv > MAX_HEAD_KV {

@@ -22,12 +22,9 @@ const MAX_DIMENSION: usize = 1 << 24;
 /// The most layers; no model comes near.
 const MAX_LAYERS: usize = 1024;
 
-/// The layers that are attention.
+/// The attention of layers that have such.
 fn attentions(mixers: &[MixerConfig]) -> impl Iterator<Item = &AttentionConfig> {
-    mixers.iter().filter_map(|mixer| match mixer {
-        MixerConfig::Attention(attention) => Some(attention),
-        _ => None,
-    })
+    mixers.iter().filter_map(MixerConfig::attention)
 }
 
 /// The metadata of one architecture: keys without their prefix.
@@ -71,14 +68,17 @@ impl<'g, 'a> Keys<'g, 'a> {
         }
     }
 
-    /// The same, where in a list some may be 0.
+    /// The same, where some may be 0.
     fn counts_or_zeros(
         &self,
         name: &str,
         n_layer: usize,
     ) -> Result<Option<Vec<usize>>, ModelError> {
         let Some(Value::Array(values)) = self.gguf.get(&self.key(name)) else {
-            let count = self.count(name)?;
+            let count = match self.gguf.get(&self.key(name)).map(Value::as_integer) {
+                Some(Some(0)) => Some(0),
+                _ => self.count(name)?,
+            };
             return Ok(count.map(|n| vec![n; n_layer]));
         };
         let wanted = || self.wrong(name, "a number for each layer is wanted");
@@ -168,12 +168,8 @@ impl<'g, 'a> Keys<'g, 'a> {
             return Err(self.wrong("block_count", "more than 1024 layers are not supported"));
         }
         let globals = self.globals(n_layer)?;
-        let mut mixers = self.mixers(n_embd, &globals)?;
         let ffns = self.ffns(n_layer)?;
-        let eps_key = match arch.norm {
-            NormKind::Rms => "attention.layer_norm_rms_epsilon",
-            NormKind::Layer => "attention.layer_norm_epsilon",
-        };
+        let mut mixers = self.mixers(n_embd, &globals, &ffns)?;
         let name = "token_embd.weight";
         let embeddings = self.gguf.tensor(name);
         let embeddings = embeddings.ok_or_else(|| ModelError::MissingTensor {
@@ -183,8 +179,11 @@ impl<'g, 'a> Keys<'g, 'a> {
         let ropes = self.ropes(&mixers, n_ctx_train)?;
         let has_windows = attentions(&mixers).any(|attention| attention.window.is_some());
         for (i, mixer) in mixers.iter_mut().enumerate() {
-            if let MixerConfig::Attention(attention) = mixer {
-                attention.rope = self.rope_of(i, globals[i], has_windows, ropes.len());
+            let rope = self.rope_of(i, globals[i], has_windows, ropes.len())?;
+            match mixer {
+                MixerConfig::Attention(attention) => attention.rope = rope,
+                MixerConfig::AttentionAndMamba(both) => both.attention.rope = rope,
+                _ => {}
             }
         }
         let layers = mixers.into_iter().zip(ffns);
@@ -195,9 +194,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             n_vocab: embeddings.n_rows(),
             n_embd,
             norm: arch.norm,
-            norm_eps: self
-                .positive(eps_key)?
-                .ok_or_else(|| self.missing(eps_key))?,
+            norm_eps: self.norm_eps()?,
             layers: layers.collect(),
             ropes,
             n_predict_layers,
@@ -226,6 +223,23 @@ impl<'g, 'a> Keys<'g, 'a> {
             },
             logit_softcap: self.nonzero("final_logit_softcapping")?,
         })
+    }
+
+    /// What is added to the variance. Nemotron-H's files have it by the other kind's name.
+    fn norm_eps(&self) -> Result<f32, ModelError> {
+        let (rms, layer) = (
+            "attention.layer_norm_rms_epsilon",
+            "attention.layer_norm_epsilon",
+        );
+        let (own, other) = match self.arch.norm {
+            NormKind::Rms => (rms, layer),
+            NormKind::Layer => (layer, rms),
+        };
+        let eps = match self.positive(own)? {
+            Some(eps) => Some(eps),
+            None => self.positive(other)?,
+        };
+        eps.ok_or_else(|| self.missing(own))
     }
 
     /// Layers behind the others that predict further tokens, fewer than there are in all.
@@ -276,10 +290,6 @@ impl<'g, 'a> Keys<'g, 'a> {
         };
         if has_sections && self.arch.rope_style == RopeStyle::Normal {
             return unsupported("rotary positions in several dimensions");
-        }
-        let turns = self.gguf.get_bool(&self.key("rope.scaling.finetuned"))?;
-        if turns == Some(false) && matches!(self.arch.embedding_scale, EmbeddingScale::InFile) {
-            return unsupported("attention without rotary positions in all layers");
         }
         for name in self.arch.needed_keys {
             if self.gguf.get(&self.key(name)).is_none() {

@@ -18,18 +18,21 @@ impl Keys<'_, '_> {
         is_global: bool,
         has_windows: bool,
         n_ropes: usize,
-    ) -> Option<usize> {
+    ) -> Result<Option<usize>, ModelError> {
         let is_left_out = match self.arch.no_rope {
             NoRope::Nowhere => false,
             NoRope::Everywhere => true,
+            NoRope::InFile => {
+                self.gguf.get_bool(&self.key("rope.scaling.finetuned"))? == Some(false)
+            }
             NoRope::Every(n) => (i + 1).is_multiple_of(n),
             NoRope::BesideWindows => has_windows && is_global,
         };
         let rope = match has_windows && !is_global {
-            true => n_ropes - 1,
+            true => n_ropes.saturating_sub(1),
             false => 0,
         };
-        (!is_left_out).then_some(rope)
+        Ok((!is_left_out).then_some(rope))
     }
 
     /// The rope of all layers or, where those with a window have their own, of the others and of these.
@@ -40,8 +43,10 @@ impl Keys<'_, '_> {
     ) -> Result<Vec<RopeConfig>, ModelError> {
         let name = "rope.dimension_count";
         let mut globals = attentions(mixers).filter(|layer| layer.window.is_none());
-        let global = globals.next().or(attentions(mixers).next());
-        let n_rot = self.n_rot(name, global.map_or(0, |layer| layer.head_dim))?;
+        let Some(global) = globals.next().or(attentions(mixers).next()) else {
+            return Ok(Vec::new());
+        };
+        let n_rot = self.n_rot(name, global.head_dim)?;
         let global = RopeConfig {
             style: self.arch.rope_style,
             n_rot,
