@@ -1,10 +1,7 @@
 //! The gated delta rule: a matrix that remembers by keys what values they had.
 
-use crate::TileMut;
-use crate::level::multilevel;
-
-/// The most columns of a state that [`delta_step`] takes.
-pub const MAX_DELTA_COLUMNS: usize = 256;
+use crate::simd::{Lanes, on_level};
+use crate::{Level, TileMut};
 
 /// What one token does to a head's state.
 #[derive(Clone, Copy, Debug)]
@@ -21,43 +18,117 @@ pub struct DeltaStep<'a> {
     pub beta: f32,
 }
 
-multilevel! {
-    /// One step on columns of a head's state `m` `[n_keys, n_columns]`, and what the query finds behind it:
-    ///
-    /// ```text
-    /// m = decay m,  m = m + k (beta (v - m^T k))^T,  y = m^T q
-    /// ```
-    ///
-    /// Sums go over the keys in their order, each product and each sum rounded, so that tokens one by one
-    /// give the same bits on every level (Yang et al., "Gated Delta Networks", equation 10).
-    ///
-    /// # Panics
-    ///
-    /// If the shapes do not fit, or there are more than [`MAX_DELTA_COLUMNS`] columns.
-    pub fn delta_step(level: Level, m: &mut TileMut<'_>, step: &DeltaStep<'_>, y: &mut [f32]) {
-        let DeltaStep { q, k, v, decay, beta } = *step;
-        let n = y.len();
-        assert!(m.n_rows() == k.len() && m.n_rows() == q.len());
-        assert!(m.n_cols() == n && v.len() == n && n <= MAX_DELTA_COLUMNS);
-        let mut buffer = [0.0; MAX_DELTA_COLUMNS];
-        let change = &mut buffer[..n];
-        for (i, k) in k.iter().enumerate() {
-            for (m, c) in m.row(i).iter_mut().zip(&mut *change) {
-                *m *= decay;
-                *c += *m * k;
+/// One step on columns of a head's state `m` `[n_keys, n_columns]`, and what the query finds behind it:
+///
+/// ```text
+/// m = decay m,  m = m + k (beta (v - m^T k))^T,  y = m^T q
+/// ```
+///
+/// (Yang et al., "Gated Delta Networks", equation 10.) Sums go over the keys in their order.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn delta_step(level: Level, m: &mut TileMut<'_>, step: &DeltaStep<'_>, y: &mut [f32]) {
+    let n = y.len();
+    assert!(m.n_rows() == step.k.len() && m.n_rows() == step.q.len());
+    assert!(m.n_cols() == n && step.v.len() == n);
+    macro_rules! run {
+        ($simd:ty, $features:literal) => {{
+            #[target_feature(enable = $features)]
+            fn entry(m: &mut TileMut<'_>, step: &DeltaStep<'_>, y: &mut [f32]) -> usize {
+                // SAFETY: this function has the level's features.
+                unsafe { all_columns::<$simd>(m, step, y) }
+            }
+            // SAFETY: the level's token proves that the CPU has the features.
+            unsafe { entry(m, step, y) }
+        }};
+    }
+    let done = on_level!(level, run, 0);
+    for j in done..n {
+        let mut found = 0.0;
+        for (i, k) in step.k.iter().enumerate() {
+            found += m.row(i)[j] * k;
+        }
+        let change = step.beta * (step.v[j] - step.decay * found);
+        let mut sum = 0.0;
+        for (i, (k, q)) in step.k.iter().zip(step.q).enumerate() {
+            let m = &mut m.row(i)[j];
+            *m = step.decay * *m + k * change;
+            sum += *m * q;
+        }
+        y[j] = sum;
+    }
+}
+
+/// All columns but the last few; gives how many they are.
+///
+/// # Safety
+///
+/// The CPU has the level's features, with which the caller is compiled.
+#[inline(always)]
+unsafe fn all_columns<S: Lanes>(m: &mut TileMut<'_>, step: &DeltaStep<'_>, y: &mut [f32]) -> usize {
+    let mut start = 0;
+    while start + 16 <= y.len() {
+        // SAFETY: the caller's.
+        start += unsafe {
+            match y.len() - start {
+                64.. if S::WIDE_TILE => columns::<S, 4>(m, step, start, y),
+                32.. => columns::<S, 2>(m, step, start, y),
+                _ => columns::<S, 1>(m, step, start, y),
+            }
+        };
+    }
+    start
+}
+
+/// The 16 `N` columns from `start` on: so many that what they come to stays in registers. Gives their number.
+///
+/// # Safety
+///
+/// As [`all_columns`].
+#[inline(always)]
+unsafe fn columns<S: Lanes, const N: usize>(
+    m: &mut TileMut<'_>,
+    step: &DeltaStep<'_>,
+    start: usize,
+    y: &mut [f32],
+) -> usize {
+    let (v, y) = (&step.v[start..][..16 * N], &mut y[start..][..16 * N]);
+    // SAFETY: the caller's; 16 N elements are in each slice.
+    unsafe {
+        let zero = S::splat_float(0.0);
+        let mut change = [zero; N];
+        for (i, k) in step.k.iter().enumerate() {
+            let row = m.row(i)[start..][..16 * N].as_ptr();
+            let k = S::splat_float(*k);
+            for j in 0..N {
+                change[j] = S::mul_add(S::floats(row.add(16 * j)), k, change[j]);
             }
         }
-        for (c, v) in change.iter_mut().zip(v) {
-            *c = beta * (v - *c);
+        // beta (v - decay found)
+        let forgotten = S::splat_float(-step.beta * step.decay);
+        for j in 0..N {
+            let v = S::mul(S::splat_float(step.beta), S::floats(v.as_ptr().add(16 * j)));
+            change[j] = S::mul_add(forgotten, change[j], v);
         }
-        y.fill(0.0);
-        for (i, (k, q)) in k.iter().zip(q).enumerate() {
-            for ((m, c), y) in m.row(i).iter_mut().zip(&*change).zip(&mut *y) {
-                *m += k * c;
-                *y += *m * q;
+        let decay = S::splat_float(step.decay);
+        let mut sums = [zero; N];
+        for (i, (k, q)) in step.k.iter().zip(step.q).enumerate() {
+            let row = m.row(i)[start..][..16 * N].as_mut_ptr();
+            let (k, q) = (S::splat_float(*k), S::splat_float(*q));
+            for j in 0..N {
+                let old = S::mul(decay, S::floats(row.add(16 * j)));
+                let new = S::mul_add(k, change[j], old);
+                S::store(new, row.add(16 * j));
+                sums[j] = S::mul_add(new, q, sums[j]);
             }
+        }
+        for j in 0..N {
+            S::store(sums[j], y.as_mut_ptr().add(16 * j));
         }
     }
+    16 * N
 }
 
 #[cfg(test)]
@@ -66,8 +137,8 @@ mod tests {
     use crate::Level;
 
     #[test]
-    fn every_level_steps_alike_and_as_the_formula_says() {
-        let (n_keys, n) = (24, 37);
+    fn every_level_steps_as_the_formula_says() {
+        let (n_keys, n) = (24, 64 + 32 + 16 + 5);
         let wave = |i: usize, f: f32| (i as f32 * f).sin();
         let start: Vec<f32> = (0..n_keys * n).map(|i| wave(i, 0.37)).collect();
         let [q, k, v] = [(n_keys, 0.7), (n_keys, 1.3), (n, 0.9)]
@@ -79,23 +150,19 @@ mod tests {
             decay: 0.9,
             beta: 0.4,
         };
-        let mut all = Vec::new();
         for level in Level::available() {
             let mut m = start.clone();
             let mut y = vec![0.0; n];
             delta_step(level, &mut TileMut::new(&mut m, n), &step, &mut y);
-            all.push((m, y));
-        }
-        assert!(all.windows(2).all(|pair| pair[0] == pair[1]));
-        let (m, y) = &all[0];
-        for j in 0..n {
-            let old = |i: usize| 0.9 * f64::from(start[i * n + j]);
-            let found: f64 = (0..n_keys).map(|i| old(i) * f64::from(k[i])).sum();
-            let change = 0.4 * (f64::from(v[j]) - found);
-            let new = |i: usize| old(i) + f64::from(k[i]) * change;
-            let answer: f64 = (0..n_keys).map(|i| new(i) * f64::from(q[i])).sum();
-            assert!((answer - f64::from(y[j])).abs() < 1e-5);
-            assert!((0..n_keys).all(|i| (new(i) - f64::from(m[i * n + j])).abs() < 1e-5));
+            for j in 0..n {
+                let old = |i: usize| 0.9 * f64::from(start[i * n + j]);
+                let found: f64 = (0..n_keys).map(|i| old(i) * f64::from(k[i])).sum();
+                let change = 0.4 * (f64::from(v[j]) - found);
+                let new = |i: usize| old(i) + f64::from(k[i]) * change;
+                let answer: f64 = (0..n_keys).map(|i| new(i) * f64::from(q[i])).sum();
+                assert!((answer - f64::from(y[j])).abs() < 1e-5);
+                assert!((0..n_keys).all(|i| (new(i) - f64::from(m[i * n + j])).abs() < 1e-5));
+            }
         }
     }
 }

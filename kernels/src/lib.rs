@@ -62,7 +62,7 @@ mod thread_pool;
 
 pub use activation::{Activation, Xielu, activate, gate, softplus};
 pub use attention::{KEY_GROUP, KvHead, MAX_HEAD_DIM, MAX_QUERY_GROUP, attention, store_key};
-pub use delta::{DeltaStep, MAX_DELTA_COLUMNS, delta_step};
+pub use delta::{DeltaStep, delta_step};
 pub use dtype::DType;
 pub use elementwise::{add_product, multiply_by, product};
 pub use input::{

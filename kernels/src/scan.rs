@@ -1,7 +1,7 @@
 //! The state-space recurrence of Mamba-2.
 
-use crate::TileMut;
-use crate::level::multilevel;
+use crate::simd::{Lanes, on_level};
+use crate::{Level, TileMut};
 
 /// What one token does to a head's state.
 #[derive(Clone, Copy, Debug)]
@@ -20,56 +20,104 @@ pub struct ScanStep<'a> {
     pub skip: f32,
 }
 
-multilevel! {
-    /// One step on columns of a head's state `h` `[n_state, n_columns]`, and what is found behind it:
-    ///
-    /// ```text
-    /// h = decay h + b (dt x)^T,  y = h^T c + skip x
-    /// ```
-    ///
-    /// Sums go over the state's rows in their order, each product and each sum rounded, so that tokens one by one
-    /// give the same bits on every level (Dao and Gu, "Transformers are SSMs", equation 1 and section 7).
-    ///
-    /// # Panics
-    ///
-    /// If the shapes do not fit.
-    pub fn scan_step(level: Level, h: &mut TileMut<'_>, step: &ScanStep<'_>, y: &mut [f32]) {
-        let n = y.len();
-        assert!(h.n_rows() == step.b.len() && h.n_rows() == step.c.len());
-        assert!(h.n_cols() == n && step.x.len() == n);
-        let mut start = 0;
-        while start + 32 <= n {
-            columns::<32>(h, step, start, y);
-            start += 32;
+/// One step on columns of a head's state `h` `[n_state, n_columns]`, and what is found behind it:
+///
+/// ```text
+/// h = decay h + b (dt x)^T,  y = h^T c + skip x
+/// ```
+///
+/// (Dao and Gu, "Transformers are SSMs", equation 1 and section 7.) Sums go over the state's rows in their order.
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn scan_step(level: Level, h: &mut TileMut<'_>, step: &ScanStep<'_>, y: &mut [f32]) {
+    let n = y.len();
+    assert!(h.n_rows() == step.b.len() && h.n_rows() == step.c.len());
+    assert!(h.n_cols() == n && step.x.len() == n);
+    macro_rules! run {
+        ($simd:ty, $features:literal) => {{
+            #[target_feature(enable = $features)]
+            fn entry(h: &mut TileMut<'_>, step: &ScanStep<'_>, y: &mut [f32]) -> usize {
+                // SAFETY: this function has the level's features.
+                unsafe { all_columns::<$simd>(h, step, y) }
+            }
+            // SAFETY: the level's token proves that the CPU has the features.
+            unsafe { entry(h, step, y) }
+        }};
+    }
+    let done = on_level!(level, run, 0);
+    for j in done..n {
+        let taken = step.dt * step.x[j];
+        let mut sum = step.skip * step.x[j];
+        for (i, (b, c)) in step.b.iter().zip(step.c).enumerate() {
+            let h = &mut h.row(i)[j];
+            *h = step.decay * *h + b * taken;
+            sum += *h * c;
         }
-        while start + 4 <= n {
-            columns::<4>(h, step, start, y);
-            start += 4;
-        }
-        while start < n {
-            columns::<1>(h, step, start, y);
-            start += 1;
-        }
+        y[j] = sum;
     }
 }
 
-/// Columns `start` and up: so many that what they come to stays in registers.
+/// All columns but the last few; gives how many they are.
+///
+/// # Safety
+///
+/// The CPU has the level's features, with which the caller is compiled.
 #[inline(always)]
-fn columns<const N: usize>(h: &mut TileMut<'_>, step: &ScanStep<'_>, start: usize, y: &mut [f32]) {
-    let (mut taken, mut sums) = ([0.0; N], [0.0; N]);
-    let x = &step.x[start..start + N];
-    for ((taken, sum), x) in taken.iter_mut().zip(&mut sums).zip(x) {
-        *taken = step.dt * x;
-        *sum = step.skip * x;
+unsafe fn all_columns<S: Lanes>(h: &mut TileMut<'_>, step: &ScanStep<'_>, y: &mut [f32]) -> usize {
+    let mut start = 0;
+    while start + 16 <= y.len() {
+        // SAFETY: the caller's.
+        start += unsafe {
+            match y.len() - start {
+                64.. if S::WIDE_TILE => columns::<S, 4>(h, step, start, y),
+                32.. => columns::<S, 2>(h, step, start, y),
+                _ => columns::<S, 1>(h, step, start, y),
+            }
+        };
     }
-    for (i, (b, c)) in step.b.iter().zip(step.c).enumerate() {
-        let row = &mut h.row(i)[start..start + N];
-        for ((h, taken), sum) in row.iter_mut().zip(&taken).zip(&mut sums) {
-            *h = step.decay * *h + b * taken;
-            *sum += *h * c;
+    start
+}
+
+/// The 16 `N` columns from `start` on: so many that what they come to stays in registers. Gives their number.
+///
+/// # Safety
+///
+/// As [`all_columns`].
+#[inline(always)]
+unsafe fn columns<S: Lanes, const N: usize>(
+    h: &mut TileMut<'_>,
+    step: &ScanStep<'_>,
+    start: usize,
+    y: &mut [f32],
+) -> usize {
+    let (x, y) = (&step.x[start..][..16 * N], &mut y[start..][..16 * N]);
+    // SAFETY: the caller's; 16 N elements are in each slice.
+    unsafe {
+        let zero = S::splat_float(0.0);
+        let (mut taken, mut sums) = ([zero; N], [zero; N]);
+        for j in 0..N {
+            let x = S::floats(x.as_ptr().add(16 * j));
+            taken[j] = S::mul(S::splat_float(step.dt), x);
+            sums[j] = S::mul(S::splat_float(step.skip), x);
+        }
+        let decay = S::splat_float(step.decay);
+        for (i, (b, c)) in step.b.iter().zip(step.c).enumerate() {
+            let row = h.row(i)[start..][..16 * N].as_mut_ptr();
+            let (b, c) = (S::splat_float(*b), S::splat_float(*c));
+            for j in 0..N {
+                let old = S::mul(decay, S::floats(row.add(16 * j)));
+                let new = S::mul_add(b, taken[j], old);
+                S::store(new, row.add(16 * j));
+                sums[j] = S::mul_add(new, c, sums[j]);
+            }
+        }
+        for j in 0..N {
+            S::store(sums[j], y.as_mut_ptr().add(16 * j));
         }
     }
-    y[start..start + N].copy_from_slice(&sums);
+    16 * N
 }
 
 #[cfg(test)]
@@ -78,8 +126,8 @@ mod tests {
     use crate::Level;
 
     #[test]
-    fn every_level_steps_alike_and_as_the_formula_says() {
-        let (n_state, n) = (24, 71);
+    fn every_level_steps_as_the_formula_says() {
+        let (n_state, n) = (24, 64 + 32 + 16 + 5);
         let wave = |i: usize, f: f32| (i as f32 * f).sin();
         let start: Vec<f32> = (0..n_state * n).map(|i| wave(i, 0.37)).collect();
         let [x, b, c] = [(n, 0.7), (n_state, 1.3), (n_state, 0.9)]
@@ -92,21 +140,17 @@ mod tests {
             dt: 0.4,
             skip: 1.5,
         };
-        let mut all = Vec::new();
         for level in Level::available() {
             let mut h = start.clone();
             let mut y = vec![0.0; n];
             scan_step(level, &mut TileMut::new(&mut h, n), &step, &mut y);
-            all.push((h, y));
-        }
-        assert!(all.windows(2).all(|pair| pair[0] == pair[1]));
-        let (h, y) = &all[0];
-        for j in 0..n {
-            let x = f64::from(x[j]);
-            let new = |i: usize| 0.9 * f64::from(start[i * n + j]) + 0.4 * x * f64::from(b[i]);
-            let found: f64 = (0..n_state).map(|i| new(i) * f64::from(c[i])).sum();
-            assert!((found + 1.5 * x - f64::from(y[j])).abs() < 1e-5);
-            assert!((0..n_state).all(|i| (new(i) - f64::from(h[i * n + j])).abs() < 1e-5));
+            for j in 0..n {
+                let x = f64::from(x[j]);
+                let new = |i: usize| 0.9 * f64::from(start[i * n + j]) + 0.4 * x * f64::from(b[i]);
+                let found: f64 = (0..n_state).map(|i| new(i) * f64::from(c[i])).sum();
+                assert!((found + 1.5 * x - f64::from(y[j])).abs() < 1e-5);
+                assert!((0..n_state).all(|i| (new(i) - f64::from(h[i * n + j])).abs() < 1e-5));
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::model::{Linear, LinearSpec, Tensors, ValueHeads};
 use crate::sequence::matrices_of;
 
 /// Columns of a head's matrix that a task takes, where heads are multiples of it.
-const TASK_COLUMNS: usize = 32;
+const TASK_COLUMNS: usize = 64;
 
 /// Hyperparameters of a gated delta net.
 #[derive(Clone, Debug, PartialEq)]

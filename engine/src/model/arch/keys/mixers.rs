@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use tandem_kernels::{MAX_DELTA_COLUMNS, MAX_HEAD_DIM, MAX_QUERY_GROUP, SharedMatrix};
+use tandem_kernels::{MAX_HEAD_DIM, MAX_QUERY_GROUP, SharedMatrix};
 
 use super::{Keys, MAX_DIMENSION, attentions};
 use crate::ModelError;
@@ -17,6 +17,9 @@ use crate::model::config::{FfnConfig, MixerConfig};
 
 /// The most KV heads: each is at least one task of an attention step.
 const MAX_HEAD_KV: usize = SharedMatrix::<f32>::MAX_TILES;
+
+/// The most elements of a delta net's head; models have 128.
+const MAX_DELTA_HEAD: usize = 256;
 
 /// The most tokens that a convolution sums; models have 3 or 4.
 const MAX_TAPS: usize = 64;
@@ -144,7 +147,7 @@ impl Keys<'_, '_> {
             head_dim: self.needed(dim_name)?,
             n_taps: self.needed("ssm.conv_kernel")?,
         };
-        if net.head_dim > MAX_DELTA_COLUMNS {
+        if net.head_dim > MAX_DELTA_HEAD {
             return Err(self.wrong(dim_name, "heads are longer than 256 elements"));
         }
         if net.n_head_v > MAX_HEAD_KV {
