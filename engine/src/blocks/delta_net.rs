@@ -22,7 +22,7 @@ use crate::model::{Linear, LinearSpec, Tensors, ValueHeads};
 use crate::sequence::matrices_of;
 
 /// Columns of a head's matrix that a task takes, where heads are multiples of it.
-const TASK_COLUMNS: usize = 64;
+const TASK_COLUMNS: usize = 32;
 
 /// Hyperparameters of a gated delta net.
 #[derive(Clone, Debug, PartialEq)]
@@ -277,10 +277,11 @@ impl DeltaNet {
         let (n_rows, task) = (o.len() / n_v, c.task_columns());
         let per_head = d / task;
         let o = SharedMatrix::new(o, n_v, n_rows, task);
-        let matrices = SharedMatrix::new(matrices, d, d, task);
+        // A task's columns lie together: as a part of longer rows they would share a few of the cache's sets.
+        let matrices = SharedMatrix::new(matrices, task, d, task);
         step.pool.run(c.n_head_v * per_head, &|i| {
             let (head, part) = (i / per_head, i % per_head);
-            let (mut o, mut m) = (o.tile(0, i), matrices.tile(head, part));
+            let (mut o, mut m) = (o.tile(0, i), matrices.tile(i, 0));
             let k_head = head % c.n_head_k * d;
             for t in 0..n_rows {
                 let row = &qkv[t * n..][..n];

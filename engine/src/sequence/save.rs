@@ -10,7 +10,7 @@ use super::Sequence;
 use crate::SessionError;
 
 /// The first bytes, with the version of the format.
-const MARK: &[u8; 8] = b"TDMSEQ\0\x01";
+const MARK: &[u8; 8] = b"TDMSEQ\0\x02";
 /// Bytes of a hash.
 const HASH_BYTES: usize = 32;
 /// Where what is hashed begins.
