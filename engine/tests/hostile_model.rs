@@ -422,6 +422,12 @@ fn tensors_that_an_architecture_always_has_are_missed() {
             "glm4" => tensor.ends_with(".bias"),
             // Its larger models have none in some layers.
             "gemma4" | "gemma4moe" => tensor.ends_with("attn_v.weight"),
+            // Its last layers see the keys of others.
+            "gemma3n" => {
+                let of_keys = ["attn_k.weight", "attn_k_norm.weight", "attn_v.weight"];
+                let is_late = (20..25).any(|i| tensor.starts_with(&format!("blk.{i}.")));
+                is_late && of_keys.iter().any(|part| tensor.ends_with(part))
+            }
             "llama3rope" | "exaone4" | "apertus" => tensor == "rope_freqs.weight",
             _ => false,
         };

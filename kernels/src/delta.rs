@@ -45,7 +45,7 @@ pub fn delta_step(level: Level, m: &mut TileMut<'_>, step: &DeltaStep<'_>, y: &m
         }};
     }
     let done = on_level!(level, run, 0);
-    for j in done..n {
+    for (j, y) in y.iter_mut().enumerate().skip(done) {
         let mut found = 0.0;
         for (i, k) in step.k.iter().enumerate() {
             found += m.row(i)[j] * k;
@@ -57,7 +57,7 @@ pub fn delta_step(level: Level, m: &mut TileMut<'_>, step: &DeltaStep<'_>, y: &m
             *m = step.decay * *m + k * change;
             sum += *m * q;
         }
-        y[j] = sum;
+        *y = sum;
     }
 }
 
@@ -105,16 +105,16 @@ unsafe fn columns<S: Lanes, const N: usize>(
             for (r, k) in pair.iter().enumerate() {
                 let row = m.row(2 * i + r)[start..][..16 * N].as_ptr();
                 let k = S::splat_float(*k);
-                for j in 0..N {
-                    found[r][j] = S::mul_add(S::floats(row.add(16 * j)), k, found[r][j]);
+                for (j, found) in found[r].iter_mut().enumerate() {
+                    *found = S::mul_add(S::floats(row.add(16 * j)), k, *found);
                 }
             }
         }
         for k in rest {
             let row = m.row(2 * pairs.len())[start..][..16 * N].as_ptr();
-            for j in 0..N {
-                let k = S::splat_float(*k);
-                found[0][j] = S::mul_add(S::floats(row.add(16 * j)), k, found[0][j]);
+            let k = S::splat_float(*k);
+            for (j, found) in found[0].iter_mut().enumerate() {
+                *found = S::mul_add(S::floats(row.add(16 * j)), k, *found);
             }
         }
         // beta (v - decay found)
@@ -137,8 +137,8 @@ unsafe fn columns<S: Lanes, const N: usize>(
                 sums[j] = S::mul_add(new, q, sums[j]);
             }
         }
-        for j in 0..N {
-            S::store(sums[j], y.as_mut_ptr().add(16 * j));
+        for (j, sum) in sums.into_iter().enumerate() {
+            S::store(sum, y.as_mut_ptr().add(16 * j));
         }
     }
     16 * N

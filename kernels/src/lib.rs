@@ -80,7 +80,7 @@ pub use merge::{
     Largest, Magnitudes, WIDE_COLS, WideMatrix, add_gram, add_transposed_product, elected_mean,
     keep_largest, keep_largest_as_pytorch, keep_random, multiply, transpose, weighted_sum, widen,
 };
-pub use norm::{layer_norm, rms_norm, rms_norm_in_place};
+pub use norm::{keep_outliers, layer_norm, rms_norm, rms_norm_in_place};
 pub use parallel::{Handover, Limited, Pool, Serial, SharedMatrix, TileMut};
 pub use rope::{RopeScaling, RopeStyle, rope, rope_angles, rope_frequencies};
 pub use scan::{ScanStep, scan_step};

@@ -52,6 +52,21 @@ multilevel! {
     }
 }
 
+multilevel! {
+    /// `x[i] = max(x[i] - (mean(x) + z deviation(x)), 0)`, `[n]`: what is left are those far above the others.
+    pub fn keep_outliers(level: Level, z: f32, x: &mut [f32]) {
+        let n = x.len() as f32;
+        let mean = reduce(x, x, |x, _| x) / n;
+        let variance = reduce(x, x, |x, _| (x - mean) * (x - mean)) / n;
+        let bound = mean + z * libm::sqrtf(variance);
+        for x in x {
+            // A comparison that lets a NaN through.
+            let above = *x - bound;
+            *x = if above < 0.0 { 0.0 } else { above };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -47,7 +47,7 @@ pub fn scan_step(level: Level, h: &mut TileMut<'_>, step: &ScanStep<'_>, y: &mut
         }};
     }
     let done = on_level!(level, run, 0);
-    for j in done..n {
+    for (j, y) in y.iter_mut().enumerate().skip(done) {
         let taken = step.dt * step.x[j];
         let mut sum = step.skip * step.x[j];
         for (i, (b, c)) in step.b.iter().zip(step.c).enumerate() {
@@ -55,7 +55,7 @@ pub fn scan_step(level: Level, h: &mut TileMut<'_>, step: &ScanStep<'_>, y: &mut
             *h = step.decay * *h + b * taken;
             sum += *h * c;
         }
-        y[j] = sum;
+        *y = sum;
     }
 }
 
@@ -113,8 +113,8 @@ unsafe fn columns<S: Lanes, const N: usize>(
                 sums[j] = S::mul_add(new, c, sums[j]);
             }
         }
-        for j in 0..N {
-            S::store(sums[j], y.as_mut_ptr().add(16 * j));
+        for (j, sum) in sums.into_iter().enumerate() {
+            S::store(sum, y.as_mut_ptr().add(16 * j));
         }
     }
     16 * N

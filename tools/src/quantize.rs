@@ -171,7 +171,8 @@ fn tell_fallbacks(plan: &Plan, tensors: &[NewTensor]) {
 
 /// Whether a tensor is one whose type is chosen.
 fn is_matrix(name: &str, shape: &[usize]) -> bool {
-    // Routers choose by small differences; convolutions and positions are added to everything.
+    // Routers choose by small differences; convolutions, positions and Gemma 3n's other streams are added to
+    // everything.
     let others = [
         "conv.weight",
         "conv1d.weight",
@@ -179,7 +180,9 @@ fn is_matrix(name: &str, shape: &[usize]) -> bool {
         "ffn_gate_inp_shexp.weight",
         "position_embd.weight",
     ];
-    let is_other = name.contains("_norm") || others.iter().any(|other| name.ends_with(other));
+    let parts = ["_norm", "altup_", "laurel_"];
+    let is_other = parts.iter().any(|part| name.contains(part))
+        || others.iter().any(|other| name.ends_with(other));
     let n_dims = if name.contains("_exps.") { 3 } else { 2 };
     shape.len() == n_dims && name.ends_with(".weight") && !is_other
 }

@@ -512,6 +512,6 @@ fn add(y: &mut [f32], bias: Option<&[f32]>) {
 }
 
 /// Outputs of a task, so that there are no more tasks than a matrix has tiles.
-fn task_outputs(n: usize) -> usize {
+pub(super) fn task_outputs(n: usize) -> usize {
     TASK_OUTPUTS.max(n.div_ceil(SharedMatrix::<f32>::MAX_TILES))
 }

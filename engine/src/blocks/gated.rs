@@ -1,10 +1,10 @@
 //! The gated feed-forward network: `y = down (activation(gate x) * (up x))`.
 
-use tandem_kernels::Activation;
+use tandem_kernels::{Activation, SharedMatrix, gate, keep_outliers};
 
 use super::layer::Pass;
 use crate::ModelError;
-use crate::exec::{GatedBuffers, GatedPair, Job, matmul_gated, matmul_many};
+use crate::exec::{GatedBuffers, GatedPair, Job, TOKENS_PER_TASK, matmul_gated, matmul_many};
 use crate::model::{FusedSpec, Linear, LinearSpec, Tensors};
 
 /// Hyperparameters of a gated feed-forward network.
@@ -15,6 +15,8 @@ pub struct GatedConfig {
     pub n_ff: usize,
     /// The gate's activation function.
     pub activation: Activation,
+    /// Where set, gates become `max(gate - (mean + sparsity deviation), 0)` of their row before the activation.
+    pub sparsity: Option<f32>,
     /// Whether it is an expert that all tokens share, which files call otherwise.
     pub is_shared: bool,
 }
@@ -86,6 +88,9 @@ impl Gated {
 
     /// The rows in `scratch.h` to `scratch.y`, both `[n_rows, n_embd]`.
     pub(super) fn forward(&self, pass: &mut Pass<'_, '_>) {
+        if let Some(sparsity) = self.config.sparsity {
+            return self.forward_sparse(pass, sparsity);
+        }
         let Pass {
             step,
             config,
@@ -106,6 +111,51 @@ impl Gated {
         let down = Job {
             linear: &self.down,
             y: &mut s.y[..step.batch.n_rows() * config.n_embd],
+        };
+        matmul_many(step, inner, [down], &mut s.ranks);
+    }
+
+    /// The same where few gates of a row are left open.
+    fn forward_sparse(&self, pass: &mut Pass<'_, '_>, sparsity: f32) {
+        let n_rows = pass.n_rows();
+        let Pass {
+            step,
+            config,
+            scratch: s,
+            ..
+        } = pass;
+        let (n_embd, n_ff) = (config.n_embd, self.config.n_ff);
+        let h = s.h.input(step, n_embd, &[&self.gate, &self.up]);
+        let (gates, up) = s.y[..2 * n_rows * n_ff].split_at_mut(n_rows * n_ff);
+        let job = |linear, y| Job { linear, y };
+        let jobs = [job(&self.gate, &mut *gates), job(&self.up, &mut *up)];
+        matmul_many(step, h, jobs, &mut s.ranks);
+        let inner = SharedMatrix::new(
+            &mut s.inner.f32[..n_rows * n_ff],
+            n_ff,
+            TOKENS_PER_TASK,
+            n_ff,
+        );
+        step.light_pool()
+            .run(n_rows.div_ceil(TOKENS_PER_TASK), &|i| {
+                let mut inner = inner.tile(i, 0);
+                for t in 0..inner.n_rows() {
+                    let row = (i * TOKENS_PER_TASK + t) * n_ff;
+                    let inner = inner.row(t);
+                    inner.copy_from_slice(&gates[row..row + n_ff]);
+                    keep_outliers(step.level, sparsity, inner);
+                    gate(
+                        step.level,
+                        self.config.activation,
+                        inner,
+                        &up[row..row + n_ff],
+                    );
+                }
+            });
+        let inner = s.inner.input(step, n_ff, &[&self.down]);
+        let down = Job {
+            linear: &self.down,
+            y: &mut s.y[..n_rows * n_embd],
         };
         matmul_many(step, inner, [down], &mut s.ranks);
     }

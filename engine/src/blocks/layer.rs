@@ -36,6 +36,9 @@ impl Pass<'_, '_> {
 
 /// Runs layer `i` on the rows in `scratch.x`, `[n_rows, n_embd]`.
 pub(crate) fn layer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
+    if let Some(altup) = &w.altup {
+        altup.predict(pass);
+    }
     if !matches!(w.mixer, Mixer::None) {
         normalize_rows(pass, w.mixer_norm.as_ref());
     }
@@ -58,6 +61,9 @@ pub(crate) fn layer_to_narrow<'p>(
     w: &Layer,
     narrow: &Narrow<'p>,
 ) {
+    if let Some(altup) = &w.altup {
+        altup.predict(pass);
+    }
     normalize_rows(pass, w.mixer_norm.as_ref());
     match &w.mixer {
         Mixer::Attention(attention) => attention.forward_state(pass, i),
@@ -80,6 +86,9 @@ pub(crate) fn layer_to_narrow<'p>(
         narrow.keep(&mut angles.sin, angles.n_pairs);
     }
     narrow.keep(&mut s.per_layer, s.per_layer_row.len());
+    if let Some(altup) = &w.altup {
+        narrow.keep(&mut s.predicted, altup.config.n_streams * n_embd);
+    }
     let mut end = 0;
     for (span, n_kept) in pass.spans.iter_mut().zip(narrow.n_kept) {
         span.first += span.rows.len() - n_kept;
@@ -139,6 +148,9 @@ fn after_mixer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
     if !matches!(w.mixer, Mixer::None) {
         add_results(pass, w.post_mixer_norm.as_ref());
     }
+    if let Some(altup) = &w.altup {
+        altup.add_laurel(pass);
+    }
 
     // x += ffn(norm(x)), of x before the mixer where they are parallel.
     if !is_parallel && !matches!(w.ffn, Ffn::None) {
@@ -155,9 +167,13 @@ fn after_mixer(pass: &mut Pass<'_, '_>, i: usize, w: &Layer) {
         add_results(pass, w.post_ffn_norm.as_ref());
     }
 
-    if let Some(per_layer) = &w.per_layer {
-        per_layer.forward(pass, i);
-        add_results(pass, Some(&per_layer.norm));
+    match (&w.per_layer, &w.altup) {
+        (Some(per_layer), Some(altup)) => altup.correct(pass, per_layer, i),
+        (Some(per_layer), None) => {
+            per_layer.forward(pass, i);
+            add_results(pass, Some(&per_layer.norm));
+        }
+        (None, _) => {}
     }
     if w.output_scale != 1.0 {
         let n = pass.n_rows() * pass.config.n_embd;

@@ -1,6 +1,7 @@
 //! The kinds of blocks that layers are made of. Each has a file: its hyperparameters, its linears, its
 //! weights and how they are loaded, and what it computes.
 
+mod altup;
 mod attention;
 mod conv;
 mod delta_net;
@@ -13,6 +14,8 @@ mod norm;
 mod per_layer;
 mod short_conv;
 
+pub(crate) use altup::MAX_STREAMS;
+pub use altup::{AltUp, AltUpConfig, AltUpEnds};
 pub use attention::{Attention, AttentionConfig, Temperature};
 pub(crate) use conv::Conv;
 pub use delta_net::{DeltaNet, DeltaNetConfig};

@@ -33,6 +33,10 @@ pub(crate) struct Scratch {
     pub gates: Vec<f32>,
     /// The output of one of two mixers beside each other, `[n_batch, n_embd]`; empty where there are none.
     pub mixed: Vec<f32>,
+    /// Residual streams, `[n_batch, n_streams n_embd]`, and what a layer will make of them; empty where there is one.
+    pub streams: Vec<f32>,
+    /// As `streams`.
+    pub predicted: Vec<f32>,
     /// Of experts.
     pub experts: ExpertScratch,
     /// Rotary angles of the rows, for each rope of the model.
@@ -101,6 +105,7 @@ struct Widths {
     inner: usize,
     gates: usize,
     mixed: usize,
+    streams: usize,
     /// Of all layers' own inputs.
     per_layer: usize,
     experts: ExpertWidths,
@@ -166,17 +171,27 @@ impl Widths {
         let are_two =
             |layer: &LayerConfig| matches!(layer.mixer, MixerConfig::AttentionAndMamba(_));
         let gated = config.attentions().filter(|c| c.has_gate);
+        // Gates whose rows are looked at as a whole lie beside what is gated.
+        let sparse = config.layers.iter().map(|layer| match &layer.ffn {
+            FfnConfig::Gated(gated) if gated.sparsity.is_some() => 2 * gated.n_ff,
+            _ => 0,
+        });
         let inside = config.layers.iter().map(|layer| layer.ffn.n_ff());
+        let altup = config.altup.as_ref();
         let n_input = config.per_layer.as_ref().map_or(0, |c| c.n_input);
         Widths {
             n_embd,
-            y: qkv.fold(n_embd.max(others), usize::max),
-            inner: mixed.chain(inside).fold(n_input, usize::max),
+            y: qkv.chain(sparse).fold(n_embd.max(others), usize::max),
+            inner: mixed
+                .chain(inside)
+                .chain(altup.map(|c| c.n_laurel))
+                .fold(n_input, usize::max),
             gates: gated.map(|c| c.n_q()).max().unwrap_or(0),
             mixed: match config.layers.iter().any(are_two) {
                 true => n_embd,
                 false => 0,
             },
+            streams: altup.map_or(0, |c| c.n_streams * n_embd),
             per_layer: n_input * config.layers.len(),
             experts: ExpertWidths::of(config),
         }
@@ -203,6 +218,8 @@ impl Scratch {
             per_layer_row: zeroed(widths.per_layer)?,
             gates: zeroed(n_batch.saturating_mul(widths.gates))?,
             mixed: zeroed(n_batch.saturating_mul(widths.mixed))?,
+            streams: zeroed(n_batch.saturating_mul(widths.streams))?,
+            predicted: zeroed(n_batch.saturating_mul(widths.streams))?,
             experts: ExpertScratch::new(&widths, n_batch)?,
             angles: angles.collect::<Result<_, SessionError>>()?,
             ranks: Ranks::default(),
@@ -214,7 +231,13 @@ impl Scratch {
         let widths = Widths::of(config);
         let angles: usize = config.ropes.iter().map(|rope| rope.n_rot).sum();
         let a_row = size_of::<f32>()
-            * (widths.n_embd + widths.y + widths.gates + widths.mixed + widths.per_layer + angles)
+            * (widths.n_embd
+                + widths.y
+                + widths.gates
+                + widths.mixed
+                + 2 * widths.streams
+                + widths.per_layer
+                + angles)
             + Activations::row_bytes(widths.n_embd)
             + Activations::row_bytes(widths.inner)
             + ExpertScratch::row_bytes(&widths);

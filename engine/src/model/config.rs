@@ -8,8 +8,9 @@ use tandem_kernels::{RopeScaling, RopeStyle};
 use super::arch::{self, Architecture};
 use crate::ModelError;
 use crate::blocks::{
-    AttentionAndMambaConfig, AttentionConfig, Conv, DeltaNetConfig, DenseAndExpertsConfig,
-    ExpertsConfig, GatedConfig, MambaConfig, MlpConfig, PerLayerConfig, ShortConvConfig,
+    AltUpConfig, AttentionAndMambaConfig, AttentionConfig, Conv, DeltaNetConfig,
+    DenseAndExpertsConfig, ExpertsConfig, GatedConfig, MambaConfig, MlpConfig, PerLayerConfig,
+    ShortConvConfig,
 };
 
 /// Which normalization stands before each block.
@@ -45,6 +46,8 @@ pub struct Config {
     pub n_predict_layers: usize,
     /// What each layer gets for a token besides the layers before it.
     pub per_layer: Option<PerLayerConfig>,
+    /// The residual streams, where there are several.
+    pub altup: Option<AltUpConfig>,
     /// Multiplies the token embeddings.
     pub embedding_scale: f32,
     /// Whether a layer's feed-forward network sees what its mixer saw, instead of what that gave.

@@ -167,6 +167,9 @@ impl Linears {
             if let Some(c) = &config.per_layer {
                 table.add(i, &c.linears(config.n_embd), &[]);
             }
+            if let Some(c) = &config.altup {
+                table.add(i, &c.linears(config.n_embd), &[]);
+            }
         }
         if let Some(c) = &config.per_layer {
             let proj = c.model_proj(config.n_embd, config.layers.len());

@@ -17,8 +17,8 @@ use super::linears::{LinearInfo, Linears};
 use super::tensor::Tensor;
 use super::weights::{Ffn, Layer, Linear, Mixer, Norm, RopeFactors};
 use crate::blocks::{
-    Attention, AttentionAndMamba, DeltaNet, DenseAndExperts, Experts, Gated, Mamba, Mlp, PerLayer,
-    PerLayerEmbeddings, ShortConv,
+    AltUp, AltUpEnds, Attention, AttentionAndMamba, DeltaNet, DenseAndExperts, Experts, Gated,
+    Mamba, Mlp, PerLayer, PerLayerEmbeddings, ShortConv,
 };
 use crate::{CompositionError, ModelError};
 
@@ -28,6 +28,7 @@ pub(super) struct Weights {
     /// `[n_vocab, n_embd]`.
     pub token_embd: Tensor,
     pub per_layer: Option<PerLayerEmbeddings>,
+    pub altup: Option<AltUpEnds>,
     /// `[n_positions, n_embd]`.
     pub positions: Option<Tensor>,
     pub layers: Vec<Layer>,
@@ -68,6 +69,10 @@ impl Weights {
             Some(c) => Some(PerLayerEmbeddings::load(c, &mut tensors)?),
             None => None,
         };
+        let altup = match &config.altup {
+            Some(c) => Some(AltUpEnds::load(c, &mut tensors)?),
+            None => None,
+        };
         let positions = match config.arch.has_positions() {
             true => {
                 let n = config.n_ctx_train;
@@ -83,6 +88,7 @@ impl Weights {
         Ok(Weights {
             token_embd,
             per_layer,
+            altup,
             positions,
             layers,
             output_norm,
@@ -149,6 +155,10 @@ impl<'a> Tensors<'_, 'a> {
             post_ffn_norm: self.optional_norm(&name("post_ffw_norm"))?,
             per_layer: match &config.per_layer {
                 Some(c) => Some(PerLayer::load(c, self, i)?),
+                None => None,
+            },
+            altup: match &config.altup {
+                Some(c) => Some(AltUp::load(c, self, i)?),
                 None => None,
             },
             output_scale: self.output_scale(i)?,

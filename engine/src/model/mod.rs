@@ -31,7 +31,7 @@ pub use tensor::Tensor;
 pub(crate) use weights::RopeFactors;
 pub use weights::{Ffn, Layer, Linear, Mixer, Norm};
 
-use crate::blocks::PerLayerEmbeddings;
+use crate::blocks::{AltUpEnds, PerLayerEmbeddings};
 #[cfg(feature = "chat")]
 use crate::chat::Chat;
 use crate::chat::PromptForm;
@@ -173,6 +173,11 @@ impl Model {
         self.0.weights.per_layer.as_ref()
     }
 
+    /// Where residual streams part and come together, where there are several.
+    pub fn altup(&self) -> Option<&AltUpEnds> {
+        self.0.weights.altup.as_ref()
+    }
+
     /// An embedding for each position, `[n_positions, n_embd]`, which is added to the token's; in models with
     /// such, which know no position behind these.
     pub fn position_embd(&self) -> Option<&Tensor> {
@@ -275,7 +280,9 @@ impl Model {
             Ffn::DenseAndExperts(both) => both.experts.bytes_per_token(),
             _ => 0,
         });
-        all.map(|linear| linear.w.n_bytes()).chain(experts).sum()
+        let altup = self.altup().map_or(0, AltUpEnds::n_bytes);
+        let all = all.map(|linear| linear.w.n_bytes());
+        all.chain(experts).sum::<usize>() + altup
     }
 
     /// Whether both are handles to one model.

@@ -8,8 +8,8 @@ use arrayvec::ArrayVec;
 use super::linears::LinearId;
 use super::tensor::Tensor;
 use crate::blocks::{
-    Attention, AttentionAndMamba, DeltaNet, DenseAndExperts, Experts, Gated, Mamba, Mlp, PerLayer,
-    ShortConv,
+    AltUp, Attention, AttentionAndMamba, DeltaNet, DenseAndExperts, Experts, Gated, Mamba, Mlp,
+    PerLayer, ShortConv,
 };
 
 /// The weights of one layer: `x += mixer(norm(x))`, then `x += ffn(norm(x))`.
@@ -31,6 +31,8 @@ pub struct Layer {
     pub post_ffn_norm: Option<Norm>,
     /// What the layer's own input adds, where it has one.
     pub per_layer: Option<PerLayer>,
+    /// The streams around the layer, where there are several.
+    pub altup: Option<AltUp>,
     /// Multiplies the residual stream at the layer's end.
     pub output_scale: f32,
 }
@@ -134,6 +136,7 @@ impl Layer {
             Ffn::None => ArrayVec::new(),
         };
         let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
-        mixer.into_iter().chain(ffn).chain(per_layer)
+        let altup = self.altup.iter().flat_map(AltUp::linears);
+        mixer.into_iter().chain(ffn).chain(per_layer).chain(altup)
     }
 }

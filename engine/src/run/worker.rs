@@ -383,6 +383,9 @@ impl Worker {
         if let Some(per_layer) = self.model.per_layer() {
             per_layer.forward(&mut pass, tokens.into_iter().flatten());
         }
+        if let Some(altup) = self.model.altup() {
+            altup.part(&mut pass);
+        }
         let layers = self.model.layers();
         let last_state = layers.iter().rposition(Layer::has_state);
         for (i, weights) in layers.iter().enumerate() {
@@ -394,8 +397,11 @@ impl Worker {
                 false => layer(&mut pass, i, weights),
             }
             if pass.n_rows() == 0 {
-                break;
+                return Ok(());
             }
+        }
+        if let Some(altup) = self.model.altup() {
+            altup.join(&mut pass);
         }
         Ok(())
     }

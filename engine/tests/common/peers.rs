@@ -1,12 +1,13 @@
 //! The peers' models, one or more of every architecture, with logits by Hugging Face transformers.
 
-pub(crate) const PEERS: [&str; 39] = [
+pub(crate) const PEERS: [&str; 40] = [
     "llama",
     "llama3rope",
     "qwen2",
     "qwen3",
     "stablelm",
     "gemma3",
+    "gemma3n",
     "phi3",
     "mistral3",
     "smollm3",

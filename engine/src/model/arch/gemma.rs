@@ -1,4 +1,4 @@
-//! Gemma 2, 3 and 4, text only.
+//! Gemma 2, 3, 3n and 4, text only.
 
 use tandem_kernels::Activation;
 
@@ -45,6 +45,44 @@ pub(super) const GEMMA3: Architecture = Architecture {
         "post_ffw_norm.weight",
     ],
     ..COMMON
+};
+
+/// E2B and E4B.
+pub(super) const GEMMA3N: Architecture = Architecture {
+    name: "gemma3n",
+    windows: Windows::AllBut {
+        every: 5,
+        own_rope: Some(OwnRope {
+            key: "rope.freq_base_swa",
+            default: Some(10000.0),
+        }),
+    },
+    needed_keys: &[
+        "attention.sliding_window",
+        "attention.sliding_window_pattern",
+        "embedding_length_per_layer_input",
+        "activation_sparsity_scale",
+        "final_logit_softcapping",
+    ],
+    score_scale: ScoreScale::One,
+    norms_values: true,
+    shares_kv: true,
+    has_per_layer_inputs: true,
+    has_altup: true,
+    modules: &[
+        ModuleName::new("self_attn.q_proj", "attn_q"),
+        ModuleName::new("self_attn.k_proj", "attn_k"),
+        ModuleName::new("self_attn.v_proj", "attn_v"),
+        ModuleName::new("self_attn.o_proj", "attn_output"),
+        ModuleName::new("mlp.gate_proj", "ffn_gate"),
+        ModuleName::new("mlp.up_proj", "ffn_up"),
+        ModuleName::new("mlp.down_proj", "ffn_down"),
+        ModuleName::new("per_layer_input_gate", "inp_gate"),
+        ModuleName::new("per_layer_projection", "proj"),
+        ModuleName::new("laurel.linear_left", "laurel_l"),
+        ModuleName::new("laurel.linear_right", "laurel_r"),
+    ],
+    ..GEMMA3
 };
 
 /// E2B, E4B, 12B, 31B, and 26B-A4B with experts.

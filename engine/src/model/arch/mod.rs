@@ -32,7 +32,7 @@ use crate::ModelError;
 use crate::blocks::Gating;
 
 /// All architectures.
-const ALL: [&Architecture; 36] = [
+const ALL: [&Architecture; 37] = [
     &llama::LLAMA,
     &llama::MISTRAL3,
     &llama::SMOLLM3,
@@ -44,6 +44,7 @@ const ALL: [&Architecture; 36] = [
     &stablelm::STABLELM,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
+    &gemma::GEMMA3N,
     &gemma::GEMMA4,
     &phi::PHI3,
     &exaone::EXAONE4,
@@ -108,6 +109,8 @@ pub struct Architecture {
     shares_kv: bool,
     /// Whether layers may have an input of their own for each token.
     has_per_layer_inputs: bool,
+    /// Whether there are several residual streams, and gates that only outliers open.
+    has_altup: bool,
     without_kv: WithoutKv,
     /// Whether layers have Mamba-2 beside attention.
     has_mamba_beside: bool,
@@ -307,6 +310,7 @@ const COMMON: Architecture = Architecture {
     values_may_be_keys: false,
     shares_kv: false,
     has_per_layer_inputs: false,
+    has_altup: false,
     without_kv: WithoutKv::Refused,
     has_mamba_beside: false,
     is_one_block: false,

@@ -9,10 +9,14 @@ use tandem_kernels::{Activation, Xielu, softplus};
 use super::{Keys, MAX_DIMENSION};
 use crate::ModelError;
 use crate::blocks::{
-    DenseAndExpertsConfig, ExpertsConfig, GatedConfig, Gating, MAX_USED, MlpConfig, PerLayerConfig,
+    AltUpConfig, DenseAndExpertsConfig, ExpertsConfig, GatedConfig, Gating, MAX_STREAMS, MAX_USED,
+    MlpConfig, PerLayerConfig,
 };
 use crate::model::arch::{ExpertForm, SharedForm};
 use crate::model::config::FfnConfig;
+
+/// The rank of the path beside attention in published models.
+const LAUREL_RANK: usize = 64;
 
 /// The most experts; models have up to 512.
 const MAX_EXPERTS: usize = 1024;
@@ -43,11 +47,14 @@ impl Keys<'_, '_> {
         let mut all = Vec::new();
         if n_dense > 0 {
             let n_ffs = n_ffs.ok_or_else(|| self.missing(name))?;
-            let layers = n_ffs.into_iter().zip(activations).take(n_dense);
-            all.extend(layers.map(|(n_ff, activation)| {
+            let sparsities = self.sparsities(n_layer)?;
+            let layers = n_ffs.into_iter().zip(activations).zip(sparsities);
+            let layers = layers.take(n_dense);
+            all.extend(layers.map(|((n_ff, activation), sparsity)| {
                 let gated = GatedConfig {
                     n_ff,
                     activation,
+                    sparsity,
                     is_shared: false,
                 };
                 match (&experts, self.arch.is_gated) {
@@ -67,6 +74,57 @@ impl Keys<'_, '_> {
             all.resize(n_layer, FfnConfig::Experts(experts));
         }
         Ok(all)
+    }
+
+    /// How far above the others of its row a gate has to be, layer by layer; converters write minus infinity where
+    /// all are used as they are.
+    fn sparsities(&self, n_layer: usize) -> Result<Vec<Option<f32>>, ModelError> {
+        let name = "activation_sparsity_scale";
+        if !self.arch.has_altup {
+            return Ok(vec![None; n_layer]);
+        }
+        let wrong = || self.wrong(name, "a number for each layer is wanted");
+        let list = self.gguf.get_array(&self.key(name))?.ok_or_else(wrong)?;
+        let values = list.iter_f32().into_iter().flatten().take(n_layer + 1);
+        let values: Vec<f32> = values.collect();
+        let is_scale = |z: &f32| z.is_finite() || *z == f32::NEG_INFINITY;
+        match values.len() == n_layer && values.iter().all(is_scale) {
+            true => Ok(values
+                .into_iter()
+                .map(|z| Some(z).filter(|z| z.is_finite()))
+                .collect()),
+            false => Err(wrong()),
+        }
+    }
+
+    /// The residual streams, where there are several.
+    pub(super) fn altup(&self) -> Result<Option<AltUpConfig>, ModelError> {
+        let (name, active_name) = ("altup.num_inputs", "altup.active_idx");
+        if !self.arch.has_altup {
+            return Ok(None);
+        }
+        // What they end with is a layer's own input.
+        self.needed("embedding_length_per_layer_input")?;
+        let n_streams = self.needed(name)?;
+        if !(2..=MAX_STREAMS).contains(&n_streams) {
+            return Err(self.wrong(name, "from 2 to 8 are supported"));
+        }
+        let active = self.gguf.get_u64(&self.key(active_name))?;
+        let active = active.ok_or_else(|| self.missing(active_name))?;
+        // No key has the rank.
+        let laurel = self.gguf.tensor("blk.0.laurel_l.weight");
+        let n_laurel = laurel.map_or(LAUREL_RANK, |laurel| laurel.n_rows());
+        Ok(Some(AltUpConfig {
+            n_streams,
+            active: match usize::try_from(active) {
+                Ok(active) if active < n_streams => active,
+                _ => return Err(self.wrong(active_name, "there is no such stream")),
+            },
+            n_laurel: match (1..=MAX_DIMENSION).contains(&n_laurel) {
+                true => n_laurel,
+                false => return Err(self.wrong(name, "the path beside attention is too wide")),
+            },
+        }))
     }
 
     /// Each layer's xIELU. Its keys have no prefix.
@@ -160,6 +218,7 @@ impl Keys<'_, '_> {
         Ok(Some(GatedConfig {
             n_ff,
             activation: self.arch.activation,
+            sparsity: None,
             is_shared: true,
         }))
     }

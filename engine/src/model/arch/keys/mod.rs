@@ -199,6 +199,7 @@ impl<'g, 'a> Keys<'g, 'a> {
             ropes,
             n_predict_layers,
             per_layer: self.per_layer(n_layer)?,
+            altup: self.altup()?,
             embedding_scale: match arch.embedding_scale {
                 EmbeddingScale::RootOfWidth => libm::sqrtf(n_embd as f32),
                 EmbeddingScale::InFile => self.scale("embedding_scale")?,
