@@ -391,6 +391,14 @@ pub(super) fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<
             w.add(&format!("granitehybrid.{key}"), count(n))?;
         }
         w.add("granitehybrid.rope.scaling.finetuned", Value::Bool(false))?;
+        for (key, x) in [
+            ("embedding_scale", 12.0),
+            ("residual_scale", 0.22),
+            ("attention.scale", 1.0 / 128.0),
+            ("logit_scale", 6.0),
+        ] {
+            w.add(&format!("granitehybrid.{key}"), Value::F32(x))?;
+        }
     }
     let kv_key = format!("{}.attention.head_count_kv", shape.arch);
     if shape.attention_layers.is_empty() {
