@@ -379,6 +379,8 @@ pub(super) fn metadata(w: &mut Writer, shape: &Shape, target: Target) -> Result<
         ] {
             w.add(&format!("qwen35.{key}"), count(n))?;
         }
+        // Positions of time, height and width, which are one for text.
+        w.add_array("qwen35.rope.dimension_sections", &[11_u32, 11, 10, 0])?;
     }
     if shape.arch == "granitehybrid" {
         for (key, n) in [
