@@ -104,6 +104,7 @@ fn modules_have_their_plain_names() {
         ("base_model.model.model.language_model.", ""),
         ("base_model.model.language_model.model.", ""),
         ("base_model.model.language_model.", ""),
+        ("base_model.model.backbone.", ""),
         ("language_model.", ".default"),
         ("model.", ""),
         ("", ""),

@@ -2,6 +2,8 @@
 //! becomes of the others (AltUp: Baykal et al., arXiv 2301.13310), and a low-rank path beside attention (LAuReL:
 //! Menghani et al., arXiv 2411.07501).
 
+use core::ops::Range;
+
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -76,7 +78,7 @@ impl AltUpEnds {
         let (step, s) = (&pass.step, &mut *pass.scratch);
         let n_others = (self.n_streams - 1) * n;
         let others = &mut s.predicted[..n_rows * n_others];
-        multiply(step, &self.proj, &s.x[..n_rows * n], others);
+        multiply(step, &self.proj, 0..n_others, &s.x[..n_rows * n], others);
         let rows = s.streams.chunks_exact_mut(self.n_streams * n);
         let inputs = s.x.chunks_exact(n).zip(others.chunks_exact(n_others));
         for (row, (x, others)) in rows.zip(inputs).take(n_rows) {
@@ -109,11 +111,9 @@ impl AltUpEnds {
             for (input, row) in inputs.take(n_rows) {
                 input.copy_from_slice(&row[j * n..][..n]);
             }
-            let Some(w) = self.unembd_proj.rows((j - 1) * n..j * n) else {
-                continue;
-            };
-            let outputs = &mut s.predicted[..n_rows * n];
-            multiply(step, &w, &s.h.f32[..n_rows * n], outputs);
+            let (of_stream, outputs) = ((j - 1) * n..j * n, &mut s.predicted[..n_rows * n]);
+            let input = &s.h.f32[..n_rows * n];
+            multiply(step, &self.unembd_proj, of_stream, input, outputs);
             let rows = s.x.chunks_exact_mut(n).zip(s.streams.chunks_exact(row_len));
             for ((x, row), output) in rows.zip(outputs.chunks_exact_mut(n)) {
                 resize(&row[..n], output);
@@ -309,14 +309,15 @@ impl AltUp {
     }
 }
 
-/// `y = x w^T` for `x` `[n_rows, n_embd]`.
-fn multiply(step: &Step<'_>, w: &Tensor, x: &[f32], y: &mut [f32]) {
-    let n = w.n_rows();
+/// `y = x w^T` of the rows `outputs` of `w`, for `x` `[n_rows, n_embd]`.
+fn multiply(step: &Step<'_>, w: &Tensor, outputs: Range<usize>, x: &[f32], y: &mut [f32]) {
+    let n = outputs.len();
     let task = task_outputs(n);
     let y = SharedMatrix::new(y, n, x.len() / w.n_cols(), task);
     step.pool.run(n.div_ceil(task), &|j| {
         let mut y = y.tile(0, j);
-        let outputs = j * task..j * task + y.n_cols();
+        let first = outputs.start + j * task;
+        let outputs = first..first + y.n_cols();
         matmul(step.level, &w.view(), outputs, &Input::F32(x), &mut y);
     });
 }

@@ -279,9 +279,7 @@ impl Linears {
         if module == "lm_head" {
             return Some(OUTPUT.to_string());
         }
-        let mut prefixes = ["model.layers.", "backbone.layers."].into_iter();
-        let module = prefixes.find_map(|prefix| module.strip_prefix(prefix))?;
-        let (layer, module) = module.split_once('.')?;
+        let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
         let tensor = self.arch().tensor_of(module)?;
         Some(format!("blk.{layer}.{tensor}"))
     }

@@ -86,6 +86,29 @@ impl Matrices {
         Ok(copy)
     }
 
+    /// A copy without what was kept, which cannot go back.
+    pub(crate) fn compact(&self) -> Result<Matrices, SessionError> {
+        let mut copy = Matrices {
+            now: zeroed(self.now.len())?,
+            kept: Vec::new(),
+            n_kept: self.n_tokens,
+            ..*self
+        };
+        copy.now.copy_from_slice(&self.now);
+        Ok(copy)
+    }
+
+    /// Takes over what others of the same size have, which may be a compact copy.
+    pub(crate) fn copy_from(&mut self, other: &Matrices) {
+        self.now.copy_from_slice(&other.now);
+        let kept = match other.kept.is_empty() {
+            true => &other.now,
+            false => &other.kept,
+        };
+        self.kept.copy_from_slice(kept);
+        (self.n_tokens, self.n_kept) = (other.n_tokens, other.n_kept);
+    }
+
     /// Bytes that [`Matrices::save`] writes.
     pub(crate) fn saved_bytes(&self) -> usize {
         size_of::<f32>() * self.now.len()

@@ -232,9 +232,7 @@ impl Sequence {
     /// Keeps the states that tokens cannot be taken out of, to go back to.
     pub(crate) fn keep_states(&mut self) {
         for state in &mut self.states {
-            if let Some(matrices) = &mut state.matrices {
-                matrices.keep();
-            }
+            state.keep(self.tokens.len());
         }
     }
 

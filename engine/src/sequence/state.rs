@@ -26,11 +26,13 @@ impl LayerState {
             Some(attention) => size.n_bytes(attention)?,
             None => 0,
         };
+        let n_matrices = mixer.n_matrices()?;
+        let n_back = Columns::n_back(size.n_batch, n_matrices > 0);
         let columns = match mixer.conv(n_embd) {
-            Some(conv) => Columns::n_bytes(conv, size.n_batch)?,
+            Some(conv) => Columns::n_bytes(conv, n_back)?,
             None => 0,
         };
-        let matrices = Matrices::n_bytes(mixer.n_matrices()?)?;
+        let matrices = Matrices::n_bytes(n_matrices)?;
         kv.checked_add(columns)?.checked_add(matrices)
     }
 
@@ -46,10 +48,11 @@ impl LayerState {
     ) -> Result<LayerState, SessionError> {
         let attention = mixer.attention().filter(|attention| attention.has_keys());
         let kv = attention.map(|attention| Kv::new(attention, size));
-        let columns = mixer.conv(n_embd);
-        let columns = columns.map(|conv| Columns::new(conv, size.n_batch));
         // What overflows is more than there is memory, too.
         let n_matrices = mixer.n_matrices().unwrap_or(usize::MAX);
+        let n_back = Columns::n_back(size.n_batch, n_matrices > 0);
+        let columns = mixer.conv(n_embd);
+        let columns = columns.map(|conv| Columns::new(conv, n_back));
         let matrices = (n_matrices > 0).then(|| Matrices::new(n_matrices));
         Ok(LayerState {
             kv: kv.transpose()?,
@@ -66,40 +69,54 @@ impl LayerState {
         if let Some(columns) = &other.columns {
             self.columns = Some(columns.fork()?);
         }
-        if let Some(matrices) = &other.matrices {
-            self.matrices = Some(matrices.fork()?);
+        if let (Some(matrices), Some(other)) = (&mut self.matrices, &other.matrices) {
+            matrices.copy_from(other);
         }
         Ok(())
     }
 
     pub(crate) fn fork(&self) -> Result<LayerState, SessionError> {
-        self.copy_with(self.kv.as_ref().map(Kv::fork))
+        self.copy_with(Kv::fork, Matrices::fork)
     }
 
     /// A copy that takes no more memory than it needs, and cannot go on.
     pub(crate) fn compact(&self) -> Result<LayerState, SessionError> {
-        self.copy_with(self.kv.as_ref().map(Kv::compact))
+        self.copy_with(Kv::compact, Matrices::compact)
     }
 
-    fn copy_with(&self, kv: Option<Result<Kv, SessionError>>) -> Result<LayerState, SessionError> {
+    fn copy_with(
+        &self,
+        kv: fn(&Kv) -> Result<Kv, SessionError>,
+        matrices: fn(&Matrices) -> Result<Matrices, SessionError>,
+    ) -> Result<LayerState, SessionError> {
         Ok(LayerState {
-            kv: kv.transpose()?,
+            kv: self.kv.as_ref().map(kv).transpose()?,
             columns: self.columns.as_ref().map(Columns::fork).transpose()?,
-            matrices: self.matrices.as_ref().map(Matrices::fork).transpose()?,
+            matrices: self.matrices.as_ref().map(matrices).transpose()?,
         })
     }
 
-    /// The most tokens up to `n` that the matrices can go back to; what else there is may not.
+    /// The most tokens up to `n` that columns and matrices can each go back to.
     pub(crate) fn target(&self, n: usize) -> usize {
-        let matrices = self.matrices.as_ref();
-        matrices.map_or(n, |matrices| matrices.target(n))
+        let (columns, matrices) = (self.columns.as_ref(), self.matrices.as_ref());
+        let columns = columns.map_or(n, |columns| columns.target(n));
+        let matrices = matrices.map_or(n, |matrices| matrices.target(n));
+        columns.min(matrices)
     }
 
-    /// Whether what follows the first `n` tokens can be forgotten, `n` being a target.
+    /// Whether what follows the first `n` tokens can be forgotten.
     pub(crate) fn can_rewind(&self, n: usize) -> bool {
-        let columns = self.columns.as_ref();
-        self.kv.as_ref().is_none_or(|kv| kv.can_rewind(n))
-            && columns.is_none_or(|columns| columns.can_rewind(n))
+        self.kv.as_ref().is_none_or(|kv| kv.can_rewind(n)) && self.target(n) == n
+    }
+
+    /// Keeps what tokens cannot be taken out of, to go back to: the state after the first `n` tokens.
+    pub(crate) fn keep(&mut self, n: usize) {
+        if let Some(columns) = &mut self.columns {
+            columns.keep(n);
+        }
+        if let Some(matrices) = &mut self.matrices {
+            matrices.keep();
+        }
     }
 
     /// Forgets what follows the first `n` tokens.

@@ -64,12 +64,13 @@ const UNSUPPORTED: [&str; 12] = [
     "velora_config",
 ];
 
-/// What other programs than PEFT put before the names of a language model's modules: classes of several
-/// modes, and the model without its head. The longest first.
-const PREFIXES: [&str; 5] = [
+/// What stands before the names of a language model's modules: in classes of several modes, in Mamba's and
+/// Nemotron-H's, and in the model without its head. The longest first.
+const PREFIXES: [&str; 6] = [
     "model.language_model.",
     "language_model.model.",
     "language_model.",
+    "backbone.",
     "model.",
     "",
 ];
