@@ -249,8 +249,9 @@ fn check_levels(schema: &Value) -> Result<(), GrammarError> {
     find_references(schema, &mut references);
     let mut n = of_all;
     for reference in references {
-        let pointer = reference.strip_prefix('#');
-        let target = pointer.and_then(|pointer| schema.pointer(pointer));
+        // As llguidance looks for it, which takes nothing in a name for anything else.
+        let path = reference.strip_prefix("#/");
+        let target = path.and_then(|path| path.split('/').try_fold(schema, part));
         n += target.map_or(of_all, levels);
         if n > MAX_LEVELS {
             let reason = format!("its references can lead through more than {MAX_LEVELS} levels");
@@ -258,6 +259,14 @@ fn check_levels(schema: &Value) -> Result<(), GrammarError> {
         }
     }
     Ok(())
+}
+
+/// What has this name, or this number, in a value.
+fn part<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    match value {
+        Value::Array(array) => array.get(name.parse::<usize>().ok()?),
+        value => value.get(name),
+    }
 }
 
 /// How deep a value is. Values are read 127 deep at most.

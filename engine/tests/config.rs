@@ -204,6 +204,22 @@ fn keys_that_change_the_result_are_honoured_or_refused() {
             what.trim_end_matches('.'),
         );
     }
+    let ranks = "qwen35.ssm.time_step_rank";
+    refused("qwen35", ranks, Some(Value::U32(1 << 12)), ranks);
+    let n_ff = "mamba2.feed_forward_length";
+    refused("mamba2", n_ff, Some(Value::U32(64)), n_ff);
+    // Published files have a float, and nothing of what bounds logits.
+    let shared = "gemma3n.attention.shared_kv_layers";
+    refused("gemma3n", shared, Some(Value::F32(5.5)), shared);
+    refused("gemma3n", shared, Some(Value::F32(-1.0)), shared);
+    if let Some(config) = changed("gemma3n", shared, Some(Value::F32(5.0))) {
+        let shared = config.unwrap();
+        let shared = shared.attentions().filter(|c| c.shared_kv.is_some());
+        assert_eq!(shared.count(), 5);
+    }
+    if let Some(config) = changed("gemma3n", "gemma3n.final_logit_softcapping", None) {
+        assert_eq!(config.unwrap().logit_softcap, Some(30.0));
+    }
     let kv = "nemotron_h.attention.head_count_kv";
     refused("nemotron_h", kv, Some(Value::U32(2)), kv);
     let heads = "nemotron_h.attention.head_count";

@@ -291,6 +291,69 @@ fn every_missing_misshapen_or_unknown_tensor_is_named() {
     assert_eq!(load(&bytes), unused);
 }
 
+/// An expert that all tokens use may be wider than all else in the model.
+#[test]
+fn a_wide_shared_expert_runs() {
+    for name in ["granitehybridmoe", "qwen35moe"] {
+        let Some(path) = common::shared(&format!("peer/logits/{name}-f16.gguf")) else {
+            continue;
+        };
+        let bytes = std::fs::read(path).unwrap();
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let wide = 4096;
+        let zeros = vec![0; 1 << 21];
+        let bytes = rebuilt(
+            &gguf,
+            |key, v| match key.ends_with("expert_shared_feed_forward_length") {
+                true => Some(Value::U32(wide as u32)),
+                false => Some(v),
+            },
+            |mut t| {
+                if t.0.ends_with("_shexp.weight") && !t.0.contains("inp_shexp") {
+                    let side = usize::from(!t.0.contains("down"));
+                    t.1[side] = wide;
+                    t.3 = &zeros[..2 * t.1.iter().product::<usize>()];
+                }
+                Some(t)
+            },
+        );
+        try_to_run(&bytes).unwrap();
+    }
+}
+
+/// Norms and scales that nothing would apply are not taken for used.
+#[test]
+fn what_a_layer_does_not_apply_is_refused() {
+    for (name, extra) in [
+        ("nemotron_h", "blk.0.post_ffw_norm.weight"),
+        ("nemotron_h", "blk.1.post_attention_norm.weight"),
+        ("gemma3n", "blk.0.layer_output_scale.weight"),
+    ] {
+        let Some(path) = common::shared(&format!("peer/logits/{name}-f16.gguf")) else {
+            continue;
+        };
+        let bytes = std::fs::read(path).unwrap();
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let mut writer = Writer::new();
+        for (key, value) in gguf.metadata() {
+            writer.add(key, *value).unwrap();
+        }
+        for t in gguf.tensors() {
+            writer.add_tensor(t.name, t.shape(), t.dtype).unwrap();
+        }
+        let norm = gguf.tensor("output_norm.weight").unwrap();
+        let n = match extra.contains("norm") {
+            true => norm.n_elements(),
+            false => 1,
+        };
+        writer.add_tensor(extra, &[n], DType::F32).unwrap();
+        let mut data: Vec<_> = gguf.tensors().iter().map(|t| t.data).collect();
+        data.push(&norm.data[..4 * n]);
+        let refused = Model::from_bytes(writer.to_vec(&data).unwrap()).unwrap_err();
+        assert!(chain(&refused).contains(extra), "{name}: {refused}");
+    }
+}
+
 /// Layers behind the others that predict further tokens: left out where the file says that they are such.
 #[test]
 fn layers_that_predict_further_tokens_are_left_out() {

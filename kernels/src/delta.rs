@@ -24,7 +24,8 @@ pub struct DeltaStep<'a> {
 /// m = decay m,  m = m + k (beta (v - m^T k))^T,  y = m^T q
 /// ```
 ///
-/// (Yang et al., "Gated Delta Networks", equation 10.) Sums go over the keys in an order that hangs on their number only.
+/// (Yang et al., "Gated Delta Networks", equation 10.) Sums go over the keys in an order that does not hang on the
+/// values.
 ///
 /// # Panics
 ///

@@ -7,7 +7,9 @@ use core::ops::Range;
 use alloc::format;
 use alloc::vec::Vec;
 
-use tandem_kernels::{Input, Pool, SharedMatrix, lanes, matmul, rms_norm, rms_norm_in_place};
+use tandem_kernels::{
+    Input, Level, Pool, SharedMatrix, lanes, matmul, rms_norm, rms_norm_in_place,
+};
 
 use super::experts::task_outputs;
 use super::layer::Pass;
@@ -45,8 +47,8 @@ impl AltUpConfig {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct AltUpEnds {
-    /// How many streams there are.
-    pub n_streams: usize,
+    /// Hyperparameters.
+    pub config: AltUpConfig,
     /// Of each stream but the first, from the embedding, `[(n_streams - 1) n_embd, n_embd]`.
     pub proj: Tensor,
     /// The way back, of the same shape.
@@ -61,7 +63,7 @@ impl AltUpEnds {
         let (n, n_embd) = (config.n_streams - 1, tensors.n_embd());
         let shape = [n_embd, n_embd];
         Ok(AltUpEnds {
-            n_streams: config.n_streams,
+            config: config.clone(),
             proj: tensors.matrices("altup_proj.weight", n, shape)?,
             unembd_proj: tensors.matrices("altup_unembd_proj.weight", n, shape)?,
         })
@@ -76,10 +78,10 @@ impl AltUpEnds {
     pub(crate) fn part(&self, pass: &mut Pass<'_, '_>) {
         let (n_rows, n) = (pass.n_rows(), pass.config.n_embd);
         let (step, s) = (&pass.step, &mut *pass.scratch);
-        let n_others = (self.n_streams - 1) * n;
+        let n_others = (self.config.n_streams - 1) * n;
         let others = &mut s.predicted[..n_rows * n_others];
-        multiply(step, &self.proj, 0..n_others, &s.x[..n_rows * n], others);
-        let rows = s.streams.chunks_exact_mut(self.n_streams * n);
+        project(step, &self.proj, 0..n_others, &s.x[..n_rows * n], others);
+        let rows = s.streams.chunks_exact_mut(self.config.n_streams * n);
         let inputs = s.x.chunks_exact(n).zip(others.chunks_exact(n_others));
         for (row, (x, others)) in rows.zip(inputs).take(n_rows) {
             let (first, rest) = row.split_at_mut(n);
@@ -95,7 +97,7 @@ impl AltUpEnds {
     pub(crate) fn join(&self, pass: &mut Pass<'_, '_>) {
         let (n_rows, n) = (pass.n_rows(), pass.config.n_embd);
         let (step, s) = (&pass.step, &mut *pass.scratch);
-        let row_len = self.n_streams * n;
+        let row_len = self.config.n_streams * n;
         for (x, row) in
             s.x.chunks_exact_mut(n)
                 .zip(s.streams.chunks_exact(row_len))
@@ -103,7 +105,7 @@ impl AltUpEnds {
         {
             x.copy_from_slice(&row[..n]);
         }
-        for j in 1..self.n_streams {
+        for j in 1..self.config.n_streams {
             let inputs =
                 s.h.f32
                     .chunks_exact_mut(n)
@@ -113,14 +115,14 @@ impl AltUpEnds {
             }
             let (of_stream, outputs) = ((j - 1) * n..j * n, &mut s.predicted[..n_rows * n]);
             let input = &s.h.f32[..n_rows * n];
-            multiply(step, &self.unembd_proj, of_stream, input, outputs);
+            project(step, &self.unembd_proj, of_stream, input, outputs);
             let rows = s.x.chunks_exact_mut(n).zip(s.streams.chunks_exact(row_len));
             for ((x, row), output) in rows.zip(outputs.chunks_exact_mut(n)) {
                 resize(&row[..n], output);
-                x.iter_mut().zip(&*output).for_each(|(x, y)| *x += y);
+                add_scaled(x, 1.0, output);
             }
         }
-        let share = 1.0 / self.n_streams as f32;
+        let share = 1.0 / self.config.n_streams as f32;
         s.x[..n_rows * n].iter_mut().for_each(|x| *x *= share);
     }
 }
@@ -135,6 +137,7 @@ pub struct AltUp {
     pub laurel: [Linear; 2],
     /// On its output.
     pub laurel_norm: Norm,
+    eps: f32,
     /// What the router sees, `[n_embd]`, divided by that number.
     router_norm: Vec<f32>,
     /// `[n_streams, n_embd]`.
@@ -164,6 +167,7 @@ impl AltUp {
                 tensors.linear(&name("laurel_r"))?,
             ],
             laurel_norm: tensors.norm(&name("laurel_post_norm"))?,
+            eps: tensors.norm_eps(),
             router_norm,
             router: tensors.float_matrix(&name("altup_router.weight"), n, n_embd)?,
             predict: tensors.float_matrix(&name("altup_predict_coef.weight"), n * n, n)?,
@@ -183,33 +187,34 @@ impl AltUp {
     pub(super) fn predict(&self, pass: &mut Pass<'_, '_>) {
         let (n_rows, n) = (pass.n_rows(), pass.config.n_embd);
         let (step, s) = (&pass.step, &mut *pass.scratch);
-        let (j, active) = (self.config.n_streams, self.config.active * n);
-        let eps = pass.config.norm_eps;
-        let streams = &s.streams[..n_rows * j * n];
-        let predicted = &mut s.predicted[..n_rows * j * n];
-        let predicted = SharedMatrix::new(predicted, j * n, TOKENS_PER_TASK, j * n);
+        let row_len = self.config.n_streams * n;
+        let streams = &s.streams[..n_rows * row_len];
+        let predicted = &mut s.predicted[..n_rows * row_len];
+        let predicted = SharedMatrix::new(predicted, row_len, TOKENS_PER_TASK, row_len);
         let x = SharedMatrix::new(&mut s.x[..n_rows * n], n, TOKENS_PER_TASK, n);
         step.light_pool()
             .run(n_rows.div_ceil(TOKENS_PER_TASK), &|task| {
                 let (mut predicted, mut x) = (predicted.tile(task, 0), x.tile(task, 0));
                 for t in 0..x.n_rows() {
-                    let old = &streams[(task * TOKENS_PER_TASK + t) * j * n..][..j * n];
-                    let (new, x) = (predicted.row(t), x.row(t));
-                    rms_norm(step.level, &old[active..][..n], &self.router_norm, eps, x);
-                    let routed = self.route(x);
-                    new.copy_from_slice(old);
-                    let coefs = self.predict.chunks_exact(j * j);
-                    for (new, coefs) in new.chunks_exact_mut(n).zip(coefs) {
-                        for (old, coefs) in old.chunks_exact(n).zip(coefs.chunks_exact(j)) {
-                            let coef = product(coefs, &routed);
-                            new.iter_mut()
-                                .zip(old)
-                                .for_each(|(new, old)| *new += coef * old);
-                        }
-                    }
-                    x.copy_from_slice(&new[active..][..n]);
+                    let old = &streams[(task * TOKENS_PER_TASK + t) * row_len..][..row_len];
+                    self.predict_row(step.level, old, predicted.row(t), x.row(t));
                 }
             });
+    }
+
+    /// The streams `old` `[n_streams, n_embd]` of one row to `new`, the active one also to `x` `[n_embd]`.
+    fn predict_row(&self, level: Level, old: &[f32], new: &mut [f32], x: &mut [f32]) {
+        let (n, j) = (x.len(), self.config.n_streams);
+        let active = self.config.active * n;
+        let routed = self.route(level, &old[active..][..n], x);
+        new.copy_from_slice(old);
+        let coefs = self.predict.chunks_exact(j * j);
+        for (new, coefs) in new.chunks_exact_mut(n).zip(coefs) {
+            for (old, coefs) in old.chunks_exact(n).zip(coefs.chunks_exact(j)) {
+                add_scaled(new, weighted(coefs, &routed), old);
+            }
+        }
+        x.copy_from_slice(&new[active..][..n]);
     }
 
     /// Adds the path beside attention to `scratch.x`, which has attention's output; `scratch.h` is what that saw.
@@ -251,66 +256,71 @@ impl AltUp {
     /// layer's own input: `scratch.streams`.
     pub(super) fn correct(&self, pass: &mut Pass<'_, '_>, per_layer: &PerLayer, i: usize) {
         let (n_rows, n) = (pass.n_rows(), pass.config.n_embd);
-        let (j, active) = (self.config.n_streams, self.config.active * n);
-        let eps = pass.config.norm_eps;
-        {
-            let (step, s) = (&pass.step, &mut *pass.scratch);
-            let predicted = &s.predicted[..n_rows * j * n];
-            let streams = &mut s.streams[..n_rows * j * n];
-            let streams = SharedMatrix::new(streams, j * n, TOKENS_PER_TASK, j * n);
-            let x = SharedMatrix::new(&mut s.x[..n_rows * n], n, TOKENS_PER_TASK, n);
-            let y = SharedMatrix::new(&mut s.y[..n_rows * n], n, TOKENS_PER_TASK, n);
-            step.light_pool()
-                .run(n_rows.div_ceil(TOKENS_PER_TASK), &|task| {
-                    let (mut x, mut y) = (x.tile(task, 0), y.tile(task, 0));
-                    let mut streams = streams.tile(task, 0);
-                    for t in 0..x.n_rows() {
-                        let old = &predicted[(task * TOKENS_PER_TASK + t) * j * n..][..j * n];
-                        let (new, x, y) = (streams.row(t), x.row(t), y.row(t));
-                        rms_norm(step.level, x, &self.router_norm, eps, y);
-                        let routed = self.route(y);
-                        // What the layer changed.
-                        x.iter_mut()
-                            .zip(&old[active..])
-                            .for_each(|(x, old)| *x -= old);
-                        new.copy_from_slice(old);
-                        let coefs = self.correct.chunks_exact(j);
-                        for (new, coefs) in new.chunks_exact_mut(n).zip(coefs) {
-                            let coef = 1.0 + product(coefs, &routed);
-                            new.iter_mut()
-                                .zip(&*x)
-                                .for_each(|(new, x)| *new += coef * x);
-                        }
-                        let active = new[active..].iter().zip(&self.correct_scale);
-                        x.iter_mut()
-                            .zip(active)
-                            .for_each(|(x, (new, scale))| *x = new * scale);
-                    }
-                });
-        }
+        let row_len = self.config.n_streams * n;
+        let (step, s) = (&pass.step, &mut *pass.scratch);
+        let predicted = &s.predicted[..n_rows * row_len];
+        let streams = &mut s.streams[..n_rows * row_len];
+        let streams = SharedMatrix::new(streams, row_len, TOKENS_PER_TASK, row_len);
+        let x = SharedMatrix::new(&mut s.x[..n_rows * n], n, TOKENS_PER_TASK, n);
+        let y = SharedMatrix::new(&mut s.y[..n_rows * n], n, TOKENS_PER_TASK, n);
+        step.light_pool()
+            .run(n_rows.div_ceil(TOKENS_PER_TASK), &|task| {
+                let (mut streams, mut x) = (streams.tile(task, 0), x.tile(task, 0));
+                let mut y = y.tile(task, 0);
+                for t in 0..x.n_rows() {
+                    let old = &predicted[(task * TOKENS_PER_TASK + t) * row_len..][..row_len];
+                    let routed = self.route(step.level, x.row(t), y.row(t));
+                    self.correct_row(&routed, old, streams.row(t), x.row(t));
+                }
+            });
         per_layer.forward(pass, i);
-        let (level, s) = (pass.step.level, &mut *pass.scratch);
-        let rows = s.streams.chunks_exact_mut(j * n);
+        let (level, eps) = (pass.step.level, pass.config.norm_eps);
+        let s = &mut *pass.scratch;
+        let rows = s.streams.chunks_exact_mut(row_len);
         for (row, y) in rows.zip(s.y[..n_rows * n].chunks_exact_mut(n)) {
             rms_norm_in_place(level, y, &per_layer.norm.weight, eps);
             for stream in row[n..].chunks_exact_mut(n) {
-                stream.iter_mut().zip(&*y).for_each(|(x, y)| *x += y);
+                add_scaled(stream, 1.0, y);
             }
         }
     }
 
-    /// What the router says of a normalized row; 0 behind the streams' number.
-    fn route(&self, x: &[f32]) -> [f32; MAX_STREAMS] {
+    /// The streams predicted `old` `[n_streams, n_embd]` of one row, corrected, to `new`; `x` `[n_embd]`, what the layer
+    /// made of the active one, becomes what takes the layer's own input up.
+    fn correct_row(
+        &self,
+        routed: &[f32; MAX_STREAMS],
+        old: &[f32],
+        new: &mut [f32],
+        x: &mut [f32],
+    ) {
+        let n = x.len();
+        let active = self.config.active * n;
+        // What the layer changed.
+        add_scaled(x, -1.0, &old[active..][..n]);
+        new.copy_from_slice(old);
+        let coefs = self.correct.chunks_exact(self.config.n_streams);
+        for (new, coefs) in new.chunks_exact_mut(n).zip(coefs) {
+            add_scaled(new, 1.0 + weighted(coefs, routed), x);
+        }
+        for ((x, new), scale) in x.iter_mut().zip(&new[active..]).zip(&self.correct_scale) {
+            *x = new * scale;
+        }
+    }
+
+    /// What the router says of a row `x`, 0 behind the streams' number; `normalized` is of use in between.
+    fn route(&self, level: Level, x: &[f32], normalized: &mut [f32]) -> [f32; MAX_STREAMS] {
+        rms_norm(level, x, &self.router_norm, self.eps, normalized);
         let mut routed = [0.0; MAX_STREAMS];
         for (m, w) in routed.iter_mut().zip(self.router.chunks_exact(x.len())) {
-            *m = libm::tanhf(lanes::dot(w, x));
+            *m = libm::tanhf(lanes::dot(w, normalized));
         }
         routed
     }
 }
 
 /// `y = x w^T` of the rows `outputs` of `w`, for `x` `[n_rows, n_embd]`.
-fn multiply(step: &Step<'_>, w: &Tensor, outputs: Range<usize>, x: &[f32], y: &mut [f32]) {
+fn project(step: &Step<'_>, w: &Tensor, outputs: Range<usize>, x: &[f32], y: &mut [f32]) {
     let n = outputs.len();
     let task = task_outputs(n);
     let y = SharedMatrix::new(y, n, x.len() / w.n_cols(), task);
@@ -331,6 +341,13 @@ fn resize(x: &[f32], y: &mut [f32]) {
 }
 
 /// The sum of the products.
-fn product(coefs: &[f32], routed: &[f32]) -> f32 {
+fn weighted(coefs: &[f32], routed: &[f32]) -> f32 {
     coefs.iter().zip(routed).map(|(a, b)| a * b).sum()
+}
+
+/// `y += scale x`.
+fn add_scaled(y: &mut [f32], scale: f32, x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += scale * x;
+    }
 }

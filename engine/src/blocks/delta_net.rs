@@ -104,6 +104,12 @@ impl DeltaNetConfig {
         ]
     }
 
+    /// Tasks of a step.
+    pub(crate) fn n_tasks(&self) -> usize {
+        self.n_head_v
+            .saturating_mul(self.head_dim / self.task_columns())
+    }
+
     /// Columns of a task, of which there is a whole number in a head.
     fn task_columns(&self) -> usize {
         match self.head_dim.is_multiple_of(TASK_COLUMNS) {

@@ -292,21 +292,23 @@ impl AttentionAndMamba {
 
     /// The rows in `scratch.h` to `scratch.y`, both `[n_rows, n_embd]`, with the states of layer `i`.
     pub(super) fn forward(&self, pass: &mut Pass<'_, '_>, i: usize) {
-        self.mamba.forward(pass, i);
-        let n = pass.n_rows() * pass.config.n_embd;
-        let s = &mut *pass.scratch;
-        s.mixed[..n].copy_from_slice(&s.y[..n]);
+        self.forward_mamba(pass, i);
         self.attention.forward(pass, i);
         add_mixed(pass);
     }
 
     /// Takes the rows in `scratch.h` up into the states of layer `i`.
     pub(super) fn forward_state(&self, pass: &mut Pass<'_, '_>, i: usize) {
+        self.forward_mamba(pass, i);
+        self.attention.forward_state(pass, i);
+    }
+
+    /// What Mamba-2 gives of the rows in `scratch.h`, to `scratch.mixed`.
+    fn forward_mamba(&self, pass: &mut Pass<'_, '_>, i: usize) {
         self.mamba.forward(pass, i);
         let n = pass.n_rows() * pass.config.n_embd;
         let s = &mut *pass.scratch;
         s.mixed[..n].copy_from_slice(&s.y[..n]);
-        self.attention.forward_state(pass, i);
     }
 
     /// As [`AttentionAndMamba::forward`] of the rows that `narrow` keeps of those that the states have already.

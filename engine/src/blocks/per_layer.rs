@@ -1,4 +1,4 @@
-//! Per-layer embeddings (Gemma 4): every layer gets an input of its own for each token, some of it from a table,
+//! Per-layer embeddings (Gemma 3n and 4): every layer gets an input of its own for each token, some of it from a table,
 //! some of it from the token's embedding: `x += norm(proj (activation(gate x) * input))`.
 
 use alloc::format;

@@ -19,7 +19,8 @@ pub(crate) struct Scratch {
     pub x: Vec<f32>,
     /// The normalized residual stream, `[n_batch, n_embd]`.
     pub h: Activations,
-    /// What linears compute, one after the other: queries, keys and values, or what a convolution is made of,
+    /// What linears compute, one after the other: queries, keys and values, what a convolution or a recurrence is
+    /// made of, gates and what they gate where rows are looked at as a whole,
     /// and then what a block adds to the residual stream, `[n_batch, n_embd]`.
     pub y: Vec<f32>,
     /// What is inside a block: attention's output or the gated network's, as the input of the linear
@@ -57,7 +58,7 @@ pub(crate) struct ExpertScratch {
     pub inner: Activations,
     /// `[n_slots, n_embd]`.
     pub output: Vec<f32>,
-    /// The output of a dense network beside the experts, `[n_batch, n_embd]`.
+    /// The output of a dense network beside the experts, or of the expert that all tokens use, `[n_batch, n_embd]`.
     pub dense: Vec<f32>,
 }
 
@@ -176,7 +177,7 @@ impl Widths {
             FfnConfig::Gated(gated) if gated.sparsity.is_some() => 2 * gated.n_ff,
             _ => 0,
         });
-        let inside = config.layers.iter().map(|layer| layer.ffn.n_ff());
+        let inside = config.layers.iter().map(|layer| n_inside(&layer.ffn));
         let altup = config.altup.as_ref();
         let n_input = config.per_layer.as_ref().map_or(0, |c| c.n_input);
         Widths {
@@ -196,6 +197,17 @@ impl Widths {
             experts: ExpertWidths::of(config),
         }
     }
+}
+
+/// Elements inside a layer's dense networks: its own, and that of an expert that all tokens use.
+fn n_inside(ffn: &FfnConfig) -> usize {
+    let shared = match ffn {
+        FfnConfig::Experts(experts) => experts.shared.as_ref(),
+        FfnConfig::DenseAndExperts(both) => both.experts.shared.as_ref(),
+        _ => None,
+    };
+    let shared = shared.map_or(0, |shared| shared.n_ff);
+    ffn.n_ff().max(shared)
 }
 
 impl Scratch {

@@ -298,7 +298,7 @@ impl Linears {
         }
         let (layer, tensor) = tensor.strip_prefix("blk.")?.split_once('.')?;
         let found = self.arch().modules().iter().find(|m| m.tensor == tensor)?;
-        Some(format!("model.layers.{layer}.{}", found.hf))
+        Some(format!("{}.{layer}.{}", self.arch().hf_layers(), found.hf))
     }
 
     /// Puts rows of Hugging Face's order into the file's. `rows` is `[n_out, n_cols]` of the tensor

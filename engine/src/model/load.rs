@@ -132,7 +132,7 @@ impl<'a> Tensors<'_, 'a> {
                 }
                 MixerConfig::None => Mixer::None,
             },
-            post_mixer_norm: match ffn_norm == post_mixer_norm {
+            post_mixer_norm: match ffn_norm == post_mixer_norm || layer.mixer == MixerConfig::None {
                 true => None,
                 false => self.optional_norm(&name(post_mixer_norm))?,
             },
@@ -152,7 +152,10 @@ impl<'a> Tensors<'_, 'a> {
                 }
                 FfnConfig::None => Ffn::None,
             },
-            post_ffn_norm: self.optional_norm(&name("post_ffw_norm"))?,
+            post_ffn_norm: match &layer.ffn {
+                FfnConfig::None => None,
+                _ => self.optional_norm(&name("post_ffw_norm"))?,
+            },
             per_layer: match &config.per_layer {
                 Some(c) => Some(PerLayer::load(c, self, i)?),
                 None => None,
@@ -161,7 +164,10 @@ impl<'a> Tensors<'_, 'a> {
                 Some(c) => Some(AltUp::load(c, self, i)?),
                 None => None,
             },
-            output_scale: self.output_scale(i)?,
+            output_scale: match &config.altup {
+                Some(_) => 1.0,
+                None => self.output_scale(i)?,
+            },
         };
         for (is_there, tensor) in [
             (
@@ -190,6 +196,10 @@ impl<'a> Tensors<'_, 'a> {
 
     pub(crate) fn n_embd(&self) -> usize {
         self.config.n_embd
+    }
+
+    pub(crate) fn norm_eps(&self) -> f32 {
+        self.config.norm_eps
     }
 
     pub(crate) fn n_vocab(&self) -> usize {

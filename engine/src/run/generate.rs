@@ -482,7 +482,7 @@ impl<'s> Generation<'s> {
         self.pass.draft.clear();
         let n = self.n_prompt + self.tokens.len() - 1;
         if self.session.tokens().len() > n {
-            // Delta nets may go back farther; what is missing is evaluated with the next token.
+            // Recurrent layers may go back farther; what is missing is evaluated with the next token.
             self.session.rewind(n);
         }
     }

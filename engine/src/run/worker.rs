@@ -178,7 +178,7 @@ impl Worker {
     /// read once for all of them.
     ///
     /// What a sequence gets is to the bit what it would get alone. On an error nothing was evaluated; where layers
-    /// are delta nets, a sequence may have forgotten tokens then, as [`Sequence::rewind`] says.
+    /// are recurrent, a sequence may have forgotten tokens then, as [`Sequence::rewind`] says.
     ///
     /// # Errors
     ///

@@ -83,6 +83,16 @@ fn deep_forms_run_on_a_small_stack() {
         let end = format!(r#""d{n}": {{"type": "array"}}"#);
         format!(r##"{{"$ref": "#/$defs/d0", "$defs": {{{links}{end}}}}}"##)
     };
+    // Names that a pointer would read otherwise, with shallow ones in the place where it would look.
+    let hidden = {
+        let part = |i: usize| {
+            let rest = format!(r##"{{"$ref": "#/$defs/a~1b{}"}}"##, i + 1);
+            let deep = r#"{"type": "array", "items": "#.repeat(110) + &rest + &"}".repeat(110);
+            format!(r#""a/b{i}": true, "a~1b{i}": {deep}, "#)
+        };
+        let parts: String = (0..60).map(part).collect();
+        format!(r##"{{"$ref": "#/$defs/a~1b0", "$defs": {{{parts}"a~1b60": true}}}}"##)
+    };
     let schemas = [
         (nested(r#"{"type": "array", "items": "#), true),
         (
@@ -92,6 +102,7 @@ fn deep_forms_run_on_a_small_stack() {
         (nested(r#"{"allOf": [{"type": "array"}], "items": "#), true),
         (chain(700), true),
         (chain(3000), false),
+        (hidden, false),
     ];
     let groups = |n: usize| "(".repeat(n) + "a" + &")".repeat(n);
     let regexes = [

@@ -183,7 +183,7 @@ impl Slot {
         }
         if !ahead.is_empty() {
             self.drafts.note_outcome(n_accepted, ahead.len() - 1);
-            // What was evaluated for guesses that did not come. Delta nets may go back farther; what is
+            // What was evaluated for guesses that did not come. Recurrent layers may go back farther; what is
             // missing then is evaluated with the next token.
             self.sequence.rewind(self.text.len() - 1);
         }

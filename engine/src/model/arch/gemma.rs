@@ -60,10 +60,12 @@ pub(super) const GEMMA3N: Architecture = Architecture {
     needed_keys: &[
         "attention.sliding_window",
         "attention.sliding_window_pattern",
+        "attention.shared_kv_layers",
         "embedding_length_per_layer_input",
         "activation_sparsity_scale",
-        "final_logit_softcapping",
     ],
+    // Published files do not have it.
+    logit_softcap: Some(30.0),
     score_scale: ScoreScale::One,
     norms_values: true,
     shares_kv: true,

@@ -4,6 +4,7 @@ use super::{Architecture, COMMON, ModuleName, WithoutKv};
 
 pub(super) const MAMBA2: Architecture = Architecture {
     name: "mamba2",
+    hf_layers: "backbone.layers",
     without_kv: WithoutKv::Mamba,
     is_one_block: true,
     needed: &["ssm_norm.weight", "ssm_conv1d.bias"],

@@ -92,8 +92,14 @@ pub struct Architecture {
     /// Whether heads are normalized after they are turned instead of before.
     norm_after_rope: bool,
     parallel: Parallel,
+    /// What files call what is added to the variance, where they do it in the other norm's words.
+    eps_key: Option<&'static str>,
+    /// What the layers' names begin with in Hugging Face's models.
+    hf_layers: &'static str,
     /// Whether norms with a mean have a bias, too.
     norm_bias: bool,
+    /// What bounds logits where the file does not say.
+    logit_softcap: Option<f32>,
     /// Whether the file has a number that logits are multiplied with.
     scales_logits: bool,
     /// Whether the file has an embedding for each position, which is added to the token's.
@@ -301,7 +307,10 @@ const COMMON: Architecture = Architecture {
     pre_norms: true,
     norm_after_rope: false,
     parallel: Parallel::No,
+    eps_key: None,
+    hf_layers: "model.layers",
     norm_bias: true,
+    logit_softcap: None,
     scales_logits: false,
     has_positions: false,
     norms_rows: false,
@@ -362,6 +371,11 @@ impl Architecture {
     pub(crate) fn tensor_of(&self, hf: &str) -> Option<&'static str> {
         let mut names = self.modules.iter().chain(self.other_names);
         names.find(|m| m.hf == hf).map(|m| m.tensor)
+    }
+
+    /// What the layers' names begin with in Hugging Face's models, without the last dot.
+    pub(crate) fn hf_layers(&self) -> &'static str {
+        self.hf_layers
     }
 
     pub(crate) fn turns_rows(&self) -> bool {

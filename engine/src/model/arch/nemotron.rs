@@ -16,6 +16,8 @@ pub(super) const NEMOTRON: Architecture = Architecture {
 
 pub(super) const NEMOTRON_H: Architecture = Architecture {
     name: "nemotron_h",
+    hf_layers: "backbone.layers",
+    eps_key: Some("attention.layer_norm_epsilon"),
     is_gated: false,
     activation: Activation::ReluSquared,
     no_rope: NoRope::Everywhere,

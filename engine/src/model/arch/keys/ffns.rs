@@ -1,6 +1,7 @@
 //! Each layer's feed-forward network.
 
 use alloc::format;
+use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -48,13 +49,12 @@ impl Keys<'_, '_> {
         if n_dense > 0 {
             let n_ffs = n_ffs.ok_or_else(|| self.missing(name))?;
             let sparsities = self.sparsities(n_layer)?;
-            let layers = n_ffs.into_iter().zip(activations).zip(sparsities);
-            let layers = layers.take(n_dense);
-            all.extend(layers.map(|((n_ff, activation), sparsity)| {
+            all.extend((0..n_dense).map(|i| {
+                let (n_ff, activation) = (n_ffs[i], activations[i]);
                 let gated = GatedConfig {
                     n_ff,
                     activation,
-                    sparsity,
+                    sparsity: sparsities[i],
                     is_shared: false,
                 };
                 match (&experts, self.arch.is_gated) {
@@ -122,7 +122,12 @@ impl Keys<'_, '_> {
             },
             n_laurel: match (1..=MAX_DIMENSION).contains(&n_laurel) {
                 true => n_laurel,
-                false => return Err(self.wrong(name, "the path beside attention is too wide")),
+                false => {
+                    return Err(ModelError::Value {
+                        key: "blk.0.laurel_l.weight".to_string(),
+                        reason: "it is far too wide",
+                    });
+                }
             },
         }))
     }

@@ -113,6 +113,9 @@ impl Keys<'_, '_> {
         if attentions(&all).next().is_none() && mamba.is_none() {
             return Err(self.wrong(kv_name, "no layer has any"));
         }
+        if all.iter().all(|mixer| *mixer == MixerConfig::None) {
+            return Err(self.wrong("feed_forward_length", "no layer mixes tokens"));
+        }
         self.share_kv(&mut all)?;
         Ok(all)
     }
@@ -150,8 +153,8 @@ impl Keys<'_, '_> {
         if net.head_dim > MAX_DELTA_HEAD {
             return Err(self.wrong(dim_name, "heads are longer than 256 elements"));
         }
-        if net.n_head_v > MAX_HEAD_KV {
-            return Err(self.wrong(v_name, "more than 1024 are not supported"));
+        if net.n_tasks() > SharedMatrix::<f32>::MAX_TILES {
+            return Err(self.wrong(v_name, "they are far too many"));
         }
         if !net.n_head_v.is_multiple_of(net.n_head_k) {
             return Err(self.wrong(k_name, "it does not divide the value heads"));
@@ -173,7 +176,8 @@ impl Keys<'_, '_> {
         let (inner_name, state_name) = ("ssm.inner_size", "ssm.state_size");
         let (n_inner, n_head) = (self.needed(inner_name)?, self.needed(head_name)?);
         let (n_group, n_state) = (self.needed(group_name)?, self.needed(state_name)?);
-        if n_head > MAX_HEAD_KV {
+        // Each is a task of a step.
+        if n_head > SharedMatrix::<f32>::MAX_TILES {
             return Err(self.wrong(head_name, "more than 1024 are not supported"));
         }
         if !n_inner.is_multiple_of(n_head) {
@@ -220,7 +224,16 @@ impl Keys<'_, '_> {
     /// The last layers may see the keys and values of the last layer before them that has the same window.
     fn share_kv(&self, all: &mut [MixerConfig]) -> Result<(), ModelError> {
         let name = "attention.shared_kv_layers";
-        let n_shared = self.gguf.get_u64(&self.key(name))?.unwrap_or(0);
+        // Gemma 3n's files have it as a float.
+        let float = self
+            .gguf
+            .get(&self.key(name))
+            .and_then(|value| value.as_f32());
+        let n_shared = match float {
+            Some(n) if n >= 0.0 && n == libm::truncf(n) => n as u64,
+            Some(_) => return Err(self.wrong(name, "a whole number is wanted")),
+            None => self.gguf.get_u64(&self.key(name))?.unwrap_or(0),
+        };
         let n_shared = usize::try_from(n_shared).unwrap_or(usize::MAX);
         if !self.arch.shares_kv || n_shared == 0 {
             return Ok(());

@@ -222,25 +222,19 @@ impl<'g, 'a> Keys<'g, 'a> {
                     is_parallel.unwrap_or(true)
                 }
             },
-            logit_softcap: self.nonzero("final_logit_softcapping")?,
+            logit_softcap: self
+                .nonzero("final_logit_softcapping")?
+                .or(arch.logit_softcap),
         })
     }
 
-    /// What is added to the variance. Nemotron-H's files have it by the other kind's name.
+    /// What is added to the variance.
     fn norm_eps(&self) -> Result<f32, ModelError> {
-        let (rms, layer) = (
-            "attention.layer_norm_rms_epsilon",
-            "attention.layer_norm_epsilon",
-        );
-        let (own, other) = match self.arch.norm {
-            NormKind::Rms => (rms, layer),
-            NormKind::Layer => (layer, rms),
-        };
-        let eps = match self.positive(own)? {
-            Some(eps) => Some(eps),
-            None => self.positive(other)?,
-        };
-        eps.ok_or_else(|| self.missing(own))
+        let key = self.arch.eps_key.unwrap_or(match self.arch.norm {
+            NormKind::Rms => "attention.layer_norm_rms_epsilon",
+            NormKind::Layer => "attention.layer_norm_epsilon",
+        });
+        self.positive(key)?.ok_or_else(|| self.missing(key))
     }
 
     /// Layers behind the others that predict further tokens, fewer than there are in all.
