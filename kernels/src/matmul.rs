@@ -110,7 +110,9 @@ fn matmul_q8(w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileMut<'_>) {
 /// Whether both halves of each 32 columns have one scale.
 fn has_wide_scales(dtype: DType) -> bool {
     use DType::*;
-    let wide = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS, Q4_K, Q5_K];
+    let wide = [
+        Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS, MXFP4, Q4_K, Q5_K,
+    ];
     wide.contains(&dtype)
 }
 

@@ -31,7 +31,8 @@ pub fn unpack(b: &Block, out: &mut Unpacked) {
 
 /// `2^(e - 128)`, half the scale that `e` stands for, as [`LEVELS`] are doubled. The two smallest
 /// are subnormal. The specification's NaN, 255, reads as 2^127, as in ggml.
-fn half_scale(e: u8) -> f32 {
+#[inline]
+pub(crate) fn half_scale(e: u8) -> f32 {
     f32::from_bits(match e {
         0 | 1 => 0x0020_0000 << e,
         _ => u32::from(e - 1) << 23,

@@ -53,6 +53,7 @@ pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &Q8Rows<'_>, y: &mut TileM
                 DType::Q6_K => enter!($simd, $features, Q6K),
                 DType::IQ4_NL => enter!($simd, $features, Iq4Nl),
                 DType::IQ4_XS => enter!($simd, $features, Iq4Xs),
+                DType::MXFP4 => enter!($simd, $features, Mxfp4),
                 other => {
                     assert!(other.is_quantized(), "{other} is not quantized");
                     enter!($simd, $features, Others)

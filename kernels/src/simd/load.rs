@@ -56,6 +56,18 @@ impl<const BITS: u32, const WIDE: bool, const OFFSET: u8> Kind for Symmetric<BIT
     type Centered = Symmetric<8, WIDE, 0>;
 }
 
+/// MXFP4: its scales are powers of two that go up to the end of what a float can be.
+pub(super) struct Powers;
+
+impl Kind for Powers {
+    const BITS: u32 = 8;
+    const WIDE: bool = true;
+    const OFFSET: Option<u8> = Some(0);
+    type Centered = Self;
+    #[cfg(target_arch = "x86_64")]
+    const SHORT_SCALE: bool = false;
+}
+
 /// The scales and minima of 256 weights.
 pub(super) struct Scales<S: Simd> {
     /// A scale for each 16 weights.
@@ -166,6 +178,7 @@ formats! {
     Q51: Q5_1, Affine<5, true>, five_bits::<S, 24>, half_scales::<S, 24>, half_quads::<S, 24>;
     Q80: Q8_0, Symmetric<8, true, 0>, q8_0::<S>, half_scales::<S, 34>, half_quads::<S, 34>;
     Iq4Nl: IQ4_NL, Symmetric<8, true, 0>, iq4_nl::<S>, nibble_scales::<S, 18>, nibble_quads::<S, 18>;
+    Mxfp4: MXFP4, Powers, mxfp4::<S>, mxfp4_scales, mxfp4_quads;
     Iq4Xs: IQ4_XS, Symmetric<8, true, 0>, iq4_xs::<S>, iq4_xs_scales, iq4_xs_quads;
     Q2K: Q2_K, Affine<4, false>, q2_k::<S>, q2_k_scales, q2_k_quads;
     Q3K: Q3_K, Symmetric<4, false, 4>, q3_k::<S>, q3_k_scales, q3_k_quads;
@@ -255,6 +268,45 @@ unsafe fn q8_0<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
 unsafe fn iq4_nl<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
     // SAFETY: of eight blocks of 18 bytes.
     unsafe { S::look_up(&iq4_nl::LEVELS, S::nibble_blocks::<18>(p, i)) }
+}
+
+#[inline(always)]
+unsafe fn mxfp4<S: Simd>(p: *const u8, i: usize) -> S::Bytes {
+    // SAFETY: two of eight blocks of 17 bytes: an exponent, then indices.
+    unsafe {
+        let indices = S::nibbles(p.add(34 * i + 1), p.add(34 * i + 18));
+        S::look_up(&mxfp4::LEVELS, indices)
+    }
+}
+
+/// The eight blocks' scales.
+#[inline(always)]
+unsafe fn mxfp4_halves(p: *const u8) -> [f32; 8] {
+    // SAFETY: eight blocks.
+    eight!(b => mxfp4::half_scale(unsafe { p.add(17 * b).read() }))
+}
+
+#[inline(always)]
+unsafe fn mxfp4_scales<S: Simd>(p: *const u8) -> Scales<S> {
+    // SAFETY: eight blocks; 16 floats.
+    unsafe {
+        let twice: [[f32; 2]; 8] = mxfp4_halves(p).map(|scale| [scale; 2]);
+        Scales {
+            scale: S::floats(twice.as_ptr().cast()),
+            min: S::splat_float(0.0),
+            step: 1.0,
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn mxfp4_quads<S: Simd>(rows: [*const u8; 4]) -> Quads<S> {
+    // SAFETY: eight blocks of each; 16 floats, of which eight are of use.
+    unsafe {
+        let rows = four!(i => [mxfp4_halves(rows[i]); 2]);
+        let [scale, _] = S::quads(four!(i => S::floats(rows[i].as_ptr().cast())));
+        Quads::wide(scale, scale)
+    }
 }
 
 #[inline(always)]
@@ -566,7 +618,6 @@ impl Format for Others {
 pub(super) fn unpack(dtype: DType, bytes: &[u8], all: &mut Unpacked) {
     match dtype {
         DType::Q8_1 => unpack_small(dtype, bytes, all, q8_1::unpack),
-        DType::MXFP4 => unpack_small(dtype, bytes, all, mxfp4::unpack),
         DType::Q8_K => q8_k::unpack(bytemuck::from_bytes(bytes), all),
         DType::IQ1_S => iq1_s::unpack(bytemuck::from_bytes(bytes), all),
         DType::IQ1_M => iq1_m::unpack(bytemuck::from_bytes(bytes), all),
