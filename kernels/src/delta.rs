@@ -1,6 +1,7 @@
 //! The gated delta rule: a matrix that remembers by keys what values they had.
 
 use crate::simd::{Lanes, on_level};
+use crate::state::Update;
 use crate::{Level, TileMut};
 
 /// What one token does to a head's state.
@@ -52,13 +53,17 @@ pub fn delta_step(level: Level, m: &mut TileMut<'_>, step: &DeltaStep<'_>, y: &m
             found += m.row(i)[j] * k;
         }
         let change = step.beta * (step.v[j] - step.decay * found);
-        let mut sum = 0.0;
-        for (i, (k, q)) in step.k.iter().zip(step.q).enumerate() {
-            let m = &mut m.row(i)[j];
-            *m = step.decay * *m + k * change;
-            sum += *m * q;
+        *y = step.update().column(m, j, change, 0.0);
+    }
+}
+
+impl DeltaStep<'_> {
+    fn update(&self) -> Update<'_> {
+        Update {
+            decay: self.decay,
+            to: self.k,
+            from: self.q,
         }
-        *y = sum;
     }
 }
 
@@ -126,18 +131,8 @@ unsafe fn columns<S: Lanes, const N: usize>(
             let both = S::mul_add(S::splat_float(1.0), found[0][j], found[1][j]);
             change[j] = S::mul_add(forgotten, both, v);
         }
-        let decay = S::splat_float(step.decay);
         let mut sums = [zero; N];
-        for (i, (k, q)) in step.k.iter().zip(step.q).enumerate() {
-            let row = m.row(i)[start..][..16 * N].as_mut_ptr();
-            let (k, q) = (S::splat_float(*k), S::splat_float(*q));
-            for j in 0..N {
-                let old = S::mul(decay, S::floats(row.add(16 * j)));
-                let new = S::mul_add(k, change[j], old);
-                S::store(new, row.add(16 * j));
-                sums[j] = S::mul_add(new, q, sums[j]);
-            }
-        }
+        step.update().columns::<S, N>(m, start, &change, &mut sums);
         for (j, sum) in sums.into_iter().enumerate() {
             S::store(sum, y.as_mut_ptr().add(16 * j));
         }

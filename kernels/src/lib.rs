@@ -57,6 +57,7 @@ mod rope;
 mod scan;
 mod simd;
 mod softmax;
+mod state;
 #[cfg(feature = "std")]
 mod thread_pool;
 

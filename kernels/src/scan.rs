@@ -1,6 +1,7 @@
 //! The state-space recurrence of Mamba-2.
 
 use crate::simd::{Lanes, on_level};
+use crate::state::Update;
 use crate::{Level, TileMut};
 
 /// What one token does to a head's state.
@@ -48,14 +49,18 @@ pub fn scan_step(level: Level, h: &mut TileMut<'_>, step: &ScanStep<'_>, y: &mut
     }
     let done = on_level!(level, run, 0);
     for (j, y) in y.iter_mut().enumerate().skip(done) {
-        let taken = step.dt * step.x[j];
-        let mut sum = step.skip * step.x[j];
-        for (i, (b, c)) in step.b.iter().zip(step.c).enumerate() {
-            let h = &mut h.row(i)[j];
-            *h = step.decay * *h + b * taken;
-            sum += *h * c;
+        let x = step.x[j];
+        *y = step.update().column(h, j, step.dt * x, step.skip * x);
+    }
+}
+
+impl ScanStep<'_> {
+    fn update(&self) -> Update<'_> {
+        Update {
+            decay: self.decay,
+            to: self.b,
+            from: self.c,
         }
-        *y = sum;
     }
 }
 
@@ -102,17 +107,7 @@ unsafe fn columns<S: Lanes, const N: usize>(
             taken[j] = S::mul(S::splat_float(step.dt), x);
             sums[j] = S::mul(S::splat_float(step.skip), x);
         }
-        let decay = S::splat_float(step.decay);
-        for (i, (b, c)) in step.b.iter().zip(step.c).enumerate() {
-            let row = h.row(i)[start..][..16 * N].as_mut_ptr();
-            let (b, c) = (S::splat_float(*b), S::splat_float(*c));
-            for j in 0..N {
-                let old = S::mul(decay, S::floats(row.add(16 * j)));
-                let new = S::mul_add(b, taken[j], old);
-                S::store(new, row.add(16 * j));
-                sums[j] = S::mul_add(new, c, sums[j]);
-            }
-        }
+        step.update().columns::<S, N>(h, start, &taken, &mut sums);
         for (j, sum) in sums.into_iter().enumerate() {
             S::store(sum, y.as_mut_ptr().add(16 * j));
         }
