@@ -71,19 +71,7 @@ pub(super) const GEMMA3N: Architecture = Architecture {
     shares_kv: true,
     has_per_layer_inputs: true,
     has_altup: true,
-    modules: &[
-        ModuleName::new("self_attn.q_proj", "attn_q"),
-        ModuleName::new("self_attn.k_proj", "attn_k"),
-        ModuleName::new("self_attn.v_proj", "attn_v"),
-        ModuleName::new("self_attn.o_proj", "attn_output"),
-        ModuleName::new("mlp.gate_proj", "ffn_gate"),
-        ModuleName::new("mlp.up_proj", "ffn_up"),
-        ModuleName::new("mlp.down_proj", "ffn_down"),
-        ModuleName::new("per_layer_input_gate", "inp_gate"),
-        ModuleName::new("per_layer_projection", "proj"),
-        ModuleName::new("laurel.linear_left", "laurel_l"),
-        ModuleName::new("laurel.linear_right", "laurel_r"),
-    ],
+    modules: WITH_INPUTS,
     ..GEMMA3
 };
 
@@ -118,16 +106,21 @@ pub(super) const GEMMA4: Architecture = Architecture {
         "rope_freqs.weight",
         "ffn_down_exps.scale",
     ],
-    modules: &[
-        ModuleName::new("self_attn.q_proj", "attn_q"),
-        ModuleName::new("self_attn.k_proj", "attn_k"),
-        ModuleName::new("self_attn.v_proj", "attn_v"),
-        ModuleName::new("self_attn.o_proj", "attn_output"),
-        ModuleName::new("mlp.gate_proj", "ffn_gate"),
-        ModuleName::new("mlp.up_proj", "ffn_up"),
-        ModuleName::new("mlp.down_proj", "ffn_down"),
-        ModuleName::new("per_layer_input_gate", "inp_gate"),
-        ModuleName::new("per_layer_projection", "proj"),
-    ],
+    modules: WITH_INPUTS,
     ..GEMMA3
 };
+
+/// Of models whose layers have inputs of their own; Gemma 4's have none of the last two.
+const WITH_INPUTS: &[ModuleName] = &[
+    ModuleName::new("self_attn.q_proj", "attn_q"),
+    ModuleName::new("self_attn.k_proj", "attn_k"),
+    ModuleName::new("self_attn.v_proj", "attn_v"),
+    ModuleName::new("self_attn.o_proj", "attn_output"),
+    ModuleName::new("mlp.gate_proj", "ffn_gate"),
+    ModuleName::new("mlp.up_proj", "ffn_up"),
+    ModuleName::new("mlp.down_proj", "ffn_down"),
+    ModuleName::new("per_layer_input_gate", "inp_gate"),
+    ModuleName::new("per_layer_projection", "proj"),
+    ModuleName::new("laurel.linear_left", "laurel_l"),
+    ModuleName::new("laurel.linear_right", "laurel_r"),
+];
