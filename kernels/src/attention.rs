@@ -6,7 +6,7 @@
 use core::ops::Range;
 
 use crate::lanes::{across, exp};
-use crate::simd::{Lanes, Plain, float, on_level};
+use crate::simd::{Lanes, Plain, float, on_float_level};
 use crate::{DType, Level, TileMut, quant};
 
 /// The largest head, in elements.
@@ -130,7 +130,7 @@ pub fn attention(level: Level, kv: &KvHead<'_>, q: &[f32], q_stride: usize, y: &
                 unsafe { entry(kv, &mut queries) }
             }};
         }
-        on_level!(level, run, attend_plain(kv, &mut queries));
+        on_float_level!(level, run, attend_plain(kv, &mut queries));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The gated delta rule: a matrix that remembers by keys what values they had.
 
-use crate::simd::{Lanes, on_level};
+use crate::simd::{Lanes, on_float_level};
 use crate::state::Update;
 use crate::{Level, TileMut};
 
@@ -46,7 +46,7 @@ pub fn delta_step(level: Level, m: &mut TileMut<'_>, step: &DeltaStep<'_>, y: &m
             unsafe { entry(m, step, y) }
         }};
     }
-    let done = on_level!(level, run, 0);
+    let done = on_float_level!(level, run, 0);
     for (j, y) in y.iter_mut().enumerate().skip(done) {
         let mut found = 0.0;
         for (i, k) in step.k.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! The state-space recurrence of Mamba-2.
 
-use crate::simd::{Lanes, on_level};
+use crate::simd::{Lanes, on_float_level};
 use crate::state::Update;
 use crate::{Level, TileMut};
 
@@ -47,7 +47,7 @@ pub fn scan_step(level: Level, h: &mut TileMut<'_>, step: &ScanStep<'_>, y: &mut
             unsafe { entry(h, step, y) }
         }};
     }
-    let done = on_level!(level, run, 0);
+    let done = on_float_level!(level, run, 0);
     for (j, y) in y.iter_mut().enumerate().skip(done) {
         let x = step.x[j];
         *y = step.update().column(h, j, step.dt * x, step.skip * x);

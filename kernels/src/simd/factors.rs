@@ -1,7 +1,7 @@
 //! Decoding of whole factors in Q8_0 and its tiles. The compiler would make a gather of every byte
 //! of plain loops over blocks.
 
-use super::{Lanes, on_level};
+use super::{Lanes, on_float_level};
 use crate::low_rank::{GROUP_BYTES, LOW_RANK_TILE, SCALE_BYTES};
 use crate::{DType, Level};
 
@@ -22,7 +22,7 @@ pub(crate) fn decode_q8_0(level: Level, src: &[u8], factor: f32, dst: &mut [f32]
             unsafe { entry(src, factor, dst) }
         }};
     }
-    on_level!(level, run, return false);
+    on_float_level!(level, run, return false);
     true
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn decode_tiles(
         }};
     }
     assert!(rank > 0 && rank.is_multiple_of(4));
-    on_level!(level, run, return false);
+    on_float_level!(level, run, return false);
     true
 }
 

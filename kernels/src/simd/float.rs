@@ -1,6 +1,6 @@
 //! Float products: weights of any type, decoded to float32 in runs, with float32 input.
 
-use super::{Lanes, on_level};
+use super::{Lanes, on_float_level};
 use crate::quant::{self, plain};
 use crate::{DType, Level, Matrix, TileMut};
 
@@ -24,7 +24,7 @@ pub(crate) fn matmul(level: Level, w: &Matrix<'_>, x: &[f32], y: &mut TileMut<'_
             unsafe { entry(w, x, y) }
         }};
     }
-    on_level!(level, run, return false);
+    on_float_level!(level, run, return false);
     true
 }
 

@@ -397,3 +397,30 @@ macro_rules! on_level {
     };
 }
 pub(crate) use on_level;
+
+/// As [`on_level`], with the level's [`Lanes`]: where no integers are multiplied, levels that differ
+/// in nothing else share one body.
+macro_rules! on_float_level {
+    ($level:expr, $run:ident, $scalar:expr) => {
+        match $level {
+            $crate::Level::Scalar => $scalar,
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx2(_) | $crate::Level::AvxVnni(_) => {
+                $run!($crate::simd::avx2::Avx2<false>, "avx2,fma,f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx512(_) => $run!(
+                $crate::simd::avx512::Avx512,
+                "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
+            ),
+            #[cfg(target_arch = "aarch64")]
+            $crate::Level::Neon(_) | $crate::Level::Dotprod(_) | $crate::Level::I8mm(_) => {
+                $run!(
+                    $crate::simd::neon::Neon<{ $crate::simd::neon::BASE }>,
+                    "neon"
+                )
+            }
+        }
+    };
+}
+pub(crate) use on_float_level;
