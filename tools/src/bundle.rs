@@ -14,6 +14,7 @@ use clap::Subcommand;
 use tandem_formats::bundle::{BaseMatch, Bundle, Contents};
 use tandem_formats::{Mapping, write_atomically};
 
+pub use create::create_by;
 pub(crate) use inspect::{n_parameters, section_bytes};
 
 use crate::open;
@@ -98,23 +99,49 @@ struct VerifyArgs {
 }
 
 fn verify(args: &VerifyArgs) -> Result<()> {
-    let bundle = open_file(&args.file)?;
-    let refused = || format!("cannot use {}", args.file.display());
-    bundle.verify().with_context(refused)?;
-    let n_sections = bundle.sections().len();
+    let (n_sections, fit) = check(&args.file, args.base.as_deref())?;
     tell!("{n_sections} sections and the header are whole");
-    if let Some(path) = &args.base {
-        let files = open::files(path)?;
-        let base = files.parse()?;
-        let fit = bundle.contents().check_base(&base).with_context(refused)?;
-        match fit {
-            BaseMatch::Same => tell!("{} is the base it was made with", path.display()),
-            BaseMatch::OtherBytes => tell!(
-                "{} fits, but its weights are not those that the bundle was made with: another \
-                 quantization of the same model, or one trained further",
-                path.display()
-            ),
+    match (fit, &args.base) {
+        (Some(BaseMatch::Same), Some(base)) => {
+            tell!("{} is the base it was made with", base.display());
         }
+        (Some(BaseMatch::OtherBytes), Some(base)) => tell!(
+            "{} fits, but its weights are not those that the bundle was made with: another \
+             quantization of the same model, or one trained further",
+            base.display()
+        ),
+        _ => {}
     }
     Ok(())
+}
+
+/// Checks every byte of a bundle, and whether it is for a model, as `tandem bundle verify` does. Gives how
+/// many sections it has, and how the model fits where one is given.
+///
+/// # Errors
+///
+/// A bundle that is damaged, or for another model; a file that cannot be read.
+pub fn check(path: &Path, base: Option<&Path>) -> Result<(usize, Option<BaseMatch>)> {
+    let bundle = open_file(path)?;
+    let refused = || format!("cannot use {}", path.display());
+    bundle.verify().with_context(refused)?;
+    let fit = match base {
+        Some(base) => {
+            let files = open::files(base)?;
+            let fit = bundle.contents().check_base(&files.parse()?);
+            Some(fit.with_context(refused)?)
+        }
+        None => None,
+    };
+    Ok((bundle.sections().len(), fit))
+}
+
+/// What is in a bundle, as `tandem bundle inspect --json` tells it.
+///
+/// # Errors
+///
+/// A file that cannot be read, or is no bundle.
+pub fn report(path: &Path) -> Result<serde_json::Value> {
+    let bundle = open_file(path)?;
+    Ok(inspect::json_report(&bundle, bundle.n_bytes()))
 }

@@ -16,8 +16,9 @@ use tandem_kernels::quant;
 use crate::adapters::{Parts, read_all};
 use crate::args::AdapterArgs;
 use crate::open;
+use crate::progress::Progress;
 use crate::quantize::{
-    NewTensor, Plan, Target, Write, convert, parse_target, refuse_input, rewrite,
+    NewModel, NewTensor, Plan, Target, Write, convert, parse_target, refuse_input,
 };
 use tandem_engine::threads;
 
@@ -109,7 +110,17 @@ pub(crate) fn merge(args: &Args) -> Result<()> {
         }
     }
     let mut losses: BTreeMap<String, Loss> = BTreeMap::new();
-    rewrite(&args.out, &gguf, args.target, &tensors, |i, write| {
+    let new = NewModel {
+        gguf: &gguf,
+        target: args.target,
+        tensors: &tensors,
+    };
+    let progress = Progress::new(0, "writing");
+    let advance = &mut |n_done, n| {
+        progress.set(n_done, n);
+        Ok(())
+    };
+    new.write(&args.out, advance, |i, write| {
         let (name, _, dtype) = &tensors[i];
         if let Some(bias) = biases.get(name) {
             let bytes: Vec<u8> = bias.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -129,6 +140,7 @@ pub(crate) fn merge(args: &Args) -> Result<()> {
         *all = all.add(loss);
         Ok(())
     })?;
+    drop(progress);
     report(&losses)
 }
 

@@ -25,6 +25,13 @@ impl Progress {
         }
     }
 
+    /// Shows that `n_done` of `n` steps are done.
+    pub(crate) fn set(&self, n_done: u64, n: u64) {
+        self.bar.set_length(n);
+        self.bar.set_position(n_done);
+        self.add(0);
+    }
+
     pub(crate) fn add(&self, n: u64) {
         // indicatif draws to stderr only where that is a terminal.
         if self.bar.is_hidden() && self.start.elapsed() > Duration::from_secs(1) {

@@ -19,22 +19,22 @@ use crate::progress::Progress;
 /// TQ1_0, TQ2_0; mixes that give the matrices which matter most a larger type: Q2_K_M, Q3_K_M,
 /// Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// The model (of a split model, the first part)
-    input: PathBuf,
+    pub input: PathBuf,
     /// Where to write; an existing file is replaced when the new one is complete
-    output: PathBuf,
+    pub output: PathBuf,
     /// The type, or a mix of types
     #[arg(value_name = "TYPE", value_parser = parse_target)]
-    target: Target,
+    pub target: Target,
     /// Store all matrices in this type; otherwise the output matrix is kept in Q6_K at least
     #[arg(long)]
-    pure: bool,
+    pub pure: bool,
 }
 
 /// What to store matrices as.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Target {
+pub struct Target {
     dtype: DType,
     mix: Mix,
 }
@@ -79,7 +79,12 @@ const TARGETS: [(&str, DType, Mix, Option<u32>); 26] = [
     ("TQ2_0", DType::TQ2_0, Mix::Plain, Some(37)),
 ];
 
-pub(crate) fn parse_target(name: &str) -> Result<Target, String> {
+/// The type, or mix of types, of a name.
+///
+/// # Errors
+///
+/// No such name; the error lists them.
+pub fn parse_target(name: &str) -> Result<Target, String> {
     let found = TARGETS.iter().find(|(n, ..)| n.eq_ignore_ascii_case(name));
     let (_, dtype, mix, _) = found.ok_or_else(|| {
         let names: Vec<_> = TARGETS.iter().map(|(n, ..)| *n).collect();
@@ -109,7 +114,49 @@ impl Target {
 /// Elements converted at once: what bounds the memory this takes.
 const SLAB_LEN: usize = 1 << 24;
 
-pub(crate) fn quantize(args: &Args) -> Result<()> {
+/// What quantizing made of a model.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Quantized {
+    /// Bytes of all weights.
+    pub n_bytes: usize,
+    /// The same before.
+    pub n_bytes_before: usize,
+    /// Numbers in all weights.
+    pub n_elements: usize,
+    /// Which matrices got another type than was asked for, if any.
+    pub fallbacks: Option<String>,
+}
+
+pub(crate) fn quantize_command(args: &Args) -> Result<()> {
+    let progress = Progress::new(0, "writing");
+    let done = quantize(args, &mut |n_done, n| {
+        progress.set(n_done, n);
+        Ok(())
+    })?;
+    drop(progress);
+    if let Some(fallbacks) = &done.fallbacks {
+        tell!("{fallbacks}");
+    }
+    tell!(
+        "{:.1} MB of weights, {:.2} bits each (were {:.1} MB)",
+        done.n_bytes as f64 / 1e6,
+        done.n_bytes as f64 * 8.0 / done.n_elements as f64,
+        done.n_bytes_before as f64 / 1e6,
+    );
+    Ok(())
+}
+
+/// Is told how much is done, and of how much; an error ends the work.
+pub type Advance<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
+
+/// Stores a model's weights in another type, as `tandem quantize` does.
+///
+/// # Errors
+///
+/// A model that cannot be read or has no weights, rows that do not fit the type, weights that are no finite
+/// numbers, an output that cannot be written or is the input; what `advance` gives.
+pub fn quantize(args: &Args, advance: &mut Advance<'_>) -> Result<Quantized> {
     let files = open::files(&args.input)?;
     let gguf = files.parse()?;
     ensure!(
@@ -123,28 +170,24 @@ pub(crate) fn quantize(args: &Args) -> Result<()> {
     for t in gguf.tensors() {
         tensors.push((t.name.to_string(), t.shape().to_vec(), plan.dtype(t)?));
     }
-    tell_fallbacks(&plan, &tensors);
-    let n_written = rewrite(
-        &args.output,
-        &gguf,
-        Some(args.target),
-        &tensors,
-        |i, write| convert(&gguf.tensors()[i], tensors[i].2, write),
-    )?;
-    let n_elements: usize = gguf.tensors().iter().map(Tensor::n_elements).sum();
-    let n_read: usize = gguf.tensors().iter().map(|t| t.data.len()).sum();
-    tell!(
-        "{:.1} MB of weights, {:.2} bits each (were {:.1} MB)",
-        n_written as f64 / 1e6,
-        n_written as f64 * 8.0 / n_elements as f64,
-        n_read as f64 / 1e6,
-    );
-    Ok(())
+    let new = NewModel {
+        gguf: &gguf,
+        target: Some(args.target),
+        tensors: &tensors,
+    };
+    let n_bytes = new.write(&args.output, advance, |i, write| {
+        convert(&gguf.tensors()[i], tensors[i].2, write)
+    })?;
+    Ok(Quantized {
+        n_bytes,
+        n_bytes_before: gguf.tensors().iter().map(|t| t.data.len()).sum(),
+        n_elements: gguf.tensors().iter().map(Tensor::n_elements).sum(),
+        fallbacks: fallbacks(&plan, &tensors),
+    })
 }
 
-/// Says which matrices get another type than was asked for, as their rows are no whole number of its
-/// blocks.
-fn tell_fallbacks(plan: &Plan, tensors: &[NewTensor]) {
+/// Which matrices get another type than was asked for, as their rows are no whole number of its blocks.
+fn fallbacks(plan: &Plan, tensors: &[NewTensor]) -> Option<String> {
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let matrices = tensors
         .iter()
@@ -157,16 +200,16 @@ fn tell_fallbacks(plan: &Plan, tensors: &[NewTensor]) {
         }
     }
     if counts.is_empty() {
-        return;
+        return None;
     }
     let n: usize = counts.values().sum();
     let instead = counts.iter();
     let instead = instead.map(|((wanted, got), n)| format!("{n} in {got} instead of {wanted}"));
-    tell!(
+    Some(format!(
         "{n} matrices have rows that no whole number of blocks fills, and go into types of smaller blocks, \
          which makes the file larger: {}",
         instead.collect::<Vec<_>>().join(", ")
-    );
+    ))
 }
 
 /// Whether a tensor is one whose type is chosen.
@@ -205,51 +248,59 @@ pub(crate) type NewTensor = (String, Vec<usize>, DType);
 /// Takes bytes, piece by piece.
 pub(crate) type Write<'w> = dyn FnMut(&[u8]) -> Result<()> + 'w;
 
-/// Writes a model with the metadata of `gguf` and other tensors; `data` gives the bytes of the
-/// tensor number `i`. `target` is told by the metadata, where it is another than the file's.
-/// Returns the bytes of all tensors.
-pub(crate) fn rewrite(
-    output: &Path,
-    gguf: &Gguf<'_>,
-    target: Option<Target>,
-    tensors: &[NewTensor],
-    mut data: impl FnMut(usize, &mut Write<'_>) -> Result<()>,
-) -> Result<usize> {
-    let mut writer = Writer::new();
-    for (key, value) in gguf.metadata() {
-        let is_about_types = ["general.file_type", "general.quantization_version"].contains(&key);
-        let is_replaced = is_about_types && target.is_some();
-        if !key.starts_with("split.") && !is_replaced {
-            writer.add(key, *value)?;
+/// A model with the metadata of another, and other tensors.
+pub(crate) struct NewModel<'a> {
+    pub gguf: &'a Gguf<'a>,
+    /// Told by the metadata, where it is another than the file's.
+    pub target: Option<Target>,
+    pub tensors: &'a [NewTensor],
+}
+
+impl NewModel<'_> {
+    /// Writes the model; `data` gives the bytes of the tensor number `i`. Returns the bytes of all tensors.
+    pub(crate) fn write(
+        &self,
+        output: &Path,
+        advance: &mut Advance<'_>,
+        mut data: impl FnMut(usize, &mut Write<'_>) -> Result<()>,
+    ) -> Result<usize> {
+        let mut writer = Writer::new();
+        for (key, value) in self.gguf.metadata() {
+            let is_about_types =
+                ["general.file_type", "general.quantization_version"].contains(&key);
+            let is_replaced = is_about_types && self.target.is_some();
+            if !key.starts_with("split.") && !is_replaced {
+                writer.add(key, *value)?;
+            }
         }
-    }
-    if let Some(target) = target {
-        if let Some(n) = target.file_type() {
-            writer.add("general.file_type", Value::U32(n))?;
+        if let Some(target) = self.target {
+            if let Some(n) = target.file_type() {
+                writer.add("general.file_type", Value::U32(n))?;
+            }
+            // The version of ggml's quantization formats, which has been 2 since May 2023.
+            writer.add("general.quantization_version", Value::U32(2))?;
         }
-        // The version of ggml's quantization formats, which has been 2 since May 2023.
-        writer.add("general.quantization_version", Value::U32(2))?;
-    }
-    let mut n_elements = 0;
-    for (name, shape, dtype) in tensors {
-        writer.add_tensor(name, shape, *dtype)?;
-        n_elements += shape.iter().product::<usize>();
-    }
-    let progress = Progress::new(n_elements as u64, "writing");
-    write_atomically(output, |file| -> Result<usize> {
-        let mut out = writer.start(file)?;
-        let mut n_written = 0;
-        for (i, (name, shape, _)) in tensors.iter().enumerate() {
-            data(i, &mut |bytes| {
-                n_written += bytes.len();
-                Ok(out.write(name, bytes)?)
-            })?;
-            progress.add(shape.iter().product::<usize>() as u64);
+        let mut n_elements = 0;
+        for (name, shape, dtype) in self.tensors {
+            writer.add_tensor(name, shape, *dtype)?;
+            n_elements += shape.iter().product::<usize>() as u64;
         }
-        out.finish()?;
-        Ok(n_written)
-    })
-    .with_context(|| format!("cannot write {}", output.display()))
+        write_atomically(output, |file| -> Result<usize> {
+            let mut out = writer.start(file)?;
+            let (mut n_written, mut n_done) = (0, 0);
+            for (i, (name, shape, _)) in self.tensors.iter().enumerate() {
+                data(i, &mut |bytes| {
+                    n_written += bytes.len();
+                    Ok(out.write(name, bytes)?)
+                })?;
+                n_done += shape.iter().product::<usize>() as u64;
+                advance(n_done, n_elements)?;
+            }
+            out.finish()?;
+            Ok(n_written)
+        })
+        .with_context(|| format!("cannot write {}", output.display()))
+    }
 }
 
 /// Gives the tensor's bytes in another type to `write`.

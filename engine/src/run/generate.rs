@@ -78,7 +78,7 @@ pub trait TokenFilter {
 /// Picks tokens, of those that a filter lets through.
 struct Picker {
     sampler: Sampler,
-    filter: Option<Box<dyn TokenFilter>>,
+    filter: Option<Box<dyn TokenFilter + Send>>,
 }
 
 impl Picker {
@@ -306,7 +306,7 @@ impl<'s> Generation<'s> {
     }
 
     /// Holds the answer to a form from here on.
-    pub fn set_filter(&mut self, filter: Box<dyn TokenFilter>) {
+    pub fn set_filter(&mut self, filter: Box<dyn TokenFilter + Send>) {
         self.picker.filter = Some(filter);
     }
 

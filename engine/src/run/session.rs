@@ -9,7 +9,7 @@ use tandem_kernels::{DType, Level};
 
 use super::options::SessionOptions;
 use super::pool::SharedPool;
-use super::worker::{Span, Worker};
+use super::worker::{EachRows, Span, Worker};
 use crate::buffer::zeroed;
 #[cfg(feature = "chat")]
 use crate::chat::TemplateArgs;
@@ -259,19 +259,48 @@ impl Session {
         first: usize,
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<(), SessionError> {
-        self.check(tokens)?;
         let n_vocab = self.model().config().n_vocab;
+        let mut row = first;
+        let each_rows = &mut |rows: &[f32]| {
+            each(row, rows);
+            row += rows.len() / n_vocab;
+        };
+        self.each_row(tokens, first, EachRows::Logits(each_rows))
+    }
+
+    /// Evaluates tokens as [`Session::eval`] does, giving the hidden state of each from the index `first` on to
+    /// `each`: its index and what the output matrix is given, the last norm's result, `[n_embd]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::eval`].
+    pub fn eval_hidden(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), SessionError> {
+        let mut row = first;
+        let each_row = &mut |hidden: &[f32]| {
+            each(row, hidden);
+            row += 1;
+        };
+        self.each_row(tokens, first, EachRows::Hidden(each_row))
+    }
+
+    fn each_row(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        mut each: EachRows<'_>,
+    ) -> Result<(), SessionError> {
+        self.check(tokens)?;
         let mut end = 0;
         for batch in tokens.chunks(self.n_batch()) {
             end += batch.len();
             let n_wanted = end.saturating_sub(first).min(batch.len());
-            let mut row = end - n_wanted;
-            let each_rows = &mut |rows: &[f32]| {
-                each(row, rows);
-                row += rows.len() / n_vocab;
-            };
-            self.worker
-                .forward_rows(&mut self.sequence, batch, n_wanted, each_rows)?;
+            let (worker, sequence) = (&mut self.worker, &mut self.sequence);
+            worker.forward_rows(sequence, batch, n_wanted, &mut each)?;
         }
         Ok(())
     }

@@ -75,6 +75,14 @@ pub struct Span<'s> {
     pub logits: &'s mut [f32],
 }
 
+/// What is wanted of rows, and who gets it.
+pub(crate) enum EachRows<'e> {
+    /// `[n, n_vocab]`.
+    Logits(&'e mut dyn FnMut(&[f32])),
+    /// What the output matrix is given, the last norm's results, `[n, n_embd]`.
+    Hidden(&'e mut dyn FnMut(&[f32])),
+}
+
 /// A span's place among the rows of a pass.
 struct Place {
     /// Which span.
@@ -220,8 +228,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Evaluates tokens of one sequence and gives the logits after the last `n_wanted` to `each`, some rows at
-    /// a time, `[n, n_vocab]`.
+    /// Evaluates tokens of one sequence and gives what comes out after the last `n_wanted` to `each`, some rows
+    /// at a time, `[n, n_vocab]` or `[n, n_embd]`.
     ///
     /// # Errors
     ///
@@ -231,7 +239,7 @@ impl Worker {
         sequence: &mut Sequence,
         tokens: &[u32],
         n_wanted: usize,
-        each: &mut dyn FnMut(&[f32]),
+        each: &mut EachRows<'_>,
     ) -> Result<(), SessionError> {
         let mut spans = [Span {
             sequence,
@@ -244,10 +252,26 @@ impl Worker {
             .iter_mut()
             .for_each(|place| place.n_wanted = n_wanted);
         spans[0].sequence.keep_states();
-        if let Err(error) = self.run_layers(&mut spans, &places) {
-            spans[0].sequence.go_back(spans[0].sequence.tokens().len());
-            return Err(error);
+        let computed = self.run_layers(&mut spans, &places);
+        let sequence = &mut *spans[0].sequence;
+        let computed = computed.and_then(|()| match each {
+            EachRows::Logits(each) => self.each_logits(sequence, n_wanted, each),
+            EachRows::Hidden(each) => self.each_hidden(n_wanted, each),
+        });
+        match &computed {
+            Ok(()) => sequence.push(tokens),
+            Err(_) => drop(sequence.go_back(sequence.tokens().len())),
         }
+        computed
+    }
+
+    /// The logits of the first `n_wanted` rows of the last pass, which were this sequence's.
+    fn each_logits(
+        &mut self,
+        sequence: &Sequence,
+        n_wanted: usize,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), SessionError> {
         let n_vocab = self.model.config().n_vocab;
         let most_rows = (LOGIT_FLOATS / n_vocab).clamp(LOGIT_ROWS, MANY_LOGIT_ROWS);
         let mut logits = zeroed(most_rows.min(n_wanted) * n_vocab)?;
@@ -255,16 +279,39 @@ impl Worker {
         for rows in rows.chunks(most_rows) {
             let part = BatchPart {
                 n_rows: rows.len(),
-                composition: spans[0].sequence.composition(),
+                composition: sequence.composition(),
             };
             let logits = &mut logits[..rows.len() * n_vocab];
-            if let Err(error) = self.output(&[part], rows, logits) {
-                spans[0].sequence.go_back(spans[0].sequence.tokens().len());
-                return Err(error);
-            }
+            self.output(&[part], rows, logits)?;
             each(logits);
         }
-        spans[0].sequence.push(tokens);
+        Ok(())
+    }
+
+    /// What the output matrix would be given for the first `n_wanted` rows of the last pass.
+    fn each_hidden(
+        &mut self,
+        n_wanted: usize,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), SessionError> {
+        let config = self.model.config();
+        let batch = Batch::new(core::iter::empty());
+        let step = Step {
+            level: self.level,
+            pool: limited(&self.pool, 1),
+            exact: self.exact,
+            batch: &batch,
+        };
+        let norm = RowNorm::new(config, self.model.output_norm());
+        let s = &mut self.scratch;
+        let h = &mut s.h.f32[..config.n_embd];
+        for x in s.x.chunks_exact(config.n_embd).take(n_wanted) {
+            norm.row(&step, x, h);
+            if !are_finite(h) {
+                return Err(self.not_finite());
+            }
+            each(h);
+        }
         Ok(())
     }
 
@@ -491,6 +538,12 @@ impl Worker {
         Ok(&mut wanted[n_done..])
     }
 
+    fn not_finite(&self) -> SessionError {
+        SessionError::NotFinite {
+            tensor: self.model.non_finite_tensor(),
+        }
+    }
+
     /// Logits of these rows of the last pass, `[rows.len(), n_vocab]`.
     fn output(
         &mut self,
@@ -529,9 +582,7 @@ impl Worker {
         }
         match are_finite(y) {
             true => Ok(()),
-            false => Err(SessionError::NotFinite {
-                tensor: self.model.non_finite_tensor(),
-            }),
+            false => Err(self.not_finite()),
         }
     }
 }

@@ -46,11 +46,22 @@ pub(crate) struct AddArgs {
 }
 
 pub(super) fn create(args: &CreateArgs) -> Result<()> {
-    let recipe = Recipe::read(&args.recipe)?;
+    let contents = create_by(&args.recipe, &args.out)?;
+    tell_written(&args.out, &contents);
+    Ok(())
+}
+
+/// Makes a bundle by the recipe in a file, as `tandem bundle create` does, and gives what is in it.
+///
+/// # Errors
+///
+/// A recipe, a base, adapters or calibrations that cannot be used; a bundle that cannot be written.
+pub fn create_by(path: &Path, out: &Path) -> Result<Contents> {
+    let recipe = Recipe::read(path)?;
     let name = recipe.bundle.name.clone();
-    let name = name.with_context(|| format!("{}: [bundle] has no name", args.recipe.display()))?;
+    let name = name.with_context(|| format!("{}: [bundle] has no name", path.display()))?;
     let base = recipe.bundle.base.as_ref();
-    let base = base.with_context(|| format!("{}: [bundle] has no base", args.recipe.display()))?;
+    let base = base.with_context(|| format!("{}: [bundle] has no base", path.display()))?;
     with_base(&recipe.path(base), |base, linears| {
         let contents = Contents {
             name,
@@ -61,7 +72,7 @@ pub(super) fn create(args: &CreateArgs) -> Result<()> {
             calibrations: Vec::new(),
             compositions: Vec::new(),
         };
-        extend(contents, &recipe, base, linears, &args.out)
+        extend(contents, &recipe, base, linears, out)
     })
 }
 
@@ -85,7 +96,7 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
                 "no model that the bundle is for lies beside it or the recipe: name it by --base",
             )?,
     };
-    with_base(&base, |base, linears| {
+    let contents = with_base(&base, |base, linears| {
         extend(
             bundle.contents().clone(),
             &recipe,
@@ -93,7 +104,21 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
             linears,
             &args.file,
         )
-    })
+    })?;
+    tell_written(&args.file, &contents);
+    Ok(())
+}
+
+fn tell_written(path: &Path, contents: &Contents) {
+    let n_bytes = std::fs::metadata(path).map_or(0, |m| m.len());
+    tell!(
+        "{}: {} adapters, {} calibrations, {} compositions, {}",
+        path.display(),
+        contents.adapters.len(),
+        contents.calibrations.len(),
+        contents.compositions.len(),
+        size(n_bytes as usize)
+    );
 }
 
 fn parent(path: &Path) -> &Path {
@@ -126,7 +151,10 @@ fn base_beside(folders: &[&Path], contents: &Contents) -> Option<PathBuf> {
 }
 
 /// Opens the base.
-fn with_base(path: &Path, run: impl FnOnce(&Gguf<'_>, &Linears) -> Result<()>) -> Result<()> {
+fn with_base(
+    path: &Path,
+    run: impl FnOnce(&Gguf<'_>, &Linears) -> Result<Contents>,
+) -> Result<Contents> {
     let files = open::files(path)?;
     let base = files.parse()?;
     let config = Config::from_gguf(&base)
@@ -141,7 +169,7 @@ fn extend(
     base: &Gguf<'_>,
     linears: &Linears,
     out: &Path,
-) -> Result<()> {
+) -> Result<Contents> {
     // As they were before they were rounded: what merges and projections are computed from.
     let mut originals = BTreeMap::new();
     for stored in &contents.adapters {
@@ -219,16 +247,7 @@ fn extend(
     contents.check()?;
     contents.check_base(base)?;
     super::write(out, &contents)?;
-    let n_bytes = std::fs::metadata(out).map_or(0, |m| m.len());
-    tell!(
-        "{}: {} adapters, {} calibrations, {} compositions, {}",
-        out.display(),
-        contents.adapters.len(),
-        contents.calibrations.len(),
-        contents.compositions.len(),
-        size(n_bytes as usize)
-    );
-    Ok(())
+    Ok(contents)
 }
 
 /// A calibration of a recipe, and the name that it got in the bundle.

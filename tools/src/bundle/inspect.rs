@@ -139,7 +139,7 @@ fn show_composition(c: &Composition) -> String {
     s
 }
 
-fn json_report(bundle: &Bundle, n_bytes: usize) -> serde_json::Value {
+pub(super) fn json_report(bundle: &Bundle, n_bytes: usize) -> serde_json::Value {
     let contents = bundle.contents();
     let base = &contents.base;
     let factors = |factors: &[Factors]| -> Vec<_> {

@@ -14,16 +14,22 @@ pub(super) struct Together {
     pub n_examples: usize,
 }
 
-/// Says how much it will be, and warns where the machine has less.
-pub(super) fn tell(model: &Model, learned: &Learned, examples: &[Example], together: Together) {
+/// How much it will be, with a warning where the machine has less.
+pub(super) fn lines(
+    model: &Model,
+    learned: &Learned,
+    examples: &[Example],
+    together: Together,
+) -> Vec<String> {
     let needed = estimate(model, learned, examples, together);
-    tell!("about {} of memory", size(needed));
+    let mut lines = vec![format!("about {} of memory", size(needed))];
     if let Some(free) = free_memory().filter(|free| *free < needed) {
-        tell!(
+        lines.push(format!(
             "warning: the machine has {} left: a smaller micro_batch or fewer --threads take less",
             size(free)
-        );
+        ));
     }
+    lines
 }
 
 /// Bytes that training keeps at its fullest: the outputs of every operation until the gradients have come

@@ -19,11 +19,10 @@ mod progress;
 mod random;
 mod recipe;
 mod trainer;
+mod watch;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -36,23 +35,25 @@ use learned::{Form, Learned};
 use network::{Network, deltas};
 use progress::Progress;
 use recipe::{Recipe, Train};
-use trainer::{End, FOR_SPLIT, FOR_VALUES, Trainer};
+use trainer::{End, Ended, FOR_SPLIT, FOR_VALUES, Pace, Trainer};
+pub use watch::{Step, Validation, Watch};
 
 /// Learn a calibration of a composition
 ///
 /// The composition's adapters stay as they are; a few thousand numbers are learned beside them, on
 /// examples of inputs and targets. The recipe is a TOML file; the repository's README shows one.
 /// Its paths are relative to it. Ctrl-C stops and keeps the best so far.
-#[derive(clap::Args)]
-pub(crate) struct CalibrateArgs {
+#[derive(clap::Args, Default)]
+pub struct CalibrateArgs {
+    /// What `train-lora` takes as well.
     #[command(flatten)]
-    common: CommonArgs,
+    pub common: CommonArgs,
     /// What to learn: output_bias, weight_bias, low_rank, projection [default: the recipe's]
     #[arg(long, value_name = "KIND")]
-    kind: Option<String>,
+    pub kind: Option<String>,
     /// The rank of low_rank [default: the recipe's]
     #[arg(long, value_name = "R")]
-    rank: Option<usize>,
+    pub rank: Option<usize>,
 }
 
 /// Learn a LoRA adapter
@@ -60,55 +61,57 @@ pub(crate) struct CalibrateArgs {
 /// It is of the model alone, or of the model with the recipe's adapters beneath. The result is a
 /// PEFT directory. The recipe is a TOML file as `calibrate` takes it. Its paths are relative to it.
 /// Ctrl-C stops and keeps the best so far.
-#[derive(clap::Args)]
-pub(crate) struct TrainLoraArgs {
+#[derive(clap::Args, Default)]
+pub struct TrainLoraArgs {
+    /// What `calibrate` takes as well.
     #[command(flatten)]
-    common: CommonArgs,
+    pub common: CommonArgs,
     /// The rank [default: the recipe's]
     #[arg(long, value_name = "R")]
-    rank: Option<usize>,
+    pub rank: Option<usize>,
     /// Alpha: the factors' product is scaled by alpha / rank [default: the recipe's]
     #[arg(long, value_name = "A")]
-    alpha: Option<f32>,
+    pub alpha: Option<f32>,
 }
 
-#[derive(clap::Args)]
-struct CommonArgs {
+/// What both take.
+#[derive(clap::Args, Default)]
+pub struct CommonArgs {
     /// The recipe
-    recipe: PathBuf,
+    pub recipe: PathBuf,
     /// Train on this file of JSON lines instead of the recipe's
     #[arg(long, value_name = "FILE.jsonl")]
-    data: Option<PathBuf>,
+    pub data: Option<PathBuf>,
     /// Steps of training, instead of the recipe's
     #[arg(long, value_name = "N", conflicts_with = "epochs")]
-    steps: Option<usize>,
+    pub steps: Option<usize>,
     /// How often to go through the data, instead of the recipe's
     #[arg(long, value_name = "N")]
-    epochs: Option<f64>,
+    pub epochs: Option<f64>,
     /// The learning rate's peak, instead of the recipe's
     #[arg(long, value_name = "RATE")]
-    lr: Option<f64>,
+    pub lr: Option<f64>,
     /// Examples of a step, instead of the recipe's
     #[arg(long, value_name = "N")]
-    batch: Option<usize>,
+    pub batch: Option<usize>,
     /// Decides the first values, the order of the examples and which are held out
     #[arg(long, value_name = "S")]
-    seed: Option<u64>,
+    pub seed: Option<u64>,
     /// Where to write, instead of the recipe's
     #[arg(long, short, value_name = "PATH")]
-    out: Option<PathBuf>,
+    pub out: Option<PathBuf>,
     /// Threads [default: all cores]
     #[arg(long, short, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    pub threads: Option<NonZeroUsize>,
     /// The file that keeps the state, to go on from [default: OUT.checkpoint]
     #[arg(long, value_name = "FILE")]
-    checkpoint: Option<PathBuf>,
+    pub checkpoint: Option<PathBuf>,
     /// Go on from the checkpoint
     #[arg(long)]
-    resume: bool,
+    pub resume: bool,
     /// Draw the losses
     #[arg(long, value_name = "FILE.svg")]
-    curve: Option<PathBuf>,
+    pub curve: Option<PathBuf>,
 }
 
 impl CommonArgs {
@@ -135,7 +138,31 @@ impl CommonArgs {
     }
 }
 
-pub(crate) fn calibrate(args: &CalibrateArgs) -> Result<()> {
+pub(crate) fn calibrate_command(args: &CalibrateArgs) -> Result<()> {
+    use_own_threads();
+    calibrate(args, &Progress::new()?).map(drop)
+}
+
+pub(crate) fn train_lora_command(args: &TrainLoraArgs) -> Result<()> {
+    use_own_threads();
+    train_lora(args, &Progress::new()?).map(drop)
+}
+
+/// The variable that says how many threads candle shares each addition among. They wait for work by
+/// spinning, and ours have an example each: it should be 1.
+pub const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
+
+fn use_own_threads() {
+    // SAFETY: no other thread of this process runs yet, so none reads the environment.
+    unsafe { std::env::set_var(CANDLE_THREADS, "1") };
+}
+
+/// Learns a calibration, as `tandem calibrate` does. The environment should have [`CANDLE_THREADS`].
+///
+/// # Errors
+///
+/// A recipe, a model, adapters or data that cannot be used; a loss that is no finite number any more.
+pub fn calibrate(args: &CalibrateArgs, watch: &dyn Watch) -> Result<Trained> {
     let recipe = args.common.recipe()?;
     let in_recipe = || format!("{}", args.common.recipe.display());
     let calibration = recipe.calibration.clone();
@@ -164,36 +191,42 @@ pub(crate) fn calibrate(args: &CalibrateArgs) -> Result<()> {
         out.is_some() || in_bundle.is_some(),
         "where shall the calibration go? Give --out, or output.path or output.composition"
     );
-    train(
-        &args.common,
-        &recipe,
+    let job = Job {
+        args: &args.common,
+        recipe: &recipe,
         form,
-        &calibration.modules,
-        out.as_deref(),
-        |done| {
-            let calibration = done.learned.calibration(done.linears)?;
-            if let Some(out) = &out {
-                output::calibration(out, done.linears, &calibration)?;
-                tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
-            }
-            let bundle = recipe.bundle.as_ref().map(|path| recipe.path(path));
-            if let (Some(bundle), Some(from), Some(to)) = (&bundle, &recipe.composition, in_bundle)
-            {
-                let place = output::Place {
-                    bundle,
-                    from,
-                    to,
-                    dtype,
-                };
-                output::into_bundle(&place, kind, &calibration)?;
-                tell!("{}: composition {to:?} has it", bundle.display());
-            }
-            Ok(())
-        },
-    )
+        modules: &calibration.modules,
+        out: out.as_deref(),
+        watch,
+    };
+    job.run(|done| {
+        let calibration = done.learned.calibration(done.linears)?;
+        if let Some(out) = &out {
+            output::calibration(out, done.linears, &calibration)?;
+            let n = done.learned.n_parameters();
+            watch.note(&format!("{}: {n} numbers", out.display()));
+        }
+        let bundle = recipe.bundle.as_ref().map(|path| recipe.path(path));
+        if let (Some(bundle), Some(from), Some(to)) = (&bundle, &recipe.composition, in_bundle) {
+            let place = output::Place {
+                bundle,
+                from,
+                to,
+                dtype,
+            };
+            output::into_bundle(&place, kind, &calibration)?;
+            watch.note(&format!("{}: composition {to:?} has it", bundle.display()));
+        }
+        Ok(())
+    })
 }
 
-pub(crate) fn train_lora(args: &TrainLoraArgs) -> Result<()> {
+/// Learns an adapter, as `tandem train-lora` does. The environment should have [`CANDLE_THREADS`].
+///
+/// # Errors
+///
+/// As [`calibrate`].
+pub fn train_lora(args: &TrainLoraArgs, watch: &dyn Watch) -> Result<Trained> {
     let recipe = args.common.recipe()?;
     let lora = recipe.lora.clone();
     let lora =
@@ -210,20 +243,22 @@ pub(crate) fn train_lora(args: &TrainLoraArgs) -> Result<()> {
         out.display()
     );
     let form = Form::Lora { rank, alpha };
-    train(
-        &args.common,
-        &recipe,
+    let job = Job {
+        args: &args.common,
+        recipe: &recipe,
         form,
-        &lora.modules,
-        Some(&out),
-        |done| {
-            let adapter = done.learned.adapter(done.linears)?;
-            let lora = output::LoraConfig { rank, alpha };
-            output::peft(&out, done.linears, &adapter, lora, &recipe.base)?;
-            tell!("{}: {} numbers", out.display(), done.learned.n_parameters());
-            Ok(())
-        },
-    )
+        modules: &lora.modules,
+        out: Some(&out),
+        watch,
+    };
+    job.run(|done| {
+        let adapter = done.learned.adapter(done.linears)?;
+        let lora = output::LoraConfig { rank, alpha };
+        output::peft(&out, done.linears, &adapter, lora, &recipe.base)?;
+        let n = done.learned.n_parameters();
+        watch.note(&format!("{}: {n} numbers", out.display()));
+        Ok(())
+    })
 }
 
 fn check_rank(rank: usize) -> Result<()> {
@@ -241,149 +276,171 @@ struct Done<'a> {
     learned: &'a Learned,
 }
 
-/// Trains as the recipe says, and has the result written.
-fn train(
-    args: &CommonArgs,
-    recipe: &Recipe,
+/// What is to be trained, and who follows it.
+struct Job<'a> {
+    args: &'a CommonArgs,
+    recipe: &'a Recipe,
     form: Form,
-    modules: &[String],
-    out: Option<&Path>,
-    write: impl FnOnce(Done<'_>) -> Result<()>,
-) -> Result<()> {
-    let start = Instant::now();
-    // candle would share each addition among threads of its own, which wait for work by spinning;
-    // ours have an example each.
-    // SAFETY: no other thread of this process runs yet, so none reads the environment.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    let checkpoint = checkpoint_path(args, &form, out)?;
-    let model = open::model(&recipe.path(&recipe.base))?;
-    let composition = Composed::read(recipe, &model)?;
-    if matches!(form, Form::Calibration { .. }) {
-        ensure!(
-            !composition.members.is_empty(),
-            "the composition has no members: give adapters, or a bundle and its composition"
-        );
-    }
-    let prompt = recipe.prompt.clone().or(composition.prompt.clone());
-    let prompt = prompt.context("neither the recipe nor the composition has a prompt")?;
-    ensure!(
-        prompt.contains(INPUT_MARK),
-        "the prompt {prompt:?} has no place for the input, {INPUT_MARK}"
-    );
-    let default_ctx = SessionOptions::for_model(model.config()).n_ctx;
-    let n_ctx = recipe.data.context.unwrap_or(default_ctx);
-    let examples = shuffled_examples(args, recipe, &model, &prompt, n_ctx)?;
-    let (validation, training) = examples.split_at(recipe.data.validation);
+    modules: &'a [String],
+    out: Option<&'a Path>,
+    watch: &'a dyn Watch,
+}
 
-    let members = composition.members();
-    let mut values = random::generator(recipe.train.seed, FOR_VALUES);
-    let learned = Learned::new(
-        model.linears(),
-        form.clone(),
-        modules,
-        &members,
-        &mut values,
-    )?;
-    let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(0);
-    let network = composition.network(&model, &learned, default_ctx.max(n_ctx), longest)?;
-    let n_threads = args.threads.map_or(0, NonZeroUsize::get); // 0: all cores
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(n_threads)
-        // candle walks the graph by recursion.
-        .stack_size(64 << 20)
-        .build()?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let on_ctrl_c = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        if on_ctrl_c.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        tell!("stopping; Ctrl-C once more quits at once, without a checkpoint");
-    })?;
-    let weights: Vec<f32> = composition.members.iter().map(|(_, w)| *w).collect();
-    let fingerprint = format!(
-        "{form:?} {modules:?} {:?} {:?} base {:?} bundle {:?} {:?} adapters {:?} {weights:?} merge \
-         {:?} prompt {prompt:?}, {} examples of {} tokens",
-        // Other lengths, and other pauses, go on from the same state.
-        Train {
-            epochs: 0.0,
-            steps: None,
-            validate_every: 0,
-            patience: 0,
-            ..recipe.train.clone()
-        },
-        recipe.optimizer,
-        recipe.base,
-        recipe.bundle,
-        recipe.composition,
-        recipe.adapters,
-        recipe.merge,
-        examples.len(),
-        examples.iter().map(|e| e.tokens.len()).sum::<usize>()
-    );
-    let trainer = Trainer {
-        network: &network,
-        learned: &learned,
-        training,
-        validation,
-        train: &recipe.train,
-        learning_rate: recipe.train.learning_rate.unwrap_or(match form {
-            Form::Lora { .. } => 1e-3,
-            Form::Calibration { .. } => 1e-2,
-        }),
-        optimizer: &recipe.optimizer,
-        pool: &pool,
-        checkpoint: &checkpoint,
-        fingerprint: &fingerprint,
-        stop: &stop,
-    };
-    let mut state = match args.resume {
-        true => checkpoint::load(
-            &checkpoint,
-            &learned.names(),
-            &fingerprint,
-            &learned.values()?,
-        )?,
-        false => {
+/// What came of a training.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Trained {
+    /// Steps that were taken, those before a checkpoint included.
+    pub n_steps: usize,
+    /// The step that is kept; none where no examples are held out.
+    pub best_step: Option<usize>,
+    /// Its loss a token on the examples held out.
+    pub best_loss: Option<f32>,
+    /// Whether it was stopped before its end.
+    pub is_stopped: bool,
+}
+
+impl Job<'_> {
+    /// Trains as the recipe says, and has the result written.
+    fn run(self, write: impl FnOnce(Done<'_>) -> Result<()>) -> Result<Trained> {
+        let Job {
+            args,
+            recipe,
+            form,
+            modules,
+            out,
+            watch,
+        } = self;
+        let start = Instant::now();
+        let checkpoint = checkpoint_path(args, &form, out)?;
+        let model = open::model(&recipe.path(&recipe.base))?;
+        let composition = Composed::read(recipe, &model)?;
+        if matches!(form, Form::Calibration { .. }) {
             ensure!(
-                !checkpoint.exists(),
-                "there is a checkpoint of an earlier run, {}: go on from it by --resume, or remove it first",
-                checkpoint.display()
+                !composition.members.is_empty(),
+                "the composition has no members: give adapters, or a bundle and its composition"
             );
-            trainer.start()?
         }
-    };
-    tell!(
-        "{} numbers to learn, {} examples, {} held out, {} steps of {}",
-        learned.n_parameters(),
-        training.len(),
-        validation.len(),
-        trainer.n_steps(),
-        recipe.train.batch
-    );
-    let together = memory::Together {
-        n_threads: pool.current_num_threads(),
-        n_examples: recipe.train.micro_batch.min(recipe.train.batch),
-    };
-    memory::tell(&model, &learned, &examples, together);
-    let progress = Progress::new(trainer.n_steps(), state.course.losses.len());
-    let end = trainer.run(&mut state, &progress)?;
-    let speed = progress.speed();
-    drop(progress);
-    tell_end(end, &state.course, start, speed);
-    write(Done {
-        linears: model.linears(),
-        learned: &learned,
-    })?;
-    if let Some(path) = &args.curve {
-        curve::draw(path, &state.course)?;
+        let prompt = recipe.prompt.clone().or(composition.prompt.clone());
+        let prompt = prompt.context("neither the recipe nor the composition has a prompt")?;
+        ensure!(
+            prompt.contains(INPUT_MARK),
+            "the prompt {prompt:?} has no place for the input, {INPUT_MARK}"
+        );
+        let default_ctx = SessionOptions::for_model(model.config()).n_ctx;
+        let n_ctx = recipe.data.context.unwrap_or(default_ctx);
+        let examples = shuffled_examples(args, recipe, &model, &prompt, n_ctx)?;
+        let (validation, training) = examples.split_at(recipe.data.validation);
+
+        let members = composition.members();
+        let mut values = random::generator(recipe.train.seed, FOR_VALUES);
+        let learned = Learned::new(
+            model.linears(),
+            form.clone(),
+            modules,
+            &members,
+            &mut values,
+        )?;
+        let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(0);
+        let network = composition.network(&model, &learned, default_ctx.max(n_ctx), longest)?;
+        let n_threads = args.threads.map_or(0, NonZeroUsize::get); // 0: all cores
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(n_threads)
+            // candle walks the graph by recursion.
+            .stack_size(64 << 20)
+            .build()?;
+        let weights: Vec<f32> = composition.members.iter().map(|(_, w)| *w).collect();
+        let fingerprint = format!(
+            "{form:?} {modules:?} {:?} {:?} base {:?} bundle {:?} {:?} adapters {:?} {weights:?} merge \
+             {:?} prompt {prompt:?}, {} examples of {} tokens",
+            // Other lengths, and other pauses, go on from the same state.
+            Train {
+                epochs: 0.0,
+                steps: None,
+                validate_every: 0,
+                patience: 0,
+                ..recipe.train.clone()
+            },
+            recipe.optimizer,
+            recipe.base,
+            recipe.bundle,
+            recipe.composition,
+            recipe.adapters,
+            recipe.merge,
+            examples.len(),
+            examples.iter().map(|e| e.tokens.len()).sum::<usize>()
+        );
+        let trainer = Trainer {
+            network: &network,
+            learned: &learned,
+            training,
+            validation,
+            train: &recipe.train,
+            learning_rate: recipe.train.learning_rate.unwrap_or(match form {
+                Form::Lora { .. } => 1e-3,
+                Form::Calibration { .. } => 1e-2,
+            }),
+            optimizer: &recipe.optimizer,
+            pool: &pool,
+            checkpoint: &checkpoint,
+            fingerprint: &fingerprint,
+            watch,
+        };
+        let mut state = match args.resume {
+            true => checkpoint::load(
+                &checkpoint,
+                &learned.names(),
+                &fingerprint,
+                &learned.values()?,
+            )?,
+            false => {
+                ensure!(
+                    !checkpoint.exists(),
+                    "there is a checkpoint of an earlier run, {}: go on from it by --resume, or remove it first",
+                    checkpoint.display()
+                );
+                trainer.start()?
+            }
+        };
+        watch.note(&format!(
+            "{} numbers to learn, {} examples, {} held out, {} steps of {}",
+            learned.n_parameters(),
+            training.len(),
+            validation.len(),
+            trainer.n_steps(),
+            recipe.train.batch
+        ));
+        let together = memory::Together {
+            n_threads: pool.current_num_threads(),
+            n_examples: recipe.train.micro_batch.min(recipe.train.batch),
+        };
+        for line in memory::lines(&model, &learned, &examples, together) {
+            watch.note(&line);
+        }
+        let Ended { end, pace } = trainer.run(&mut state)?;
+        for line in lines_of_end(end, &state.course, start, pace) {
+            watch.note(&line);
+        }
+        write(Done {
+            linears: model.linears(),
+            learned: &learned,
+        })?;
+        if let Some(path) = &args.curve {
+            curve::draw(path, &state.course)?;
+        }
+        match end {
+            End::Stopped => watch.note(&format!("--resume goes on from {}", checkpoint.display())),
+            // Not there where training ended before the first was due.
+            _ => drop(std::fs::remove_file(&checkpoint)),
+        }
+        let best = state.course.best();
+        Ok(Trained {
+            n_steps: state.course.losses.len(),
+            best_step: best.map(|(step, _)| step),
+            best_loss: best.map(|(_, loss)| loss),
+            is_stopped: end == End::Stopped,
+        })
     }
-    match end {
-        End::Stopped => tell!("--resume goes on from {}", checkpoint.display()),
-        // Not there where training ended before the first was due.
-        _ => drop(std::fs::remove_file(&checkpoint)),
-    }
-    Ok(())
 }
 
 /// Where the state is kept. Whether all results can be written is asked here, before hours of work, not
@@ -458,21 +515,25 @@ fn shuffled_examples(
     Ok(examples)
 }
 
-fn tell_end(end: End, course: &checkpoint::Course, start: Instant, speed: Option<f64>) {
+fn lines_of_end(end: End, course: &checkpoint::Course, start: Instant, pace: Pace) -> Vec<String> {
     let why = match end {
         End::Finished => "",
         End::Early => ", as validation got no better",
         End::Stopped => ", as asked for",
     };
-    let speed = speed.map_or(String::new(), |s| format!(", {s:.0} tokens/s"));
-    tell!(
+    let speed = match pace.tokens_per_second() {
+        0.0 => String::new(),
+        speed => format!(", {speed:.0} tokens/s"),
+    };
+    let mut lines = vec![format!(
         "ended after {} steps{why}, {:.1} s{speed}",
         course.losses.len(),
         start.elapsed().as_secs_f64()
-    );
+    )];
     if let Some((step, loss)) = course.best() {
-        tell!("kept: step {step}, validation loss {loss:.4}");
+        lines.push(format!("kept: step {step}, validation loss {loss:.4}"));
     }
+    lines
 }
 
 /// A composition to be calibrated; without members, the base alone.

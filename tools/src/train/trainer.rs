@@ -1,7 +1,7 @@
 //! The course of training: batches, steps, validations, checkpoints.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -12,9 +12,9 @@ use super::data::{Batch, Example};
 use super::learned::Learned;
 use super::network::Network;
 use super::optimizer::{AdamW, Moments, clip, rate};
-use super::progress::Progress;
 use super::random::{generator, shuffle};
 use super::recipe::Train;
+use super::watch::{Step, Validation, Watch};
 
 /// The purposes of random numbers, see [`generator`]; epochs count up from the last.
 pub(super) const FOR_VALUES: u64 = 0;
@@ -42,8 +42,8 @@ pub(super) struct Trainer<'a> {
     pub checkpoint: &'a Path,
     /// What tells this training from others, see [`checkpoint::save`].
     pub fingerprint: &'a str,
-    /// Set to stop after the parts of a step that are under way.
-    pub stop: &'a AtomicBool,
+    /// Where it says so, training stops after the parts of a step that are under way.
+    pub watch: &'a dyn Watch,
 }
 
 /// How training ended.
@@ -53,6 +53,43 @@ pub(super) enum End {
     /// The validation got no better.
     Early,
     Stopped,
+}
+
+/// How training ended, and how fast it was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    pub end: End,
+    pub pace: Pace,
+}
+
+/// What the steps of a run took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    /// That went through the network.
+    n_tokens: usize,
+    n_steps: u32,
+    time: Duration,
+}
+
+impl Pace {
+    fn add(&mut self, n_tokens: usize, time: Duration) {
+        self.n_tokens += n_tokens;
+        self.n_steps += 1;
+        self.time += time;
+    }
+
+    /// 0 where there was no step.
+    pub(super) fn tokens_per_second(&self) -> f64 {
+        match self.n_steps {
+            0 => 0.0,
+            _ => self.n_tokens as f64 / self.time.as_secs_f64(),
+        }
+    }
+
+    /// The mean time of a step.
+    fn a_step(&self) -> Duration {
+        self.time / self.n_steps.max(1)
+    }
 }
 
 impl Trainer<'_> {
@@ -75,8 +112,10 @@ impl Trainer<'_> {
     }
 
     /// Trains from a state on; what is learned is left in it.
-    pub(super) fn run(&self, state: &mut State, progress: &Progress) -> Result<End> {
+    pub(super) fn run(&self, state: &mut State) -> Result<Ended> {
         let n_steps = self.n_steps();
+        let mut pace = Pace::default();
+        self.watch.begin(state.course.losses.len(), n_steps);
         let n_warmup = (self.train.warmup * n_steps as f64).ceil() as usize;
         let mut order = Order::new(self.train.seed, self.training.len());
         self.learned.set(&state.values)?;
@@ -84,7 +123,7 @@ impl Trainer<'_> {
         let mut saved = Instant::now();
         if state.course.losses.is_empty() && state.course.validations.is_empty() {
             // What it is without: training that only makes it worse leaves it at that.
-            self.validate(state, progress)?;
+            self.validate(state)?;
         }
         while state.course.losses.len() < n_steps {
             if self.is_stopped() {
@@ -108,9 +147,16 @@ impl Trainer<'_> {
             state.course.losses.push(loss);
             let n_done = step + 1;
             let n_tokens = examples.iter().map(|e| e.tokens.len()).sum();
-            progress.step(n_done, loss, n_tokens, began.elapsed());
+            pace.add(n_tokens, began.elapsed());
+            self.watch.step(&Step {
+                n_done,
+                n_steps,
+                loss,
+                tokens_per_second: pace.tokens_per_second(),
+                left: pace.a_step().saturating_mul((n_steps - n_done) as u32),
+            });
             if n_done.is_multiple_of(self.train.validate_every) || n_done == n_steps {
-                self.validate(state, progress)?;
+                self.validate(state)?;
                 self.save(state)?;
                 saved = Instant::now();
             } else if saved.elapsed() > SAVE_EVERY {
@@ -123,7 +169,7 @@ impl Trainer<'_> {
         }
         self.learned
             .set(state.best.as_ref().unwrap_or(&state.values))?;
-        Ok(end)
+        Ok(Ended { end, pace })
     }
 
     fn save(&self, state: &State) -> Result<()> {
@@ -132,7 +178,7 @@ impl Trainer<'_> {
     }
 
     fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.watch.is_stopped()
     }
 
     /// One step of the optimizer; returns the loss a token. `None`, and nothing done, where it was stopped.
@@ -201,46 +247,47 @@ impl Trainer<'_> {
     }
 
     /// Measures the loss on the examples held out, and keeps what is learned where that is best.
-    fn validate(&self, state: &mut State, progress: &Progress) -> Result<()> {
-        let step = state.course.losses.len();
-        let recent = &state.course.losses[step.saturating_sub(self.train.validate_every)..];
-        let training = match recent.is_empty() {
-            true => String::new(),
-            false => {
-                let mean = recent.iter().sum::<f32>() / recent.len() as f32;
-                format!(" training loss {mean:.4},")
-            }
+    fn validate(&self, state: &mut State) -> Result<()> {
+        let n_done = state.course.losses.len();
+        let recent = &state.course.losses[n_done.saturating_sub(self.train.validate_every)..];
+        let mean = recent.iter().sum::<f32>() / recent.len() as f32;
+        let mut validation = Validation {
+            n_done,
+            training_loss: (!recent.is_empty()).then_some(mean),
+            loss: None,
+            is_best: false,
         };
         if self.validation.is_empty() {
-            progress.tell(&format!("step {step}:{}", training.trim_end_matches(',')));
+            if n_done > 0 {
+                self.watch.validated(&validation);
+            }
             return Ok(());
         }
-        let loss = self.loss(self.validation, progress)?;
+        let loss = self.loss(self.validation)?;
         if self.is_stopped() {
             return Ok(());
         }
         ensure!(
             loss.is_finite(),
-            "the validation's loss is no finite number any more in step {step}: try a lower \
+            "the validation's loss is no finite number any more in step {n_done}: try a lower \
              learning rate; nothing was written"
         );
         let is_best = state.course.best().is_none_or(|(_, best)| loss < best);
-        state.course.validations.push((step, loss));
+        state.course.validations.push((n_done, loss));
         if is_best {
             state.best = Some(state.values.clone());
             state.course.n_worse = 0;
         } else {
             state.course.n_worse += 1;
         }
-        let mark = if is_best { ", the best so far" } else { "" };
-        progress.tell(&format!(
-            "step {step}:{training} validation loss {loss:.4}{mark}"
-        ));
+        validation.loss = Some(loss);
+        validation.is_best = is_best;
+        self.watch.validated(&validation);
         Ok(())
     }
 
     /// The loss a token; worth nothing where training was stopped meanwhile.
-    fn loss(&self, examples: &[Example], progress: &Progress) -> Result<f32> {
+    fn loss(&self, examples: &[Example]) -> Result<f32> {
         let n_done = AtomicUsize::new(0);
         let examples: Vec<&Example> = examples.iter().collect();
         let loss_of = |part: &Vec<&Example>| -> candle_core::Result<f64> {
@@ -250,7 +297,7 @@ impl Trainer<'_> {
             let batch = Batch::new(part.iter().copied())?;
             let loss = self.network.loss(self.learned, &batch)?;
             let n_before = n_done.fetch_add(part.len(), Ordering::Relaxed);
-            progress.validating(n_before + part.len(), examples.len());
+            self.watch.validating(n_before + part.len(), examples.len());
             Ok(f64::from(loss.to_scalar::<f32>()?))
         };
         let parts = balanced(&examples, self.train.micro_batch);
