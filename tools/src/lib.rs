@@ -14,6 +14,8 @@ mod args;
 mod bandwidth;
 mod bench;
 pub mod bundle;
+#[cfg(feature = "calls")]
+pub mod calls;
 mod chat;
 mod completions;
 #[cfg(feature = "cross")]

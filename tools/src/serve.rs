@@ -8,11 +8,7 @@ mod access;
 mod answer;
 mod asked;
 mod cache;
-mod call_argument;
 mod call_grammar;
-mod call_reader;
-mod call_syntax;
-mod calls;
 mod catalog;
 mod chat;
 mod completions;
@@ -32,6 +28,7 @@ mod scheduler;
 mod slot;
 mod store;
 mod task;
+mod tools;
 
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::PathBuf;
@@ -43,7 +40,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use tandem_engine::chat::Chat;
 use tandem_engine::constraint::{Framed, GrammarError, Grammars};
-use tandem_engine::tokenizer::{EncodeOptions, Tokenizer};
+use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::{
     Composition, MAX_SPANS, Model, Sampling, Sequence, Session, SessionOptions, Worker,
 };
@@ -53,7 +50,6 @@ use self::access::{Access, Caller, Peer};
 use self::answer::Answer;
 use self::asked::Asked;
 use self::cache::Group;
-use self::call_syntax::CallSyntax;
 use self::catalog::{Catalog, HowToOpen, Made, Sources, content_id};
 use self::error::ApiError;
 use self::http::Offers;
@@ -66,15 +62,11 @@ use self::store::{Folder, Store};
 use self::task::{Calls, Event, MAX_EVENTS, Message, Task};
 use crate::adapters::{Parts, read_all};
 use crate::args::{AdapterArgs, FileArgs, SessionArgs, size};
+use crate::calls::syntax::CallSyntax;
 use crate::open;
 
 /// Requests that are read at once.
 const MAX_READERS: usize = 4;
-/// How texts are encoded that a template wrote, or would have.
-const WRITTEN: EncodeOptions = EncodeOptions {
-    add_special: false,
-    parse_special: true,
-};
 
 /// Answer requests over HTTP, as OpenAI's API and Ollama's have them
 ///

@@ -8,9 +8,9 @@ use tandem_engine::tokenizer::{ControlTokens, Vocab};
 use super::error::ApiError;
 use super::logprobs::{Likely, Logprob};
 use super::ollama;
-use super::output::Delta;
 use super::random_text;
 use super::task::{Begin, End, Event, FinishReason, Progress};
+use crate::calls::Delta;
 
 pub(super) const FINGERPRINT: &str = concat!("tandem-", env!("CARGO_PKG_VERSION"));
 

@@ -6,11 +6,11 @@ use serde_json::{Map, Value, json};
 use tandem_engine::constraint::JSON_SPACING;
 use tandem_engine::tokenizer::{ControlTokens, TokenKind, Tokenizer};
 
-use super::WRITTEN;
-use super::call_argument::{ArgumentForm, TextForm};
-use super::call_syntax::{CallBody, CallSyntax, CallTags, escaped};
-use super::calls::{Tool, move_references};
 use super::error::ApiError;
+use super::tools::{Tool, move_references};
+use crate::calls::WRITTEN;
+use crate::calls::argument::{ArgumentForm, TextForm};
+use crate::calls::syntax::{CallBody, CallSyntax, CallTags, escaped};
 
 /// Properties of a tool's arguments where they are written one by one.
 const MAX_PROPERTIES: usize = 64;

@@ -14,14 +14,15 @@ use super::access::Caller;
 use super::answer::{Answer, Style};
 use super::asked::{Asked, MAX_LOGPROBS, check_length};
 use super::cache::n_common;
-use super::call_syntax::CallBody;
-use super::calls::{ToolChoice, Tools};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::messages;
 use super::output::{END_THINK, Form, THINK, Thinking};
 use super::task::Calls;
-use super::{Job, Served, WRITTEN, grammar_error};
+use super::tools::{ToolChoice, Tools};
+use super::{Job, Served, grammar_error};
+use crate::calls::WRITTEN;
+use crate::calls::syntax::CallBody;
 
 const MAX_TEMPLATE_ARGS: usize = 64;
 

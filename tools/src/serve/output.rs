@@ -5,21 +5,11 @@ use std::sync::Arc;
 use tandem_engine::StopStrings;
 use tandem_engine::tokenizer::{ControlTokens, StreamDecoder, TokenizerError, Vocab};
 
-use super::call_reader::{CallForm, CallReader};
+use crate::calls::Delta;
+use crate::calls::reader::{CallForm, CallReader};
 
 pub(super) const THINK: &str = "<think>";
 pub(super) const END_THINK: &str = "</think>";
-
-/// What becomes known of an answer.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Delta {
-    Text(String),
-    Reasoning(String),
-    /// A call of this tool begins.
-    Call(String),
-    /// More of the last call's arguments, which are JSON.
-    Arguments(String),
-}
 
 /// What is to be looked for in an answer.
 #[derive(Clone, Debug, Default)]

@@ -10,8 +10,9 @@ use tandem_engine::{Drafts, Model, Sampler, Sequence, TokenFilter as _};
 use super::error::ApiError;
 use super::logprobs::{Logprob, logprob};
 use super::metrics::Metrics;
-use super::output::{Delta, Output, Pushed};
+use super::output::{Output, Pushed};
 use super::task::{Begin, Bias, EVENTS_A_ROUND, End, Event, FinishReason, Progress, Task};
+use crate::calls::Delta;
 
 /// How long an answer pauses for a client that does not read before it is given up.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -13,7 +13,8 @@ use super::error::ApiError;
 use super::line::Place;
 use super::logprobs::Logprob;
 use super::metrics::TokenCounts;
-use super::output::{Delta, Form};
+use super::output::Form;
+use crate::calls::Delta;
 
 /// Events that a client may be behind, and how many must have room for its answers to go on: a round makes
 /// four of each answer at most.

@@ -13,7 +13,7 @@ const TYPES: [&str; 7] = [
 
 /// An argument by its key.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ArgumentForm {
+pub(crate) struct ArgumentForm {
     pub key: String,
     /// The texts that it may be, if it may be one.
     pub text: Option<TextForm>,
@@ -23,7 +23,7 @@ pub(super) struct ArgumentForm {
 
 /// Texts.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct TextForm {
+pub(crate) struct TextForm {
     /// These only; none where any will do.
     pub choices: Vec<String>,
     /// Bounds on the number of characters.
@@ -35,7 +35,7 @@ pub(super) struct TextForm {
 
 impl ArgumentForm {
     /// What a schema inside of `root` allows.
-    pub(super) fn of(key: &str, schema: &Value, root: &Value) -> ArgumentForm {
+    pub(crate) fn of(key: &str, schema: &Value, root: &Value) -> ArgumentForm {
         let mut form = ArgumentForm {
             key: key.to_string(),
             ..ArgumentForm::default()
@@ -56,7 +56,7 @@ impl ArgumentForm {
     }
 
     /// Whether a JSON text of this value may stand here, by its kind.
-    pub(super) fn allows(&self, value: &Value, json: &str) -> bool {
+    pub(crate) fn allows(&self, value: &Value, json: &str) -> bool {
         let kinds: &[&str] = match value {
             Value::Null => &["null"],
             Value::Bool(_) => &["boolean"],

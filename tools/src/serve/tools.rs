@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 use tandem_engine::constraint::Grammar;
 
-use super::call_argument::ArgumentForm;
 use super::call_grammar::CallGrammar;
-use super::call_reader::{CallForm, ToolForm};
-use super::call_syntax::{CallBody, CallObject, CallSyntax};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::{Served, grammar_error};
+use crate::calls;
+use crate::calls::reader::{CallForm, ToolForm};
+use crate::calls::syntax::{CallBody, CallObject, CallSyntax};
 
 const MAX_TOOLS: usize = 128;
 const MAX_NAME: usize = 64;
@@ -76,17 +76,7 @@ impl Tools {
 
     /// How the calls are read.
     pub(super) fn form(&self, syntax: &CallSyntax) -> CallForm {
-        let is_tagged = matches!(syntax.body, CallBody::Tagged(_));
-        let tool = |tool: &Tool| {
-            let properties = tool.parameters.get("properties").filter(|_| is_tagged);
-            let properties = properties.and_then(Value::as_object).into_iter().flatten();
-            let arguments =
-                properties.map(|(key, schema)| ArgumentForm::of(key, schema, &tool.parameters));
-            ToolForm {
-                name: tool.name.clone(),
-                arguments: arguments.collect(),
-            }
-        };
+        let tool = |tool: &Tool| ToolForm::of(&tool.name, &tool.parameters, syntax);
         CallForm {
             syntax: syntax.clone(),
             tools: self.callable().map(tool).collect(),
@@ -141,20 +131,7 @@ impl Tools {
 
     /// What a model is told of the tools whose template does not.
     pub(super) fn instructions(&self) -> String {
-        let mut out = String::from(
-            "You may call one or more of these functions to answer. Their signatures are within \
-             <tools></tools>:\n<tools>\n",
-        );
-        for tool in self.json.as_array().into_iter().flatten() {
-            out.push_str(&tool.to_string());
-            out.push('\n');
-        }
-        out.push_str(
-            "</tools>\n\nFor each call write a JSON object with the function's name and arguments within \
-             <tool_call></tool_call>:\n<tool_call>\n{\"name\": <name>, \"arguments\": <arguments>}\n\
-             </tool_call>",
-        );
-        out
+        calls::instructions(self.json.as_array().into_iter().flatten())
     }
 }
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::call_argument::ArgumentForm;
-use super::call_syntax::{CallBody, CallSyntax, CallTags};
-use super::output::Delta;
+use super::Delta;
+use super::argument::ArgumentForm;
+use super::syntax::{CallBody, CallSyntax, CallTags};
 
 /// How calls are written, and of which tools.
 #[derive(Debug)]
-pub(super) struct CallForm {
+pub(crate) struct CallForm {
     pub syntax: CallSyntax,
     pub tools: Vec<ToolForm>,
 }
@@ -26,14 +26,27 @@ impl Default for CallForm {
 
 /// A tool, and how its arguments are written where they are between marks.
 #[derive(Debug)]
-pub(super) struct ToolForm {
+pub(crate) struct ToolForm {
     pub name: String,
     pub arguments: Vec<ArgumentForm>,
 }
 
+impl ToolForm {
+    pub(crate) fn of(name: &str, parameters: &Value, syntax: &CallSyntax) -> ToolForm {
+        let is_tagged = matches!(syntax.body, CallBody::Tagged(_));
+        let properties = parameters.get("properties").filter(|_| is_tagged);
+        let properties = properties.and_then(Value::as_object).into_iter().flatten();
+        let arguments = properties.map(|(key, schema)| ArgumentForm::of(key, schema, parameters));
+        ToolForm {
+            name: name.to_string(),
+            arguments: arguments.collect(),
+        }
+    }
+}
+
 /// Reads a call as it comes. Arguments that are JSON are told piece by piece, those between marks at the end.
 #[derive(Debug)]
-pub(super) struct CallReader {
+pub(crate) struct CallReader {
     form: Arc<CallForm>,
     /// What came before the arguments.
     head: String,
@@ -51,7 +64,7 @@ struct Nesting {
 }
 
 impl CallReader {
-    pub(super) fn new(form: &Arc<CallForm>) -> CallReader {
+    pub(crate) fn new(form: &Arc<CallForm>) -> CallReader {
         CallReader {
             form: Arc::clone(form),
             head: String::new(),
@@ -60,7 +73,7 @@ impl CallReader {
         }
     }
 
-    pub(super) fn push(&mut self, text: &str, deltas: &mut Vec<Delta>) {
+    pub(crate) fn push(&mut self, text: &str, deltas: &mut Vec<Delta>) {
         if let Some(nesting) = &mut self.arguments {
             return nesting.push(text, deltas);
         }
@@ -81,12 +94,12 @@ impl CallReader {
     }
 
     /// Whether the call was told.
-    pub(super) fn is_told(&self) -> bool {
+    pub(crate) fn is_told(&self) -> bool {
         self.is_told
     }
 
     /// The call is complete.
-    pub(super) fn finish(&mut self, deltas: &mut Vec<Delta>) {
+    pub(crate) fn finish(&mut self, deltas: &mut Vec<Delta>) {
         let CallBody::Tagged(tags) = &self.form.syntax.body else {
             return;
         };
@@ -297,7 +310,7 @@ fn find_arguments(head: &str) -> Option<Arguments> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::call_syntax::CallObject;
+    use crate::calls::syntax::CallObject;
     use serde_json::json;
 
     fn read(form: CallForm, pieces: &[&str]) -> Vec<Delta> {

@@ -15,7 +15,7 @@ const MAX_MARK_BYTES: usize = 1024;
 
 /// How calls stand in what the model writes.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct CallSyntax {
+pub(crate) struct CallSyntax {
     /// What tells of a call: where it comes, one begins.
     pub mark: String,
     /// All that stands before the object or the name, the mark included unless that is a part of the object.
@@ -28,7 +28,7 @@ pub(super) struct CallSyntax {
 
 /// What stands between a call's beginning and end.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum CallBody {
+pub(crate) enum CallBody {
     Object(CallObject),
     Named {
         /// Between the name and the arguments' JSON.
@@ -39,7 +39,7 @@ pub(super) enum CallBody {
 
 /// A call that is a JSON object.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct CallObject {
+pub(crate) struct CallObject {
     /// What the arguments are called in it.
     pub arguments: &'static str,
     /// Whether the call has an identifier of nine letters and digits.
@@ -49,7 +49,7 @@ pub(super) struct CallObject {
 /// Marks around the parts of a call: a name, then `open`, and for each argument its key, a `..._value` and the
 /// value, with `join` before the next key or `close` after the last value.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct CallTags {
+pub(crate) struct CallTags {
     pub open: String,
     /// Between a key and a text, which is written as it is.
     pub text_value: String,
@@ -67,7 +67,7 @@ pub(super) struct CallTags {
 
 impl CallSyntax {
     /// Hermes's, which many models know.
-    pub(super) fn hermes() -> CallSyntax {
+    pub(crate) fn hermes() -> CallSyntax {
         CallSyntax {
             mark: "<tool_call>".to_string(),
             begin: "<tool_call>\n".to_string(),
@@ -81,7 +81,7 @@ impl CallSyntax {
     }
 
     /// Learns from a template how it writes calls; where that is none of the known kinds, they are Hermes's.
-    pub(super) fn learn(chat: Option<&Chat>, tokenizer: &Tokenizer) -> CallSyntax {
+    pub(crate) fn learn(chat: Option<&Chat>, tokenizer: &Tokenizer) -> CallSyntax {
         let learned = chat.and_then(|chat| Lesson::begin(chat)?.learn());
         let Some(mut syntax) = learned else {
             return CallSyntax::hermes();
@@ -91,7 +91,7 @@ impl CallSyntax {
     }
 
     /// What follows the mark before the name or the JSON.
-    pub(super) fn after_mark(&self) -> &str {
+    pub(crate) fn after_mark(&self) -> &str {
         self.begin.strip_prefix(&*self.mark).unwrap_or("")
     }
 }
@@ -302,7 +302,7 @@ impl<'a> Lesson<'a> {
 }
 
 /// A text with a backslash before its end, backslashes and line breaks.
-pub(super) fn escaped(end: &str, text: &str) -> String {
+pub(crate) fn escaped(end: &str, text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -321,7 +321,7 @@ pub(super) fn escaped(end: &str, text: &str) -> String {
 
 impl CallTags {
     /// What ends a text.
-    pub(super) fn end_of_text(&self) -> &str {
+    pub(crate) fn end_of_text(&self) -> &str {
         if !self.text_end.is_empty() {
             return &self.text_end;
         }
