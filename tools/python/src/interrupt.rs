@@ -32,7 +32,7 @@ pub(crate) fn with_events<T: Send, E: Send>(
             // There and back: it may be another thread's, but not shared.
             (event, receiver) = py.detach(move || (receiver.recv_timeout(POLL), receiver));
             let outcome = match event {
-                Ok(event) if raised.is_none() => receive(event),
+                Ok(event) if raised.is_none() => receive(event).and_then(|()| py.check_signals()),
                 Ok(_) => Ok(()),
                 Err(RecvTimeoutError::Timeout) if raised.is_none() => py.check_signals(),
                 Err(RecvTimeoutError::Timeout) => Ok(()),
