@@ -99,41 +99,45 @@ struct VerifyArgs {
 }
 
 fn verify(args: &VerifyArgs) -> Result<()> {
-    let (n_sections, fit) = check(&args.file, args.base.as_deref())?;
+    let n_sections = verify_whole(&args.file)?;
     tell!("{n_sections} sections and the header are whole");
-    match (fit, &args.base) {
-        (Some(BaseMatch::Same), Some(base)) => {
-            tell!("{} is the base it was made with", base.display());
-        }
-        (Some(BaseMatch::OtherBytes), Some(base)) => tell!(
+    let Some(base) = &args.base else {
+        return Ok(());
+    };
+    match fit(&args.file, base)? {
+        BaseMatch::Same => tell!("{} is the base it was made with", base.display()),
+        BaseMatch::OtherBytes => tell!(
             "{} fits, but its weights are not those that the bundle was made with: another \
              quantization of the same model, or one trained further",
             base.display()
         ),
-        _ => {}
     }
     Ok(())
 }
 
-/// Checks every byte of a bundle, and whether it is for a model, as `tandem bundle verify` does. Gives how
-/// many sections it has, and how the model fits where one is given.
+/// Checks every byte of a bundle. Gives how many sections it has.
 ///
 /// # Errors
 ///
-/// A bundle that is damaged, or for another model; a file that cannot be read.
-pub fn check(path: &Path, base: Option<&Path>) -> Result<(usize, Option<BaseMatch>)> {
+/// A file that cannot be read, or is no bundle; damage.
+pub fn verify_whole(path: &Path) -> Result<usize> {
     let bundle = open_file(path)?;
-    let refused = || format!("cannot use {}", path.display());
-    bundle.verify().with_context(refused)?;
-    let fit = match base {
-        Some(base) => {
-            let files = open::files(base)?;
-            let fit = bundle.contents().check_base(&files.parse()?);
-            Some(fit.with_context(refused)?)
-        }
-        None => None,
-    };
-    Ok((bundle.sections().len(), fit))
+    bundle
+        .verify()
+        .with_context(|| format!("cannot use {}", path.display()))?;
+    Ok(bundle.sections().len())
+}
+
+/// How a model fits a bundle.
+///
+/// # Errors
+///
+/// A file that cannot be read; a bundle for another model.
+pub fn fit(path: &Path, base: &Path) -> Result<BaseMatch> {
+    let bundle = open_file(path)?;
+    let files = open::files(base)?;
+    let fit = bundle.contents().check_base(&files.parse()?);
+    fit.with_context(|| format!("cannot use {}", path.display()))
 }
 
 /// What is in a bundle, as `tandem bundle inspect --json` tells it.

@@ -124,20 +124,15 @@ pub struct Quantized {
     pub n_bytes_before: usize,
     /// Numbers in all weights.
     pub n_elements: usize,
-    /// Which matrices got another type than was asked for, if any.
-    pub fallbacks: Option<String>,
 }
 
 pub(crate) fn quantize_command(args: &Args) -> Result<()> {
     let progress = Progress::new(0, "writing");
-    let done = quantize(args, &mut |n_done, n| {
+    let done = quantize(args, &|note| tell!("{note}"), &mut |n_done, n| {
         progress.set(n_done, n);
         Ok(())
     })?;
     drop(progress);
-    if let Some(fallbacks) = &done.fallbacks {
-        tell!("{fallbacks}");
-    }
     tell!(
         "{:.1} MB of weights, {:.2} bits each (were {:.1} MB)",
         done.n_bytes as f64 / 1e6,
@@ -150,13 +145,14 @@ pub(crate) fn quantize_command(args: &Args) -> Result<()> {
 /// Is told how much is done, and of how much; an error ends the work.
 pub type Advance<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
 
-/// Stores a model's weights in another type, as `tandem quantize` does.
+/// Stores a model's weights in another type, as `tandem quantize` does. `note` is told before which matrices get
+/// another type than was asked for, if any.
 ///
 /// # Errors
 ///
 /// A model that cannot be read or has no weights, rows that do not fit the type, weights that are no finite
 /// numbers, an output that cannot be written or is the input; what `advance` gives.
-pub fn quantize(args: &Args, advance: &mut Advance<'_>) -> Result<Quantized> {
+pub fn quantize(args: &Args, note: &dyn Fn(&str), advance: &mut Advance<'_>) -> Result<Quantized> {
     let files = open::files(&args.input)?;
     let gguf = files.parse()?;
     ensure!(
@@ -170,6 +166,9 @@ pub fn quantize(args: &Args, advance: &mut Advance<'_>) -> Result<Quantized> {
     for t in gguf.tensors() {
         tensors.push((t.name.to_string(), t.shape().to_vec(), plan.dtype(t)?));
     }
+    if let Some(fallbacks) = fallbacks(&plan, &tensors) {
+        note(&fallbacks);
+    }
     let new = NewModel {
         gguf: &gguf,
         target: Some(args.target),
@@ -182,7 +181,6 @@ pub fn quantize(args: &Args, advance: &mut Advance<'_>) -> Result<Quantized> {
         n_bytes,
         n_bytes_before: gguf.tensors().iter().map(|t| t.data.len()).sum(),
         n_elements: gguf.tensors().iter().map(Tensor::n_elements).sum(),
-        fallbacks: fallbacks(&plan, &tensors),
     })
 }
 

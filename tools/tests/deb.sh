@@ -1,29 +1,11 @@
 #!/usr/bin/env bash
 # Installs the package that `tandem cross --deb` wrote in an arm64 root under emulation, and looks at what a user
-# of it finds: tools/tests/deb.sh PACKAGE (with the fixtures' model and bundle in it). Needs root, mmdebstrap,
-# arch-test and qemu-user-static.
+# of it finds: tools/tests/deb.sh PACKAGE (with the fixtures' model and bundle in it). Needs what arm64.sh needs.
 set -euo pipefail
 package=$(realpath "$1")
-work=$(mktemp -d)
-root=$work/root
-trap 'umount -q "$root/proc" || true; rm -rf --one-file-system "$work"' EXIT
+. "$(dirname "$0")/arm64.sh"
 
-# The kernel hands programs for Arm to the emulator, inside of the root, too (F).
-formats=/proc/sys/fs/binfmt_misc
-if ! [ -e $formats/register ] && ! mount -t binfmt_misc binfmt_misc $formats; then
-    echo "not tested: this kernel hands no programs to emulators"
-    exit 0
-fi
-if [ ! -e $formats/qemu-aarch64 ]; then
-    magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
-    mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
-    echo ":qemu-aarch64:M::$magic:$mask:$(command -v qemu-aarch64-static):F" >$formats/register
-fi
-
-mmdebstrap -q --architectures=arm64 --variant=essential --include=apt,bash-completion bookworm "$root"
-mkdir -p "$root/proc" && mount -t proc proc "$root/proc"
-inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 "$@"; }
-
+make_root bash-completion
 cp "$package" "$root/root/tandem.deb"
 inside apt-get install -y -qq /root/tandem.deb >"$work/apt" 2>&1 || { cat "$work/apt"; exit 1; }
 [ "$(inside dpkg-query -W -f '${Status}' tandem)" = "install ok installed" ]

@@ -310,6 +310,11 @@ impl<'s> Generation<'s> {
         self.picker.filter = Some(filter);
     }
 
+    /// The session that it is generated in.
+    pub fn session(&self) -> &Session {
+        self.session
+    }
+
     /// Tokens of the prompt.
     pub fn n_prompt(&self) -> usize {
         self.n_prompt

@@ -79,7 +79,7 @@ pub struct Span<'s> {
 pub(crate) enum EachRows<'e> {
     /// `[n, n_vocab]`.
     Logits(&'e mut dyn FnMut(&[f32])),
-    /// What the output matrix is given, the last norm's results, `[n, n_embd]`.
+    /// What the output matrix is given, the last norm's results, a row at a time, `[n_embd]`.
     Hidden(&'e mut dyn FnMut(&[f32])),
 }
 
@@ -228,8 +228,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Evaluates tokens of one sequence and gives what comes out after the last `n_wanted` to `each`, some rows
-    /// at a time, `[n, n_vocab]` or `[n, n_embd]`.
+    /// Evaluates tokens of one sequence and gives what comes out after the last `n_wanted` to `each`, as its
+    /// case says.
     ///
     /// # Errors
     ///

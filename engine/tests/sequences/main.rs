@@ -105,6 +105,60 @@ fn rows_that_nobody_wants_change_nothing() {
     }
 }
 
+/// The output matrix makes the logits of the hidden states, which are the same in any batch.
+#[test]
+fn hidden_states_are_what_logits_are_made_of() {
+    for (name, model) in models(&["llama-f16", "qwen35-f16", "gemma3n-f16"]) {
+        let config = model.config();
+        let (n_embd, n_vocab) = (config.n_embd, config.n_vocab);
+        let ids = tokens(30, 5, n_vocab);
+        let hidden = |n_batch: usize, first: usize| {
+            let mut options = options(&model);
+            (options.n_batch, options.exact, options.kv_type) = (n_batch, true, DType::F32);
+            let mut session = Session::new(&model, ThreadPool::new(2), options).unwrap();
+            let mut rows = Vec::new();
+            let each = |i: usize, row: &[f32]| {
+                assert_eq!(i, first + rows.len() / n_embd);
+                rows.extend_from_slice(row);
+            };
+            session.eval_hidden(&ids, first, each).unwrap();
+            assert_eq!(session.tokens(), ids);
+            rows.extend_from_slice(session.step(7).unwrap());
+            rows
+        };
+        let mut rows = hidden(64, 0);
+        assert_eq!(rows.len(), 30 * n_embd + n_vocab);
+        assert!(hidden(64, 11) == rows[11 * n_embd..], "{name}");
+        assert!(
+            common::relative_error(&hidden(7, 0), &rows) < 1e-5,
+            "{name}"
+        );
+        rows.truncate(30 * n_embd);
+
+        let mut options = options(&model);
+        (options.exact, options.kv_type) = (true, DType::F32);
+        let mut session = Session::new(&model, ThreadPool::new(2), options).unwrap();
+        let (mut logits, mut made) = (Vec::new(), Vec::new());
+        session
+            .eval_rows(&ids, 0, |_, rows| logits.extend_from_slice(rows))
+            .unwrap();
+        let w = model.output().w.view();
+        let mut weights = vec![0.0; n_vocab * n_embd];
+        for (i, row) in weights.chunks_exact_mut(n_embd).enumerate() {
+            tandem_kernels::quant::dequantize(w.dtype(), w.row(i), row);
+        }
+        for h in rows.chunks_exact(n_embd) {
+            let row = |w: &[f32]| w.iter().zip(h).map(|(w, h)| w * h).sum::<f32>();
+            made.extend(weights.chunks_exact(n_embd).map(row));
+        }
+        if let Some(cap) = config.logit_softcap {
+            made.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+        }
+        let error = common::relative_error(&made, &logits);
+        assert!(error < 1e-5, "{name}: {error}");
+    }
+}
+
 /// A prompt comes to the same bits in one piece, in pieces of any size, and token by token, with as many threads
 /// as one likes.
 #[test]

@@ -6,7 +6,7 @@ use std::hash::BuildHasher as _;
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
-use tandem_engine::{DType, Level, MAX_DRAFT, MAX_PENALTY_WINDOW, Sampling};
+use tandem_engine::{MAX_DRAFT, MAX_PENALTY_WINDOW, Sampling};
 
 use crate::error::{Failure, Result, argument};
 
@@ -29,15 +29,12 @@ pub(crate) enum Form {
 impl Options {
     pub(crate) fn read(options: Option<&Bound<'_, PyDict>>) -> Result<Options> {
         let mut sampling = Sampling::default();
-        sampling.seed = RandomState::new().hash_one(0);
+        // Its keys are the same in a process that is forked; the number and the time are not.
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        sampling.seed = RandomState::new().hash_one((std::process::id(), now));
         let mut form = None;
-        for (key, value) in options.into_iter().flatten() {
-            let key: String = key.extract()?;
-            if value.is_none() {
-                continue; // as if it was not given
-            }
-            let read = Reader { key: &key, value };
-            match &*key {
+        for read in readers(options)? {
+            match &*read.key {
                 "max_tokens" => sampling.max_tokens = read.value()?,
                 "temperature" => {
                     sampling.temperature = read.number(|x| x >= 0.0, "of at least 0")?
@@ -58,7 +55,7 @@ impl Options {
                 "json_schema" => set_form(&mut form, Form::JsonSchema(read.json()?))?,
                 "regex" => set_form(&mut form, Form::Regex(read.value()?))?,
                 "lark" => set_form(&mut form, Form::Lark(read.value()?))?,
-                _ => return argument(format!("there is no argument {key:?}")),
+                _ => return read.unknown(),
             }
         }
         Ok(Options { sampling, form })
@@ -73,13 +70,51 @@ fn set_form(place: &mut Option<Form>, form: Form) -> Result<()> {
 }
 
 /// A keyword argument.
-struct Reader<'k, 'py> {
-    key: &'k str,
+pub(crate) struct Reader<'py> {
+    pub key: String,
     value: Bound<'py, PyAny>,
 }
 
-impl<'py> Reader<'_, 'py> {
-    fn value<T: FromPyObjectOwned<'py>>(&self) -> Result<T> {
+/// The keyword arguments; one that is `None` is as if it was not given.
+pub(crate) fn readers<'py>(options: Option<&Bound<'py, PyDict>>) -> Result<Vec<Reader<'py>>> {
+    let mut readers = Vec::new();
+    for (key, value) in options.into_iter().flatten() {
+        if !value.is_none() {
+            let key = key.extract()?;
+            readers.push(Reader { key, value });
+        }
+    }
+    Ok(readers)
+}
+
+impl<'py> Reader<'py> {
+    /// An argument that nothing takes.
+    pub(crate) fn unknown<T>(&self) -> Result<T> {
+        argument(format!("there is no argument {:?}", self.key))
+    }
+
+    /// What a name stands for, if it stands for anything.
+    pub(crate) fn named<T>(&self, found: Option<T>, names: &[&str]) -> Result<T> {
+        let wrong = || {
+            Failure::Argument(format!(
+                "{}: there are {}, not {}",
+                self.key,
+                names.join(", "),
+                self.value
+            ))
+        };
+        found.ok_or_else(wrong)
+    }
+
+    /// A number of at least 1.
+    pub(crate) fn positive(&self) -> Result<usize> {
+        match self.value()? {
+            0 => argument(format!("{}: at least 1 is wanted", self.key)),
+            n => Ok(n),
+        }
+    }
+
+    pub(crate) fn value<T: FromPyObjectOwned<'py>>(&self) -> Result<T> {
         self.value.extract().map_err(|error: T::Error| {
             let error: PyErr = error.into();
             Failure::Argument(format!("{}: {}", self.key, error.value(self.value.py())))
@@ -134,21 +169,4 @@ pub(crate) fn to_json(value: &Bound<'_, PyAny>) -> Result<String> {
 /// What `json.loads` makes of a text.
 pub(crate) fn from_json<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("json")?.call_method1("loads", (text,))
-}
-
-/// The type of a KV cache.
-pub(crate) fn kv_type(name: &str) -> Result<DType> {
-    let dtype = DType::from_name(&name.to_uppercase());
-    let dtype = dtype.filter(|t| matches!(t, DType::F32 | DType::F16 | DType::Q8_0));
-    dtype.ok_or_else(|| {
-        Failure::Argument(format!(
-            "kv_type is \"f32\", \"f16\" or \"q8_0\", not {name:?}"
-        ))
-    })
-}
-
-/// A level of instructions that this CPU has.
-pub(crate) fn level(name: &str) -> Result<Level> {
-    let missing = || Failure::Argument(format!("this CPU has no level {name:?}"));
-    Level::from_name(name).ok_or_else(missing)
 }

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use tandem_engine::adapters::{self, MergeMethod, MergeOptions};
+use tandem_engine::{AdapterType, PackedAdapter};
 use tandem_formats::bundle::BaseMatch;
 
-use crate::arguments::from_json;
-use crate::error::{Failure, Result};
+use crate::arguments::{from_json, readers};
+use crate::error::Result;
 
 /// Adapters, compositions and calibrations for one model, from a file: see `Model.bundle`.
 #[pyclass(frozen, module = "tandem")]
@@ -85,45 +87,85 @@ impl Composition {
         self.0.prompt()
     }
 
-    fn __repr__(&self) -> String {
-        format!("<tandem.Composition {:?}>", self.0.id())
+    fn __repr__(&self) -> &'static str {
+        "<tandem.Composition>"
     }
 }
 
 /// How several adapters become one: the keyword arguments of `Model.compose`.
-pub(crate) struct Merge<'a> {
-    pub method: &'a str,
-    pub density: f64,
-    pub rank: Option<usize>,
-    pub seed: u64,
+pub(crate) struct Merge {
+    options: MergeOptions,
+    lora_type: Option<AdapterType>,
+}
+
+impl Merge {
+    pub(crate) fn read(options: Option<&Bound<'_, PyDict>>) -> Result<Merge> {
+        let mut merge = Merge {
+            options: MergeOptions::new(MergeMethod::Cat),
+            lora_type: None,
+        };
+        for read in readers(options)? {
+            match &*read.key {
+                "merge" => {
+                    let name: String = read.value()?;
+                    let method = MergeMethod::from_name(&name);
+                    let names = MergeMethod::ALL.map(MergeMethod::name);
+                    merge.options.method = read.named(method, &names)?;
+                }
+                "lora_type" => {
+                    let name: String = read.value()?;
+                    let names = AdapterType::ALL.map(AdapterType::name);
+                    merge.lora_type = Some(read.named(AdapterType::from_name(&name), &names)?);
+                }
+                "density" => merge.options.density = read.value()?,
+                "rank" => merge.options.rank = Some(read.value()?),
+                "seed" => merge.options.seed = read.value()?,
+                _ => return read.unknown(),
+            }
+        }
+        Ok(merge)
+    }
 }
 
 /// The adapters, each times its weight, in one composition.
 pub(crate) fn compose(
     model: &tandem_engine::Model,
     members: &[(&adapters::Adapter, f32)],
-    merge: &Merge<'_>,
+    merge: &Merge,
 ) -> Result<Composition> {
-    let method = MergeMethod::from_name(merge.method).ok_or_else(|| {
-        let names = MergeMethod::ALL.map(MergeMethod::name);
-        Failure::Argument(format!(
-            "there is no merge {:?}; there are {}",
-            merge.method,
-            names.join(", ")
-        ))
-    })?;
-    if method == MergeMethod::Cat {
-        return Ok(Composition(model.compose(members.iter().copied())?));
+    let lora_type = merge.lora_type;
+    let lora_type = lora_type.unwrap_or_else(|| AdapterType::for_model(model, false));
+    if merge.options.method == MergeMethod::Cat {
+        return packed(model, members, lora_type);
     }
-    let mut options = MergeOptions::new(method);
-    options.density = merge.density;
-    options.rank = merge.rank;
-    options.seed = merge.seed;
     let (adapters, weights): (Vec<&adapters::Adapter>, Vec<f32>) = members.iter().copied().unzip();
     let pool = tandem_engine::threads::all();
     let compute = tandem_engine::Compute::new(tandem_engine::Level::detect(), &pool);
-    let merged = adapters::merge(model.linears(), &adapters, &weights, &options, compute)?;
-    Ok(Composition(model.compose([(&merged, 1.0)])?))
+    let merged = adapters::merge(
+        model.linears(),
+        &adapters,
+        &weights,
+        &merge.options,
+        compute,
+    )?;
+    packed(model, &[(&merged, 1.0)], lora_type)
+}
+
+fn packed(
+    model: &tandem_engine::Model,
+    members: &[(&adapters::Adapter, f32)],
+    lora_type: AdapterType,
+) -> Result<Composition> {
+    let base = model.linears();
+    let mut packed = Vec::new();
+    for (adapter, weight) in members {
+        packed.push((PackedAdapter::pack(base, adapter, lora_type)?, *weight));
+    }
+    let parts: Vec<_> = packed
+        .iter()
+        .map(|(part, weight)| (part, *weight))
+        .collect();
+    Ok(Composition(tandem_engine::Composition::new(base, &parts)?))
 }
 
 /// Makes a bundle by a recipe in TOML, as `tandem bundle create` does, and tells what is in it.
@@ -158,7 +200,8 @@ pub(crate) fn verify_bundle(
     model: Option<PathBuf>,
 ) -> Result<Option<bool>> {
     py.detach(|| {
-        let (_, fit) = tandem_tools::bundle::check(&path, model.as_deref())?;
-        Ok(fit.map(|fit| fit == BaseMatch::Same))
+        tandem_tools::bundle::verify_whole(&path)?;
+        let fit = model.map(|model| tandem_tools::bundle::fit(&path, &model));
+        Ok(fit.transpose()?.map(|fit| fit == BaseMatch::Same))
     })
 }

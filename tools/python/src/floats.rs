@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::error::Result;
 
@@ -37,11 +37,13 @@ impl Floats {
 /// Room for so many floats.
 pub(crate) fn room(n_rows: usize, n_cols: usize) -> Result<Vec<f32>> {
     let n = n_rows.saturating_mul(n_cols);
+    let n_bytes = n.saturating_mul(size_of::<f32>());
     let mut data = Vec::new();
-    let no_memory = |_| tandem_engine::SessionError::OutOfMemory {
-        n_bytes: n.saturating_mul(size_of::<f32>()),
-    };
-    data.try_reserve_exact(n).map_err(no_memory)?;
+    // A system that overcommits would give more than there is, and end the process later.
+    let is_there = tandem_engine::free_memory().is_none_or(|free| n_bytes < free);
+    if !is_there || data.try_reserve_exact(n).is_err() {
+        return Err(tandem_engine::SessionError::OutOfMemory { n_bytes }.into());
+    }
     Ok(data)
 }
 
@@ -49,15 +51,18 @@ pub(crate) fn room(n_rows: usize, n_cols: usize) -> Result<Vec<f32>> {
 impl Floats {
     /// (rows, columns), or (length,).
     #[getter]
-    fn shape(&self) -> Vec<usize> {
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         match self.is_matrix {
-            true => vec![self.data.len() / self.n_cols, self.n_cols],
-            false => vec![self.n_cols],
+            true => PyTuple::new(py, [self.__len__(), self.n_cols]),
+            false => PyTuple::new(py, [self.n_cols]),
         }
     }
 
     fn __len__(&self) -> usize {
-        self.shape()[0]
+        match self.is_matrix {
+            true => self.data.len() / self.n_cols,
+            false => self.n_cols,
+        }
     }
 
     /// A row, or a number.
@@ -94,8 +99,7 @@ impl Floats {
     #[getter]
     fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let interface = PyDict::new(py);
-        let shape = pyo3::types::PyTuple::new(py, self.shape())?;
-        interface.set_item("shape", shape)?;
+        interface.set_item("shape", self.shape(py)?)?;
         interface.set_item(
             "typestr",
             if cfg!(target_endian = "little") {
@@ -110,6 +114,9 @@ impl Floats {
     }
 
     fn __repr__(&self) -> String {
-        format!("<tandem.Floats of shape {:?}>", self.shape())
+        match self.is_matrix {
+            true => format!("<tandem.Floats of {} x {}>", self.__len__(), self.n_cols),
+            false => format!("<tandem.Floats of {}>", self.n_cols),
+        }
     }
 }

@@ -121,27 +121,20 @@ impl Generation {
         }
     }
 
-    /// The next piece; none where it has ended. `is_first` reads the prompt.
+    /// The next piece; none where it has ended.
     fn next_piece(&self) -> Result<Option<String>> {
         let mut work = self.session.work()?;
-        let Work::Running(running, record) = &mut *work else {
-            return Ok(None);
-        };
-        if !Arc::ptr_eq(record, &self.record) {
+        if !self.is_at(&work) {
             return Ok(None);
         }
         if self.stop.load(Ordering::Relaxed) {
             work.idle()?;
             return Ok(None);
         }
-        let piece = running.with_dependent_mut(|_, generation| {
-            let piece = generation.next();
-            if !matches!(piece, Some(Ok(_))) {
-                self.record.end(generation);
-            }
-            piece
-        });
-        match piece {
+        let Work::Running(running, _) = &mut *work else {
+            return Ok(None);
+        };
+        match running.with_dependent_mut(|_, generation| generation.next()) {
             Some(Ok(piece)) => Ok(Some(piece)),
             Some(Err(error)) => {
                 work.idle()?;
@@ -152,6 +145,11 @@ impl Generation {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether a session generates this.
+    fn is_at(&self, work: &Work) -> bool {
+        matches!(work, Work::Running(_, record) if Arc::ptr_eq(record, &self.record))
     }
 
     /// Whether the next piece waits for the prompt.
@@ -166,6 +164,9 @@ impl Generation {
         ended: impl FnOnce(&Ended) -> T,
     ) -> Result<T> {
         let mut work = self.session.work()?;
+        if self.stop.load(Ordering::Relaxed) && self.is_at(&work) {
+            work.idle()?;
+        }
         if let Work::Running(generation, record) = &mut *work
             && Arc::ptr_eq(record, &self.record)
         {
@@ -203,10 +204,9 @@ impl Generation {
     }
 
     fn __anext__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        let next = slf.getattr("_next")?;
         slf.py()
-            .import("asyncio")?
-            .call_method1("to_thread", (next,))
+            .import("tandem.aio")?
+            .call_method1("next_piece", (slf,))
     }
 
     /// The next piece for `async for`, on a thread of asyncio's.
@@ -220,7 +220,10 @@ impl Generation {
         let mut text = String::new();
         while let Some(piece) = self.__next__(py)? {
             text += &piece;
-            py.check_signals()?;
+            if let Err(error) = py.check_signals() {
+                self.cancel();
+                return Err(error.into());
+            }
         }
         Ok(text)
     }
@@ -299,9 +302,9 @@ impl Drop for Generation {
     /// A session whose answer nobody waits for is free.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Whoever uses the session just now will end it: this must not wait, as it may have Python's lock.
+        // Where the session is in use, the next answer ends this: to wait, with Python's lock perhaps, must not be.
         if let Some(mut work) = self.session.try_work()
-            && matches!(&*work, Work::Running(_, record) if Arc::ptr_eq(record, &self.record))
+            && self.is_at(&work)
         {
             let _ = work.idle();
         }

@@ -1,7 +1,7 @@
 //! Work that takes long: Python stays responsive, and Ctrl-C ends it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -12,17 +12,18 @@ const POLL: Duration = Duration::from_millis(50);
 /// Bytes of a working thread's stack.
 const STACK: usize = 8 << 20;
 
-/// Does `work` on a thread of its own. What it sends comes to `receive` on this one, with Python's lock; where
+/// Does `work` on a thread of its own. What it sends comes to `receive` on this one, with Python's lock, and the work
+/// waits where that takes long; where
 /// that fails, or Python got a signal that raises something, `stop` is set, and what was raised is given when the
 /// work has ended.
 pub(crate) fn with_events<T: Send, E: Send>(
     py: Python<'_>,
     stop: &AtomicBool,
     mut receive: impl FnMut(E) -> PyResult<()>,
-    work: impl FnOnce(Sender<E>) -> T + Send,
+    work: impl FnOnce(SyncSender<E>) -> T + Send,
 ) -> PyResult<T> {
     std::thread::scope(|scope| {
-        let (sender, mut receiver) = mpsc::channel();
+        let (sender, mut receiver) = mpsc::sync_channel(1);
         let worker = std::thread::Builder::new()
             .stack_size(STACK)
             .spawn_scoped(scope, || work(sender))?;

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod bundle;
+mod conversation;
 mod error;
 mod floats;
 mod generation;

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use tandem_engine::tokenizer::{ControlTokens, EncodeOptions};
+use tandem_engine::{DType, Level};
 use tandem_formats::Value;
 
-use crate::arguments::{kv_type, level};
+use crate::arguments::readers;
 use crate::bundle::{Adapter, Bundle, Composition, Merge, compose};
 use crate::error::{Result, argument};
 use crate::floats::{Floats, room};
@@ -34,7 +35,7 @@ pub(crate) fn text_bytes(text: &Bound<'_, PyAny>) -> Result<Vec<u8>> {
 #[pymethods]
 impl Model {
     /// Opens a model (of a split one, its first part). The file is mapped, not copied, and must not change while
-    /// the model is in use; `mmap=False` reads it into memory instead.
+    /// the model is in use; `mmap=False` reads it into memory instead (but not a split one).
     #[staticmethod]
     #[pyo3(signature = (path, *, mmap=true))]
     fn open(py: Python<'_>, path: PathBuf, mmap: bool) -> Result<Model> {
@@ -137,26 +138,19 @@ impl Model {
         py.detach(|| Ok(Adapter(self.0.adapter(path)?)))
     }
 
-    /// Adapters with their weights, `[(adapter, 0.5), ...]`, in one composition: their sum, or merged by PEFT's
-    /// method of that name.
-    #[pyo3(signature = (adapters, *, merge="cat", density=1.0, rank=None, seed=0))]
+    /// Adapters with their weights, `[(adapter, 0.5), ...]`, in one composition: their sum, or with `merge` merged
+    /// by PEFT's method of that name (`density`, `rank`, `seed` are as the command has them). `lora_type` is what
+    /// the factors are stored as; where it is not given, what suits the model: "f32" goes with `exact`.
+    #[pyo3(signature = (adapters, **options))]
     fn compose(
         &self,
         py: Python<'_>,
         adapters: Vec<(Py<Adapter>, f32)>,
-        merge: &str,
-        density: f64,
-        rank: Option<usize>,
-        seed: u64,
+        options: Option<&Bound<'_, PyDict>>,
     ) -> Result<Composition> {
         let members = adapters.iter();
         let members: Vec<_> = members.map(|(a, weight)| (&a.get().0, *weight)).collect();
-        let merge = Merge {
-            method: merge,
-            density,
-            rank,
-            seed,
-        };
+        let merge = Merge::read(options)?;
         py.detach(|| compose(&self.0, &members, &merge))
     }
 
@@ -176,26 +170,25 @@ impl Model {
         if let Some(composition) = composition {
             builder = builder.composition(&composition.0);
         }
-        for (key, value) in options.into_iter().flatten() {
-            let key: String = key.extract()?;
-            if value.is_none() {
-                continue; // as if it was not given
-            }
-            let count = || -> Result<usize> {
-                match value.extract::<usize>() {
-                    Ok(n) if n > 0 => Ok(n),
-                    _ => argument(format!("{key}: a number of at least 1 is wanted")),
+        for read in readers(options)? {
+            builder = match &*read.key {
+                "n_ctx" => builder.n_ctx(read.positive()?),
+                "n_batch" => builder.n_batch(read.positive()?),
+                "threads" => builder.threads(read.positive()?),
+                "threads_decode" => builder.threads_decode(read.positive()?),
+                "kv_type" => {
+                    let types = [DType::F16, DType::F32, DType::Q8_0];
+                    let name = read.value::<String>()?.to_uppercase();
+                    let found = types.into_iter().find(|dtype| dtype.name() == name);
+                    builder.kv_type(read.named(found, &["f16", "f32", "q8_0"])?)
                 }
-            };
-            builder = match &*key {
-                "n_ctx" => builder.n_ctx(count()?),
-                "n_batch" => builder.n_batch(count()?),
-                "threads" => builder.threads(count()?),
-                "threads_decode" => builder.threads_decode(count()?),
-                "kv_type" => builder.kv_type(kv_type(&value.extract::<String>()?)?),
-                "exact" => builder.exact(value.extract()?),
-                "level" => builder.level(level(&value.extract::<String>()?)?),
-                _ => return argument(format!("there is no argument {key:?}")),
+                "exact" => builder.exact(read.value()?),
+                "level" => {
+                    let found = Level::from_name(&read.value::<String>()?);
+                    let names = Level::available().map(Level::name).collect::<Vec<_>>();
+                    builder.level(read.named(found, &names)?)
+                }
+                _ => return read.unknown(),
             };
         }
         py.detach(|| Ok(Session::new(builder.build()?)))
@@ -221,18 +214,20 @@ impl Model {
 
     /// The text of ids; `special` shows special tokens as well.
     #[pyo3(signature = (tokens, *, special=false))]
-    fn detokenize(&self, tokens: Vec<u32>, special: bool) -> Result<String> {
+    fn detokenize(&self, py: Python<'_>, tokens: Vec<u32>, special: bool) -> Result<String> {
         let control = match special {
             true => ControlTokens::Show,
             false => ControlTokens::Hide,
         };
-        let mut decoder = self.0.tokenizer()?.vocab().stream(control);
-        let mut text = String::new();
-        for id in tokens {
-            text += decoder.push(id)?;
-        }
-        text += decoder.finish();
-        Ok(text)
+        py.detach(|| {
+            let mut decoder = self.0.tokenizer()?.vocab().stream(control);
+            let mut text = String::new();
+            for id in tokens {
+                text += decoder.push(id)?;
+            }
+            text += decoder.finish();
+            Ok(text)
+        })
     }
 
     /// The logits after each token, `[len(tokens), n_vocab]`.

@@ -4,20 +4,17 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::PyDict;
 use self_cell::{MutBorrow, self_cell};
-use serde_json::{Value, json};
-use tandem_engine::chat::{Conversation, PromptError, TemplateArgs};
 use tandem_engine::{Prompt, TokenFilter};
-use tandem_tools::calls;
 
-use crate::arguments::{Form, Options, to_json};
+use crate::arguments::{Form, Options};
 use crate::bundle::Composition;
+use crate::conversation::{Asked, Talk};
 use crate::error::{Result, argument};
 use crate::floats::Floats;
 use crate::generation::{Generation, Record};
 use crate::interrupt::interruptible;
-use crate::model::text_bytes;
 use crate::process::OfProcess;
 
 type EngineSession = Box<tandem_engine::Session>;
@@ -78,9 +75,24 @@ impl Work {
         }
         match self {
             Work::Idle(session) => Ok(session),
-            _ => argument("an error in the engine ended this session: make another"),
+            _ => lost(),
         }
     }
+
+    /// Looks at the session, whatever it does.
+    fn look<T>(&mut self, f: impl FnOnce(&tandem_engine::Session) -> Result<T>) -> Result<T> {
+        match self {
+            Work::Idle(session) => f(session),
+            Work::Running(running, _) => {
+                running.with_dependent(|_, generation| f(generation.session()))
+            }
+            Work::Lost => lost(),
+        }
+    }
+}
+
+fn lost<T>() -> Result<T> {
+    argument("an error in the engine ended this session: make another")
 }
 
 /// A model at work on one text at a time; from `Model.session`.
@@ -106,22 +118,31 @@ impl Session {
         py.detach(|| f(self.0.work()?.idle()?))
     }
 
+    /// Looks at the session, whatever it does.
+    fn look<T: Send>(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce(&tandem_engine::Session) -> Result<T> + Send,
+    ) -> Result<T> {
+        py.detach(|| self.0.work()?.look(f))
+    }
+
     fn begin(&self, py: Python<'_>, asked: Asked, options: Options) -> Result<Generation> {
         let stop = Arc::new(AtomicBool::new(false));
         let begun = interruptible(py, &stop, || {
-            let mut work = self.0.work()?;
-            let session = work.idle()?;
-            session.set_interrupt(None);
-            let filter = options.form.map(|form| filter(session.model(), &form));
+            // What is refused does not end the answer before.
+            let filter = options.form.map(|form| filter(&self.0.model, &form));
             let filter = filter.transpose()?;
+            let mut work = self.0.work()?;
+            let ids = work.look(|session| asked.ids(session))?;
+            work.idle()?;
             let Work::Idle(mut session) = std::mem::replace(&mut *work, Work::Lost) else {
-                return argument("an error in the engine ended this session: make another");
+                return lost();
             };
             session.set_interrupt(Some(Arc::clone(&stop)));
             let begun = Running::try_new_or_recover(MutBorrow::new(session), |session| {
                 let session = session.borrow_mut();
-                let ids = asked.ids(session)?;
-                Ok(session.generate(Prompt::Tokens(&ids), &options.sampling)?)
+                session.generate(Prompt::Tokens(&ids), &options.sampling)
             });
             match begun {
                 Ok(mut running) => {
@@ -129,18 +150,15 @@ impl Session {
                         if let Some(filter) = filter {
                             generation.set_filter(filter);
                         }
-                        Arc::new(Record::new(
-                            generation,
-                            options.sampling.seed,
-                            asked.tools(),
-                        ))
+                        Record::new(generation, options.sampling.seed, asked.tools())
                     });
+                    let record = Arc::new(record);
                     *work = Work::Running(running, Arc::clone(&record));
                     Ok(record)
                 }
                 Err((session, error)) => {
                     *work = Work::Idle(session.into_inner());
-                    Err(error)
+                    Err(error.into())
                 }
             }
         })??;
@@ -157,116 +175,6 @@ fn filter(model: &tandem_engine::Model, form: &Form) -> Result<Box<dyn TokenFilt
         Form::Lark(lark) => grammars.lark(lark),
     };
     Ok(Box::new(grammar?.constraint()))
-}
-
-/// A conversation, and what the template is given beside it.
-struct Talk {
-    messages: Vec<Value>,
-    /// A JSON object.
-    args: String,
-    tools: Vec<Value>,
-}
-
-impl Talk {
-    fn read(
-        messages: &Bound<'_, PyAny>,
-        tools: Option<&Bound<'_, PyAny>>,
-        args: Option<&Bound<'_, PyAny>>,
-    ) -> Result<Talk> {
-        Ok(Talk {
-            messages: dictionaries(messages, "messages")?,
-            tools: tools.map_or(Ok(Vec::new()), |tools| dictionaries(tools, "tools"))?,
-            args: args.map_or(Ok("{}".to_string()), to_json)?,
-        })
-    }
-
-    fn ids(&self, model: &tandem_engine::Model) -> Result<Vec<u32>> {
-        let chat = model.chat()?.ok_or(PromptError::NoTemplate)?;
-        let mut args = TemplateArgs::from_json(&self.args).map_err(PromptError::from)?;
-        let mut messages = self.messages.clone();
-        if !self.tools.is_empty() {
-            if calls::are_in_template(model)? {
-                let tools = Value::from(self.tools.clone()).to_string();
-                args.set_json("tools", &tools).map_err(PromptError::from)?;
-            } else {
-                add_to_system(&mut messages, &calls::instructions(&self.tools));
-            }
-        }
-        let conversation = Conversation {
-            messages: &Value::from(messages).to_string(),
-            args: &args,
-            continue_last: false,
-        };
-        Ok(chat.encode_conversation(model.tokenizer()?, &conversation)?)
-    }
-}
-
-/// A list of dictionaries as JSON.
-fn dictionaries(list: &Bound<'_, PyAny>, name: &str) -> Result<Vec<Value>> {
-    let list: std::result::Result<Vec<Value>, _> = serde_json::from_str(&to_json(list)?);
-    match list {
-        Ok(list) if list.iter().all(Value::is_object) => Ok(list),
-        Ok(_) => argument(format!("{name} are a list of dictionaries")),
-        Err(error) => argument(format!("{name} are a list of dictionaries: {error}")),
-    }
-}
-
-/// Adds to what the model is told before the conversation begins.
-fn add_to_system(messages: &mut Vec<Value>, text: &str) {
-    match messages.first_mut() {
-        Some(first) if first["role"] == "system" => {
-            let content = first["content"].as_str().unwrap_or_default();
-            first["content"] = format!("{content}\n\n{text}").into();
-        }
-        _ => messages.insert(0, json!({"role": "system", "content": text})),
-    }
-}
-
-/// What a session is asked.
-enum Asked {
-    Input(Vec<u8>),
-    Raw(Vec<u8>),
-    Tokens(Vec<u32>),
-    Conversation(Talk),
-}
-
-impl Asked {
-    fn read(prompt: &Bound<'_, PyAny>, raw: bool) -> Result<Asked> {
-        if let Ok(list) = prompt.cast::<PyList>() {
-            let are_messages = list
-                .get_item(0)
-                .is_ok_and(|item| item.is_instance_of::<PyDict>());
-            if are_messages && raw {
-                return argument("messages go through the chat template, and cannot be raw");
-            }
-            return match are_messages {
-                true => Ok(Asked::Conversation(Talk::read(prompt, None, None)?)),
-                false => Ok(Asked::Tokens(list.extract()?)),
-            };
-        }
-        let text = text_bytes(prompt)?;
-        Ok(match raw {
-            true => Asked::Raw(text),
-            false => Asked::Input(text),
-        })
-    }
-
-    fn ids(&self, session: &tandem_engine::Session) -> Result<Vec<u32>> {
-        match self {
-            Asked::Input(text) => Ok(session.prompt_ids(Prompt::Input(text))?),
-            Asked::Raw(text) => Ok(session.prompt_ids(Prompt::Raw(text))?),
-            Asked::Tokens(tokens) => Ok(tokens.clone()),
-            Asked::Conversation(talk) => talk.ids(session.model()),
-        }
-    }
-
-    /// What the model is offered.
-    fn tools(&self) -> Vec<Value> {
-        match self {
-            Asked::Conversation(talk) => talk.tools.clone(),
-            _ => Vec::new(),
-        }
-    }
 }
 
 #[pymethods]
@@ -310,7 +218,7 @@ impl Session {
     #[pyo3(signature = (prompt, *, raw=false))]
     fn prompt_ids(&self, py: Python<'_>, prompt: &Bound<'_, PyAny>, raw: bool) -> Result<Vec<u32>> {
         let asked = Asked::read(prompt, raw)?;
-        self.ask(py, |session| asked.ids(session))
+        self.look(py, |session| asked.ids(session))
     }
 
     /// Runs another composition, or the model alone, from the next answer on. What was evaluated is forgotten,
@@ -338,10 +246,10 @@ impl Session {
         self.ask(py, |session| Ok(session.rewind(n)))
     }
 
-    /// The tokens evaluated so far. It ends what is generated.
+    /// The tokens evaluated so far.
     #[getter]
     fn tokens(&self, py: Python<'_>) -> Result<Vec<u32>> {
-        self.ask(py, |session| Ok(session.tokens().to_vec()))
+        self.look(py, |session| Ok(session.tokens().to_vec()))
     }
 
     fn __repr__(&self) -> &'static str {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -13,6 +13,7 @@ use tandem_tools::train::{
     CANDLE_THREADS, CalibrateArgs, CommonArgs, Step, TrainLoraArgs, Trained, Validation, Watch,
 };
 
+use crate::arguments::{Reader, readers};
 use crate::error::{Failure, Result, argument};
 use crate::interrupt::with_events;
 
@@ -27,7 +28,7 @@ enum Event {
 
 /// Tells the caller's thread.
 struct Teller<'a> {
-    sender: Mutex<Sender<Event>>,
+    sender: Mutex<SyncSender<Event>>,
     stop: &'a AtomicBool,
 }
 
@@ -134,35 +135,27 @@ fn train<'py>(
 fn common<'py>(
     recipe: PathBuf,
     options: Option<&Bound<'py, PyDict>>,
-    mut own: impl FnMut(&str, &Bound<'py, PyAny>) -> PyResult<bool>,
+    mut own: impl FnMut(&Reader<'py>) -> Result<bool>,
 ) -> Result<CommonArgs> {
     let mut args = CommonArgs {
         recipe,
         ..CommonArgs::default()
     };
-    for (key, value) in options.into_iter().flatten() {
-        let key: String = key.extract()?;
-        if value.is_none() {
-            continue; // as if it was not given
-        }
-        match &*key {
-            "data" => args.data = value.extract()?,
-            "steps" => args.steps = value.extract()?,
-            "epochs" => args.epochs = value.extract()?,
-            "lr" => args.lr = value.extract()?,
-            "batch" => args.batch = value.extract()?,
-            "seed" => args.seed = value.extract()?,
-            "out" => args.out = value.extract()?,
-            "threads" => {
-                let n: usize = value.extract()?;
-                let wrong = || Failure::Argument("threads: at least 1 is wanted".into());
-                args.threads = Some(NonZeroUsize::new(n).ok_or_else(wrong)?);
-            }
-            "checkpoint" => args.checkpoint = value.extract()?,
-            "resume" => args.resume = value.extract()?,
-            "curve" => args.curve = value.extract()?,
-            _ if own(&key, &value)? => {}
-            _ => return argument(format!("there is no argument {key:?}")),
+    for read in readers(options)? {
+        match &*read.key {
+            "data" => args.data = Some(read.value()?),
+            "steps" => args.steps = Some(read.value()?),
+            "epochs" => args.epochs = Some(read.value()?),
+            "lr" => args.lr = Some(read.value()?),
+            "batch" => args.batch = Some(read.value()?),
+            "seed" => args.seed = Some(read.value()?),
+            "out" => args.out = Some(read.value()?),
+            "threads" => args.threads = NonZeroUsize::new(read.positive()?),
+            "checkpoint" => args.checkpoint = Some(read.value()?),
+            "resume" => args.resume = read.value()?,
+            "curve" => args.curve = Some(read.value()?),
+            _ if own(&read)? => {}
+            _ => return read.unknown(),
         }
     }
     if args.steps.is_some() && args.epochs.is_some() {
@@ -184,10 +177,10 @@ pub(crate) fn calibrate<'py>(
     options: Option<&Bound<'py, PyDict>>,
 ) -> Result<Bound<'py, PyDict>> {
     let (mut kind, mut rank) = (None, None);
-    let common = common(recipe, options, |key, value| {
-        match key {
-            "kind" => kind = value.extract()?,
-            "rank" => rank = value.extract()?,
+    let common = common(recipe, options, |read| {
+        match &*read.key {
+            "kind" => kind = Some(read.value()?),
+            "rank" => rank = Some(read.value()?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -209,10 +202,10 @@ pub(crate) fn train_lora<'py>(
     options: Option<&Bound<'py, PyDict>>,
 ) -> Result<Bound<'py, PyDict>> {
     let (mut rank, mut alpha) = (None, None);
-    let common = common(recipe, options, |key, value| {
-        match key {
-            "rank" => rank = value.extract()?,
-            "alpha" => alpha = value.extract()?,
+    let common = common(recipe, options, |read| {
+        match &*read.key {
+            "rank" => rank = Some(read.value()?),
+            "alpha" => alpha = Some(read.value()?),
             _ => return Ok(false),
         }
         Ok(true)

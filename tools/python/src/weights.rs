@@ -1,6 +1,7 @@
 //! Quantizing.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -40,12 +41,20 @@ pub(crate) fn quantize<'py>(
             anyhow::ensure!(!stop.load(std::sync::atomic::Ordering::Relaxed), "stopped");
             Ok(sender.send((n_done, n))?)
         };
-        Ok(pool.install(|| tandem_tools::quantize::quantize(&args, advance))?)
-    })??;
+        let fallbacks = Mutex::new(None);
+        let note = |text: &str| {
+            let place = fallbacks.lock();
+            *place.unwrap_or_else(PoisonError::into_inner) = Some(text.to_string());
+        };
+        let done = pool.install(|| tandem_tools::quantize::quantize(&args, &note, advance))?;
+        let fallbacks = fallbacks.into_inner();
+        Ok((done, fallbacks.unwrap_or_else(PoisonError::into_inner)))
+    })?;
+    let (done, fallbacks) = done?;
     let report = PyDict::new(py);
     report.set_item("n_bytes", done.n_bytes)?;
     report.set_item("n_bytes_before", done.n_bytes_before)?;
     report.set_item("n_elements", done.n_elements)?;
-    report.set_item("fallbacks", done.fallbacks)?;
+    report.set_item("fallbacks", fallbacks)?;
     Ok(report)
 }

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any, Callable, Iterator, Literal, Mapping, Sequence, TypedDict, Union, final
+from typing import Any, Callable, Dict, Iterator, Literal, Sequence, TypedDict, Union, final
 
 from . import errors as errors
 from .errors import TandemError as TandemError
@@ -10,8 +10,8 @@ __version__: str
 
 _Path = Union[str, PathLike[str]]
 _Text = Union[str, bytes]
-_Message = Mapping[str, Any]
-_Json = Union[str, Mapping[str, Any]]
+_Message = Dict[str, Any]
+_Json = Union[str, Dict[str, Any]]
 
 class _Perplexity(TypedDict):
     perplexity: float
@@ -68,6 +68,7 @@ class Model:
         density: float = 1.0,
         rank: int | None = None,
         seed: int = 0,
+        lora_type: Literal["f32", "f16", "q8", "q4"] | None = None,
     ) -> Composition: ...
     def session(
         self,
@@ -126,7 +127,7 @@ class Composition:
 class Session:
     def generate(
         self,
-        prompt: _Text | list[int] | list[_Message],
+        prompt: _Text | Sequence[int] | Sequence[_Message],
         *,
         raw: bool = False,
         max_tokens: int | None = None,
@@ -149,9 +150,9 @@ class Session:
     def chat(
         self,
         messages: Sequence[_Message],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[dict[str, Any]] | None = None,
         *,
-        template_args: Mapping[str, Any] | None = None,
+        template_args: dict[str, Any] | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -169,7 +170,7 @@ class Session:
         regex: str | None = None,
         lark: str | None = None,
     ) -> Generation: ...
-    def prompt_ids(self, prompt: _Text | list[int] | list[_Message], *, raw: bool = False) -> list[int]: ...
+    def prompt_ids(self, prompt: _Text | Sequence[int] | Sequence[_Message], *, raw: bool = False) -> list[int]: ...
     def set_composition(self, composition: Composition | None) -> None: ...
     def eval(self, tokens: Sequence[int]) -> Floats: ...
     def rewind(self, n: int) -> int: ...
@@ -215,7 +216,7 @@ class Timings:
 @final
 class Floats:
     @property
-    def shape(self) -> list[int]: ...
+    def shape(self) -> tuple[int, ...]: ...
     @property
     def __array_interface__(self) -> dict[str, Any]: ...
     def __len__(self) -> int: ...

@@ -1,4 +1,7 @@
-"""What can go wrong. Every exception of this package is a :class:`TandemError`."""
+"""What can go wrong: whatever the engine refuses is a :class:`TandemError`.
+
+Arguments of a wrong type raise ``TypeError`` and the like, as everywhere in Python.
+"""
 
 
 class TandemError(Exception):

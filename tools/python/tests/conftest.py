@@ -34,12 +34,13 @@ def session(model, bundle):
 @pytest.fixture
 def chat_model(model):
     """The model with a chat template, which its file lacks."""
-    return with_template(POCKET.read_bytes(), "{% for m in messages %}{{ m.content }}\n{% endfor %}"
-                         "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}=> ")
+    return tandem.Model.from_bytes(
+        with_template(POCKET.read_bytes(), "{% for m in messages %}{{ m.content }}\n{% endfor %}=> ")
+    )
 
 
 def with_template(data, template):
-    """A GGUF file with one entry of metadata more."""
+    """A GGUF file's bytes with one entry of metadata more."""
     def text(value):
         value = value.encode()
         return len(value).to_bytes(8, "little") + value
@@ -50,4 +51,4 @@ def with_template(data, template):
     padding = -len(entry) % 32
     entry = text("tokenizer.chat_template") + (8).to_bytes(4, "little") + text(template + " " * padding)
     head = data[:16] + (n_entries + 1).to_bytes(8, "little") + entry
-    return tandem.Model.from_bytes(head + data[24:])
+    return head + data[24:]

@@ -123,6 +123,40 @@ def test_async_for(session):
     assert "".join(pieces) == TEXT and len(pieces) > 2 and ticks > 2
 
 
+def test_a_task_that_is_cancelled_ends_its_answer(model):
+    session = model.session(n_ctx=20_000)
+    answer = session.generate([5] * 15_000, max_tokens=4)
+
+    async def read():
+        async for _ in answer:
+            pass
+
+    async def impatient():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(read(), 0.2)
+
+    start = time.monotonic()
+    asyncio.run(impatient())
+    # The loop's end waits for its threads.
+    assert time.monotonic() - start < 2
+    assert answer.stop_reason == "cancelled" and answer.tokens == []
+    session.generate([1, 5], max_tokens=1).read()
+
+
+def test_looking_ends_nothing(session):
+    answer = session.generate(INPUT, **GREEDY)
+    first = next(answer)
+    assert session.prompt_ids(INPUT) and session.tokens[: len(session.prompt_ids(INPUT))]
+    with pytest.raises(errors.GrammarError):
+        session.generate(INPUT, regex="(")
+    with pytest.raises(errors.ArgumentError):
+        session.generate(5)
+    assert first + answer.read() == TEXT
+    answer = session.generate(INPUT, **GREEDY)
+    answer.cancel()
+    assert answer.stop_reason == "cancelled"
+
+
 def test_forms(session):
     schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9, "minimum": 0}},
               "required": ["n"], "additionalProperties": False}
@@ -157,7 +191,10 @@ def test_conversations(chat_model):
     answer = session.chat(messages, [tool], regex=re.escape(said).replace("\\\n", "\\n").replace('\\"', '"'))
     assert answer.read() == said
     assert answer.tool_calls == [{"name": "lamp", "arguments": {"on": [True, 5]}}]
-    for wrong in ("no messages", [5], {"role": "user"}):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]
+    assert "one\ntwo" in chat_model.detokenize(session.prompt_ids(parts))
+    parts[0]["content"].append({"type": "image_url", "image_url": "x"})
+    for wrong in ("no messages", [5], {"role": "user"}, parts):
         with pytest.raises(errors.ArgumentError):
             session.chat(wrong)
     with pytest.raises(errors.ArgumentError):
@@ -180,8 +217,9 @@ def test_prompts_of_every_kind(model, session):
     raw = session.prompt_ids(INPUT, raw=True)
     assert raw != by_input and raw == model.tokenize(INPUT, parse_special=True)
     assert session.generate(by_input, **GREEDY).read() == TEXT
+    assert session.generate(tuple(by_input), **GREEDY).read() == TEXT
     for wrong in (5, None, ["a"], [-1], [1 << 40], object()):
-        with pytest.raises((errors.ArgumentError, TypeError, OverflowError)):
+        with pytest.raises(errors.ArgumentError):
             session.generate(wrong)
     with pytest.raises(errors.SessionError):
         session.generate([model.n_vocab])
@@ -204,7 +242,7 @@ def test_compositions_are_switched(model, bundle, session):
 def test_evaluating_and_rewinding(model):
     session = model.session(n_ctx=64)
     first = session.eval([1, 5, 9])
-    assert first.shape == [model.n_vocab] and len(first) == model.n_vocab
+    assert first.shape == (model.n_vocab,) and len(first) == model.n_vocab
     session.eval([4])
     assert session.tokens == [1, 5, 9, 4]
     assert session.rewind(2) == 2

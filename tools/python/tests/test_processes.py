@@ -108,6 +108,20 @@ def test_multiprocessing_with_a_model_of_the_parent():
     assert said == "same\n"
 
 
+def test_forked_processes_have_seeds_of_their_own():
+    said = run("""
+        import multiprocessing
+        model = tandem.Model.open(MODEL)
+        def seed(_):
+            return model.session(n_ctx=64, threads=1).generate([1, 5]).seed
+        seed(0)
+        with multiprocessing.get_context("fork").Pool(4) as pool:
+            seeds = pool.map(seed, range(16), chunksize=1)
+        print(len(set(seeds)))
+    """)
+    assert said == "16\n"
+
+
 @pytest.mark.parametrize("work", [
     "model.perplexity('This package provides the shared library. ' * 6_000)",
     "session.generate([5] * 30_000)",

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import threading
+import time
 
 import pytest
 
@@ -95,6 +96,40 @@ def test_ctrl_c_stops_it(work):
     with pytest.raises(KeyboardInterrupt):
         tandem.calibrate(work / "recipe.toml", out=work / "lc.safetensors", steps=100_000)
     assert (work / "lc.safetensors.checkpoint").exists()
+
+
+def test_what_is_stopped_before_it_begins_changes_nothing(work):
+    tandem.train_lora(work / "recipe.toml", out=work / "lora", steps=1)
+    before = (work / "lora/adapter_model.safetensors").read_bytes()
+
+    class Enough(Exception):
+        pass
+
+    def at_once(event):
+        raise Enough
+
+    with pytest.raises(Enough):
+        tandem.train_lora(work / "recipe.toml", out=work / "lora", steps=100_000, progress=at_once)
+    assert (work / "lora/adapter_model.safetensors").read_bytes() == before
+    assert not (work / "lora.checkpoint").exists()
+
+
+def test_a_function_that_takes_its_time_is_waited_for(work):
+    class Enough(Exception):
+        pass
+
+    def slow(event):
+        time.sleep(0.01)
+        if event["event"] == "step" and event["n_done"] == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        tandem.calibrate(work / "recipe.toml", out=work / "x", steps=60, progress=slow)
+    events = []
+    tandem.calibrate(work / "recipe.toml", out=work / "x", steps=60, resume=True, progress=events.append)
+    begin = next(event for event in events if event["event"] == "begin")
+    # The training is not ahead of whom it tells.
+    assert 3 <= begin["n_done"] < 10
 
 
 def test_wrong_recipes(work):

@@ -94,6 +94,7 @@ impl CallReader {
     }
 
     /// Whether the call was told.
+    #[cfg(feature = "serve")]
     pub(crate) fn is_told(&self) -> bool {
         self.is_told
     }

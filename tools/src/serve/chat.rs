@@ -17,12 +17,12 @@ use super::cache::n_common;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::messages;
-use super::output::{END_THINK, Form, THINK, Thinking};
+use super::output::{Form, Thinking};
 use super::task::Calls;
 use super::tools::{ToolChoice, Tools};
 use super::{Job, Served, grammar_error};
-use crate::calls::WRITTEN;
 use crate::calls::syntax::CallBody;
+use crate::calls::{END_THINK, THINK, WRITTEN};
 
 const MAX_TEMPLATE_ARGS: usize = 64;
 

@@ -5,11 +5,8 @@ use std::sync::Arc;
 use tandem_engine::StopStrings;
 use tandem_engine::tokenizer::{ControlTokens, StreamDecoder, TokenizerError, Vocab};
 
-use crate::calls::Delta;
 use crate::calls::reader::{CallForm, CallReader};
-
-pub(super) const THINK: &str = "<think>";
-pub(super) const END_THINK: &str = "</think>";
+use crate::calls::{Delta, END_THINK, THINK};
 
 /// What is to be looked for in an answer.
 #[derive(Clone, Debug, Default)]

@@ -10,6 +10,7 @@ use tandem_engine::tokenizer::{EncodeOptions, Tokenizer};
 
 use super::ops::Span;
 use super::recipe::TooLong;
+use super::watch::Watch;
 use crate::dataset;
 
 /// A prompt with the wanted answer.
@@ -38,6 +39,8 @@ pub(super) struct Form<'a> {
     /// The most tokens of an example, and what is done about longer ones.
     pub n_ctx: usize,
     pub too_long: TooLong,
+    /// Who is told of examples that are left out.
+    pub watch: &'a dyn Watch,
 }
 
 /// Reads the examples of a file, at most `limit`.
@@ -47,6 +50,7 @@ pub(super) fn read(path: &Path, form: &Form<'_>, limit: Option<usize>) -> Result
         prompt,
         n_ctx,
         too_long,
+        watch,
     } = *form;
     let end = tokenizer.vocab().eos();
     let end = end.context("the model's vocabulary names no token that ends a text")?;
@@ -67,11 +71,11 @@ pub(super) fn read(path: &Path, form: &Form<'_>, limit: Option<usize>) -> Result
         }
     }
     if let Some(first) = skipped.first() {
-        tell!(
+        watch.note(&format!(
             "note: {} examples of {} are longer than {n_ctx} tokens and left out, the first in line {first}",
             skipped.len(),
             path.display()
-        );
+        ));
     }
     ensure!(!examples.is_empty(), "{} has no examples", path.display());
     Ok(examples)

@@ -296,23 +296,21 @@ pub struct Trained {
     pub best_step: Option<usize>,
     /// Its loss a token on the examples held out.
     pub best_loss: Option<f32>,
-    /// Whether it was stopped before its end.
-    pub is_stopped: bool,
 }
 
 impl Job<'_> {
     /// Trains as the recipe says, and has the result written.
-    fn run(self, write: impl FnOnce(Done<'_>) -> Result<()>) -> Result<Trained> {
+    fn run(&self, write: impl FnOnce(Done<'_>) -> Result<()>) -> Result<Trained> {
         let Job {
             args,
             recipe,
-            form,
+            ref form,
             modules,
             out,
             watch,
-        } = self;
+        } = *self;
         let start = Instant::now();
-        let checkpoint = checkpoint_path(args, &form, out)?;
+        let checkpoint = checkpoint_path(args, form, out)?;
         let model = open::model(&recipe.path(&recipe.base))?;
         let composition = Composed::read(recipe, &model)?;
         if matches!(form, Form::Calibration { .. }) {
@@ -329,7 +327,7 @@ impl Job<'_> {
         );
         let default_ctx = SessionOptions::for_model(model.config()).n_ctx;
         let n_ctx = recipe.data.context.unwrap_or(default_ctx);
-        let examples = shuffled_examples(args, recipe, &model, &prompt, n_ctx)?;
+        let examples = self.shuffled_examples(&model, &prompt, n_ctx)?;
         let (validation, training) = examples.split_at(recipe.data.validation);
 
         let members = composition.members();
@@ -417,7 +415,12 @@ impl Job<'_> {
         for line in memory::lines(&model, &learned, &examples, together) {
             watch.note(&line);
         }
+        let n_before = state.course.losses.len();
         let Ended { end, pace } = trainer.run(&mut state)?;
+        ensure!(
+            end != End::Stopped || state.course.losses.len() > n_before,
+            "stopped before the first step; nothing was written"
+        );
         for line in lines_of_end(end, &state.course, start, pace) {
             watch.note(&line);
         }
@@ -438,8 +441,52 @@ impl Job<'_> {
             n_steps: state.course.losses.len(),
             best_step: best.map(|(step, _)| step),
             best_loss: best.map(|(_, loss)| loss),
-            is_stopped: end == End::Stopped,
         })
+    }
+
+    /// The examples in the order that the seed gives; the first are to be held out.
+    fn shuffled_examples(
+        &self,
+        model: &Model,
+        prompt: &str,
+        n_ctx: usize,
+    ) -> Result<Vec<data::Example>> {
+        let Job {
+            args,
+            recipe,
+            watch,
+            ..
+        } = *self;
+        let own_path = || recipe.path(&recipe.data.path);
+        let path = args.data.clone().unwrap_or_else(own_path);
+        let tokenizer = open::tokenizer(&recipe.path(&recipe.base), model)?;
+        let form = data::Form {
+            tokenizer,
+            prompt,
+            n_ctx,
+            too_long: recipe.data.too_long,
+            watch,
+        };
+        let mut examples = data::read(&path, &form, recipe.data.limit)?;
+        // As a session refuses them: a vocabulary may have more tokens than there are embeddings.
+        let n_vocab = model.config().n_vocab;
+        for example in &examples {
+            let outside = example.tokens.iter().find(|id| **id as usize >= n_vocab);
+            if let Some(id) = outside.copied() {
+                let place = || format!("{}, line {}", path.display(), example.line);
+                return Err(SessionError::Token { id, n_vocab }).with_context(place);
+            }
+        }
+        let seed = recipe.train.seed;
+        random::shuffle(&mut random::generator(seed, FOR_SPLIT), &mut examples);
+        ensure!(
+            recipe.data.validation < examples.len(),
+            "{} has {} examples, of which {} are to be held out: none is left to learn from",
+            path.display(),
+            examples.len(),
+            recipe.data.validation
+        );
+        Ok(examples)
     }
 }
 
@@ -474,45 +521,6 @@ fn checkpoint_path(args: &CommonArgs, form: &Form, out: Option<&Path>) -> Result
         ensure!(!path.is_dir(), "{} is a folder", path.display());
     }
     Ok(checkpoint)
-}
-
-/// The examples in the order that the seed gives; the first are to be held out.
-fn shuffled_examples(
-    args: &CommonArgs,
-    recipe: &Recipe,
-    model: &Model,
-    prompt: &str,
-    n_ctx: usize,
-) -> Result<Vec<data::Example>> {
-    let own_path = || recipe.path(&recipe.data.path);
-    let path = args.data.clone().unwrap_or_else(own_path);
-    let tokenizer = open::tokenizer(&recipe.path(&recipe.base), model)?;
-    let form = data::Form {
-        tokenizer,
-        prompt,
-        n_ctx,
-        too_long: recipe.data.too_long,
-    };
-    let mut examples = data::read(&path, &form, recipe.data.limit)?;
-    // As a session refuses them: a vocabulary may have more tokens than there are embeddings.
-    let n_vocab = model.config().n_vocab;
-    for example in &examples {
-        let outside = example.tokens.iter().find(|id| **id as usize >= n_vocab);
-        if let Some(id) = outside.copied() {
-            let place = || format!("{}, line {}", path.display(), example.line);
-            return Err(SessionError::Token { id, n_vocab }).with_context(place);
-        }
-    }
-    let seed = recipe.train.seed;
-    random::shuffle(&mut random::generator(seed, FOR_SPLIT), &mut examples);
-    ensure!(
-        recipe.data.validation < examples.len(),
-        "{} has {} examples, of which {} are to be held out: none is left to learn from",
-        path.display(),
-        examples.len(),
-        recipe.data.validation
-    );
-    Ok(examples)
 }
 
 fn lines_of_end(end: End, course: &checkpoint::Course, start: Instant, pace: Pace) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::watch::{Step, Validation, Watch};
 
@@ -30,7 +30,8 @@ impl Progress {
             }
             tell!("stopping; Ctrl-C once more quits at once, without a checkpoint");
         })?;
-        let bar = ProgressBar::new(0);
+        // Drawn when it is known how many steps there are.
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
         let style =
             ProgressStyle::with_template("step {pos} of {len} {wide_bar} {msg}, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -58,6 +59,7 @@ impl Watch for Progress {
     }
 
     fn begin(&self, n_done: usize, n_steps: usize) {
+        self.bar.set_draw_target(ProgressDrawTarget::stderr());
         self.bar.set_length(n_steps as u64);
         self.bar.set_position(n_done as u64);
         self.bar.reset_eta();
@@ -74,9 +76,6 @@ impl Watch for Progress {
         let message = format!("loss {loss:.3}, {tokens_per_second:.0} tokens/s");
         self.bar.set_message(message.clone());
         self.bar.inc(1);
-        if *n_done == *n_steps {
-            self.bar.finish_and_clear();
-        }
         if self.is_due() {
             let minutes = (left.as_secs_f64() / 60.0).ceil();
             tell!("step {n_done} of {n_steps}: {message}, {minutes:.0} min left");

@@ -119,6 +119,7 @@ impl Trainer<'_> {
         let n_warmup = (self.train.warmup * n_steps as f64).ceil() as usize;
         let mut order = Order::new(self.train.seed, self.training.len());
         self.learned.set(&state.values)?;
+        let n_before = state.course.losses.len();
         let mut end = End::Finished;
         let mut saved = Instant::now();
         if state.course.losses.is_empty() && state.course.validations.is_empty() {
@@ -164,7 +165,7 @@ impl Trainer<'_> {
                 saved = Instant::now();
             }
         }
-        if end == End::Stopped {
+        if end == End::Stopped && state.course.losses.len() > n_before {
             self.save(state)?;
         }
         self.learned
