@@ -1,8 +1,8 @@
 //! `tandem calibrate` and `tandem train-lora`: learning on this machine's cores.
 //!
-//! The way through it: a [`recipe`] names a model, adapters and [`data`]; the [`network`] is the
-//! engine's forward pass as a graph of [`ops`] that `candle` differentiates, with what is
-//! [`learned`] in it; the [`trainer`] goes down the gradients by the [`optimizer`]; [`output`]
+//! The way through it: a `recipe` names a model, adapters and `data`; the `network` is the
+//! engine's forward pass as a graph of `ops` that `candle` differentiates, with what is
+//! `learned` in it; the `trainer` goes down the gradients by the `optimizer`; `output`
 //! writes the result.
 
 mod checkpoint;
