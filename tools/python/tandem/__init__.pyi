@@ -3,6 +3,8 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any, Callable, Dict, Iterator, Literal, Sequence, TypedDict, Union, final
 
+from typing_extensions import Unpack
+
 from . import errors as errors
 from .errors import TandemError as TandemError
 
@@ -29,6 +31,37 @@ class _Trained(TypedDict):
     n_steps: int
     best_step: int | None
     best_loss: float | None
+
+class _Options(TypedDict, total=False):
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    repeat_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    penalty_window: int | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    max_draft: int | None
+    json_schema: _Json | None
+    regex: str | None
+    lark: str | None
+
+class _Training(TypedDict, total=False):
+    data: _Path | None
+    steps: int | None
+    epochs: float | None
+    lr: float | None
+    batch: int | None
+    seed: int | None
+    out: _Path | None
+    threads: int | None
+    checkpoint: _Path | None
+    resume: bool | None
+    curve: _Path | None
 
 @final
 class Model:
@@ -130,22 +163,7 @@ class Session:
         prompt: _Text | Sequence[int] | Sequence[_Message],
         *,
         raw: bool = False,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        typical_p: float | None = None,
-        repeat_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        penalty_window: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        max_draft: int | None = None,
-        json_schema: _Json | None = None,
-        regex: str | None = None,
-        lark: str | None = None,
+        **options: Unpack[_Options],
     ) -> Generation: ...
     def chat(
         self,
@@ -153,22 +171,7 @@ class Session:
         tools: Sequence[dict[str, Any]] | None = None,
         *,
         template_args: dict[str, Any] | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        typical_p: float | None = None,
-        repeat_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        presence_penalty: float | None = None,
-        penalty_window: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        max_draft: int | None = None,
-        json_schema: _Json | None = None,
-        regex: str | None = None,
-        lark: str | None = None,
+        **options: Unpack[_Options],
     ) -> Generation: ...
     def prompt_ids(self, prompt: _Text | Sequence[int] | Sequence[_Message], *, raw: bool = False) -> list[int]: ...
     def set_composition(self, composition: Composition | None) -> None: ...
@@ -237,17 +240,7 @@ def calibrate(
     progress: Callable[[dict[str, Any]], object] | None = None,
     kind: Literal["output_bias", "weight_bias", "low_rank", "projection"] | None = None,
     rank: int | None = None,
-    data: _Path | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    seed: int | None = None,
-    out: _Path | None = None,
-    threads: int | None = None,
-    checkpoint: _Path | None = None,
-    resume: bool | None = None,
-    curve: _Path | None = None,
+    **options: Unpack[_Training],
 ) -> _Trained: ...
 def train_lora(
     recipe: _Path,
@@ -255,17 +248,7 @@ def train_lora(
     progress: Callable[[dict[str, Any]], object] | None = None,
     rank: int | None = None,
     alpha: float | None = None,
-    data: _Path | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    seed: int | None = None,
-    out: _Path | None = None,
-    threads: int | None = None,
-    checkpoint: _Path | None = None,
-    resume: bool | None = None,
-    curve: _Path | None = None,
+    **options: Unpack[_Training],
 ) -> _Trained: ...
 def create_bundle(recipe: _Path, out: _Path) -> dict[str, Any]: ...
 def inspect_bundle(path: _Path) -> dict[str, Any]: ...
