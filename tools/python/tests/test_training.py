@@ -126,7 +126,7 @@ def test_a_function_that_takes_its_time_is_waited_for(work):
     with pytest.raises(Enough):
         tandem.calibrate(work / "recipe.toml", out=work / "x", steps=60, progress=slow)
     events = []
-    tandem.calibrate(work / "recipe.toml", out=work / "x", steps=60, resume=True, progress=events.append)
+    tandem.calibrate(work / "recipe.toml", out=work / "x", steps=12, resume=True, progress=events.append)
     begin = next(event for event in events if event["event"] == "begin")
     # The training is not ahead of whom it tells.
     assert 3 <= begin["n_done"] < 10
