@@ -77,6 +77,11 @@ fn calls_in(text: &str, form: &Arc<CallForm>) -> Vec<Call> {
         return Vec::new();
     }
     let (mark, mut calls) = (&*form.syntax.mark, Vec::new());
+    if mark.is_empty() {
+        // A template that writes nothing before the name: all of the answer may be a call.
+        calls.extend(one_call(rest, form));
+        return calls;
+    }
     while let Some(at) = rest.find(mark) {
         let after = &rest[at + mark.len()..];
         rest = match &form.syntax.body {
@@ -237,6 +242,14 @@ mod tests {
         ] {
             assert_eq!(found(text, &form), wanted, "{text}");
         }
+        // A file's template may have no mark at all.
+        let mut form = CallForm::default();
+        form.syntax.mark = String::new();
+        form.syntax.begin = String::new();
+        form.syntax.body = CallBody::Named {
+            between: " ".to_string(),
+        };
+        assert_eq!(found("a {\"x\": 1}", &Arc::new(form)), ["a({\"x\": 1})"]);
         let mut form = CallForm::default();
         form.syntax.mark = "{\"name\": ".to_string();
         let text = "{\"name\": \"a\", \"parameters\": {\"user\": {\"name\": \"Bob\"}}}";

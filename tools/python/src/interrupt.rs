@@ -12,10 +12,26 @@ const POLL: Duration = Duration::from_millis(50);
 /// Bytes of a working thread's stack.
 const STACK: usize = 8 << 20;
 
-/// Does `work` on a thread of its own. What it sends comes to `receive` on this one, with Python's lock, and the work
-/// waits where that takes long; where
-/// that fails, or Python got a signal that raises something, `stop` is set, and what was raised is given when the
-/// work has ended.
+/// How much of some work is done.
+pub(crate) struct Done {
+    pub n_done: u64,
+    /// Of how much.
+    pub n: u64,
+}
+
+impl Done {
+    /// Tells the caller's function, if there is one.
+    pub(crate) fn tell(&self, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        match progress {
+            Some(progress) => progress.call1((self.n_done, self.n)).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Does `work` on a thread of its own. What it sends comes to `receive` on this one, with Python's lock; the work
+/// waits where that takes long. Where that fails, or Python got a signal that raises something, `stop` is set, and
+/// what was raised is given when the work has ended.
 pub(crate) fn with_events<T: Send, E: Send>(
     py: Python<'_>,
     stop: &AtomicBool,

@@ -12,7 +12,7 @@ use crate::arguments::readers;
 use crate::bundle::{Adapter, Bundle, Composition, Merge, compose};
 use crate::error::{Result, argument};
 use crate::floats::{Floats, room};
-use crate::interrupt::{interruptible, with_events};
+use crate::interrupt::{Done, interruptible, with_events};
 use crate::session::Session;
 
 /// A language model from a GGUF file.
@@ -287,17 +287,14 @@ impl Model {
             builder = builder.composition(&composition.0);
         }
         let stop = std::sync::Arc::default();
-        let told = |(n_done, n): (u64, u64)| match &progress {
-            Some(progress) => progress.call1((n_done, n)).map(drop),
-            None => Ok(()),
-        };
+        let told = |done: Done| done.tell(progress.as_ref());
         let found = with_events(py, &stop, told, |sender| -> Result<_> {
             let mut session = builder.build()?;
             session.set_interrupt(Some(std::sync::Arc::clone(&stop)));
             let pool = rayon::ThreadPoolBuilder::new().build();
             let pool = pool.map_err(anyhow::Error::from)?;
             let n_chunks = chunks.unwrap_or(usize::MAX);
-            let advance = &mut |n_done, n| Ok(sender.send((n_done, n))?);
+            let advance = &mut |n_done, n| Ok(sender.send(Done { n_done, n })?);
             let found = pool.install(|| {
                 tandem_tools::perplexity::perplexity(&mut session, &text, n_chunks, advance)
             });

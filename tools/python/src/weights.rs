@@ -8,7 +8,7 @@ use pyo3::types::PyDict;
 use tandem_tools::quantize::{Args, parse_target};
 
 use crate::error::{Failure, Result};
-use crate::interrupt::with_events;
+use crate::interrupt::{Done, with_events};
 
 /// Stores a model's weights in another type, as `tandem quantize` does: "Q4_0", "Q4_K_M", "Q8_0" ... `pure` stores
 /// all matrices in it. `progress` is called with how many weights are done, and of how many. Gives the bytes of
@@ -30,16 +30,13 @@ pub(crate) fn quantize<'py>(
         pure,
     };
     let stop = std::sync::atomic::AtomicBool::new(false);
-    let told = |(n_done, n): (u64, u64)| match &progress {
-        Some(progress) => progress.call1((n_done, n)).map(drop),
-        None => Ok(()),
-    };
+    let told = |done: Done| done.tell(progress.as_ref());
     let done = with_events(py, &stop, told, |sender| -> Result<_> {
         let pool = rayon::ThreadPoolBuilder::new().build();
         let pool = pool.map_err(anyhow::Error::from)?;
         let advance = &mut |n_done, n| {
             anyhow::ensure!(!stop.load(std::sync::atomic::Ordering::Relaxed), "stopped");
-            Ok(sender.send((n_done, n))?)
+            Ok(sender.send(Done { n_done, n })?)
         };
         let fallbacks = Mutex::new(None);
         let note = |text: &str| {
