@@ -23,8 +23,11 @@ class Tandem(LLM):
 
     def _stream(self, prompt: str, stop: Optional[List[str]] = None, run_manager: Any = None,
                 **options: Any) -> Iterator[GenerationChunk]:
-        for piece in self.session.generate(prompt, stop=stop, **options):
+        answer = self.session.generate(prompt, stop=stop, **options)
+        for piece in answer:
             yield GenerationChunk(text=piece)
+        # LangChain takes a stream without a chunk for a failure, but an answer may be empty.
+        yield GenerationChunk(text="", generation_info={"stop_reason": answer.stop_reason})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """The examples, as a user runs them."""
 
+import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import tandem
 from conftest import FIXTURES, INPUT, POCKET, TEXT, with_template
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -40,6 +43,15 @@ def test_langchain():
     said("langchain_llm.py", POCKET, INPUT)
 
 
+def test_langchain_takes_an_empty_answer():
+    """As a model gives one, now and then, that ends at once."""
+    pytest.importorskip("langchain_core")
+    llm = runpy.run_path(str(EXAMPLES / "langchain_llm.py"))["Tandem"](session=tandem.Model.open(POCKET).session())
+    text = "".join(llm.stream(INPUT, temperature=0))
+    assert text and text == llm.invoke(INPUT, temperature=0)
+    assert list(llm.stream(INPUT, temperature=0, stop=[text[0]])) == [""]
+
+
 def test_the_readme_says_so():
     """Its example, with the fixtures' files, gives what it shows."""
     readme = (EXAMPLES.parent / "README.md").read_text()
@@ -53,10 +65,6 @@ def test_the_readme_says_so():
 
 def test_the_stubs_tell_what_there_is():
     """Names in the stubs and names of the module are the same."""
-    import ast
-
-    import tandem
-
     stubs = ast.parse((Path(tandem.__file__).parent / "__init__.pyi").read_text())
     told = {}
     for node in stubs.body:
