@@ -38,6 +38,15 @@ impl<'a> View<'a> {
         }
     }
 
+    pub(super) fn n_rows(self) -> usize {
+        self.n_rows
+    }
+
+    /// Row `r` of a view whose rows are as they lie.
+    pub(super) fn row(self, r: usize) -> &'a [f32] {
+        &self.data[r * self.strides.0..][..self.n_cols]
+    }
+
     /// Rows and columns exchanged.
     pub(super) fn t(self) -> View<'a> {
         View {

@@ -32,7 +32,7 @@ use tandem_formats::bundle::{self, INPUT_MARK, MergeMethod};
 
 use crate::open;
 use learned::{Form, Learned};
-use network::{Network, deltas};
+use network::{Network, NetworkForm, deltas};
 use progress::Progress;
 use recipe::{Recipe, Train};
 use trainer::{End, Ended, FOR_SPLIT, FOR_VALUES, Pace, Trainer};
@@ -340,7 +340,12 @@ impl Job<'_> {
             &mut values,
         )?;
         let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(0);
-        let network = composition.network(&model, &learned, default_ctx.max(n_ctx), longest)?;
+        let form_of_network = NetworkForm {
+            n_ctx: default_ctx.max(n_ctx),
+            n_positions: longest,
+            exact: recipe.train.exact,
+        };
+        let network = composition.network(&model, &learned, form_of_network)?;
         let n_threads = args.threads.map_or(0, NonZeroUsize::get); // 0: all cores
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
@@ -621,13 +626,7 @@ impl Composed {
     }
 
     /// The base with the composition's terms, but those that are part of what is learned.
-    fn network(
-        &self,
-        model: &Model,
-        learned: &Learned,
-        n_ctx: usize,
-        n_positions: usize,
-    ) -> Result<Network> {
+    fn network(&self, model: &Model, learned: &Learned, form: NetworkForm) -> Result<Network> {
         if let (Some(_), true) = (&self.merged, learned.replaces_any()) {
             bail!("a projection goes between the adapters of the merge cat only");
         }
@@ -636,7 +635,7 @@ impl Composed {
             None => self.members(),
         };
         let deltas = deltas(model.linears(), &plain, |id| learned.replaces(id));
-        Network::new(model, deltas, n_ctx, n_positions)
+        Network::new(model, deltas, form)
     }
 }
 

@@ -102,15 +102,29 @@ pub(super) fn deltas(
     deltas
 }
 
+/// How a network is made.
+#[derive(Clone, Copy)]
+pub(super) struct NetworkForm {
+    /// The context, which chooses the rotary frequencies of some models.
+    pub n_ctx: usize,
+    /// Of the longest sequence.
+    pub n_positions: usize,
+    /// Whether inputs of quantized weights stay float32.
+    pub exact: bool,
+}
+
 impl Network {
-    /// A model with low-rank terms, for a context of `n_ctx` (which chooses the rotary frequencies
-    /// of some models) and sequences of at most `n_positions`.
+    /// A model with low-rank terms.
     pub(super) fn new(
         model: &Model,
         mut deltas: Deltas,
-        n_ctx: usize,
-        n_positions: usize,
+        form: NetworkForm,
     ) -> anyhow::Result<Network> {
+        let NetworkForm {
+            n_ctx,
+            n_positions,
+            exact,
+        } = form;
         let config = model.config();
         let output = model.output();
         let has_output_terms = deltas.contains_key(&output.id);
@@ -121,12 +135,18 @@ impl Network {
             config.arch.name()
         );
         let layers = model.layers().iter();
-        let layers: anyhow::Result<_> =
-            layers.map(|w| Layer::new(config, w, &mut deltas)).collect();
-        let output = Fixed::new(output, &mut deltas).linear;
+        let layers: anyhow::Result<_> = layers
+            .map(|w| Layer::new(config, w, &mut deltas, exact))
+            .collect();
+        let output = Fixed::new(output, &mut deltas, exact).linear;
         let embeddings = match is_tied && !has_output_terms {
             true => Arc::clone(&output),
-            false => Arc::new(Frozen::new(&model.token_embd().view(), &[], Vec::new())),
+            false => Arc::new(Frozen::new(
+                &model.token_embd().view(),
+                &[],
+                Vec::new(),
+                true,
+            )),
         };
         let angles = (0..config.ropes.len()).map(|rope| {
             let angles = Angles::new(model, rope, n_ctx, n_positions);
@@ -270,7 +290,13 @@ impl Network {
 }
 
 impl Layer {
-    fn new(config: &Config, w: &model::Layer, deltas: &mut Deltas) -> anyhow::Result<Layer> {
+    fn new(
+        config: &Config,
+        w: &model::Layer,
+        deltas: &mut Deltas,
+        exact: bool,
+    ) -> anyhow::Result<Layer> {
+        let mut fixed = |linear: &model::Linear| Fixed::new(linear, deltas, exact);
         let Mixer::Attention(attention) = &w.mixer else {
             bail!(
                 "{} cannot be trained: some of its layers are no attention",
@@ -295,10 +321,10 @@ impl Layer {
             mixer_norm: norm_of(&w.mixer_norm),
             attention: AttentionBlock {
                 config: attention.config.clone(),
-                q: Fixed::new(&attention.q, deltas),
-                k: Fixed::new(k, deltas),
-                v: Fixed::new(v, deltas),
-                o: Fixed::new(&attention.o, deltas),
+                q: fixed(&attention.q),
+                k: fixed(k),
+                v: fixed(v),
+                o: fixed(&attention.o),
                 q_norm: head_norm(config, &attention.q_norm),
                 k_norm: head_norm(config, &attention.k_norm),
             },
@@ -307,14 +333,14 @@ impl Layer {
             ffn: match &w.ffn {
                 Ffn::Gated(gated) => FfnBlock::Gated(GatedBlock {
                     config: gated.config.clone(),
-                    gate: Fixed::new(&gated.gate, deltas),
-                    up: Fixed::new(&gated.up, deltas),
-                    down: Fixed::new(&gated.down, deltas),
+                    gate: fixed(&gated.gate),
+                    up: fixed(&gated.up),
+                    down: fixed(&gated.down),
                 }),
                 Ffn::Mlp(mlp) => FfnBlock::Mlp(MlpBlock {
                     config: mlp.config.clone(),
-                    up: Fixed::new(&mlp.up, deltas),
-                    down: Fixed::new(&mlp.down, deltas),
+                    up: fixed(&mlp.up),
+                    down: fixed(&mlp.down),
                 }),
                 _ => bail!(
                     "{} cannot be trained: its feed-forward networks are experts",
@@ -348,11 +374,11 @@ impl MlpBlock {
 
 impl Fixed {
     /// The base's linear with its terms, which are taken out of `deltas`.
-    fn new(linear: &model::Linear, deltas: &mut Deltas) -> Fixed {
+    fn new(linear: &model::Linear, deltas: &mut Deltas, exact: bool) -> Fixed {
         let own = deltas.remove(&linear.id).unwrap_or_default();
         Fixed {
             id: linear.id,
-            linear: Arc::new(Frozen::new(&linear.w.view(), &linear.bias, own)),
+            linear: Arc::new(Frozen::new(&linear.w.view(), &linear.bias, own, exact)),
         }
     }
 

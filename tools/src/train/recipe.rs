@@ -149,6 +149,9 @@ pub(super) struct Train {
     pub validate_every: usize,
     /// Stop after so many validations without a better one.
     pub patience: usize,
+    /// Keep what goes through quantized weights float32, both ways, instead of rounding it to int8 as the engine
+    /// does: slower, with weights that take no more memory than the file.
+    pub exact: bool,
 }
 
 impl Default for Train {
@@ -164,6 +167,7 @@ impl Default for Train {
             seed: 0,
             validate_every: 50,
             patience: 10,
+            exact: false,
         }
     }
 }

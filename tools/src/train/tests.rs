@@ -46,6 +46,15 @@ fn models() -> Vec<PathBuf> {
     [vec![folder("fixtures/pocket-q8_0.gguf")], there].concat()
 }
 
+/// Everything in float32.
+fn exactly(n_ctx: usize, n_positions: usize) -> NetworkForm {
+    NetworkForm {
+        n_ctx,
+        n_positions,
+        exact: true,
+    }
+}
+
 fn forms() -> Vec<(Form, &'static str)> {
     let mut forms = Vec::new();
     for shared in [true, false] {
@@ -190,7 +199,9 @@ fn logits_are_the_engine_s() {
             let learned = learned(model.linears(), &form, &composed);
             stir(&learned, 4);
             let n_ctx = SessionOptions::for_model(config).n_ctx;
-            let network = composed.network(&model, &learned, n_ctx, 40).unwrap();
+            let network = composed
+                .network(&model, &learned, exactly(n_ctx, 40))
+                .unwrap();
             let batch = Batch::new([&whole, &part]).unwrap();
             let logits = network.logits(&learned, &batch).unwrap();
             let mut logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -223,7 +234,7 @@ fn gradients_are_the_slopes_of_the_loss() {
         for (form, name) in forms() {
             let learned = learned(model.linears(), &form, &composed);
             stir(&learned, 4);
-            let network = composed.network(&model, &learned, 64, 64).unwrap();
+            let network = composed.network(&model, &learned, exactly(64, 64)).unwrap();
             let batch = Batch::new(&examples).unwrap();
             let loss = || network.loss(&learned, &batch).unwrap();
             let gradients = loss().backward().unwrap();
@@ -269,6 +280,53 @@ fn gradients_are_the_slopes_of_the_loss() {
                     path.display()
                 );
             }
+        }
+    }
+}
+
+/// What inputs rounded to int8 cost: the loss hardly moves, and gradients point where they pointed.
+#[test]
+fn rounded_inputs_turn_gradients_little() {
+    for path in models() {
+        let model = Model::open(&path).unwrap();
+        if !model.output().w.dtype().is_quantized() {
+            continue;
+        }
+        let n_vocab = model.config().n_vocab;
+        let composed = composed(model.linears());
+        let examples = [example(40, 20, n_vocab, 1), example(29, 14, n_vocab, 2)];
+        let batch = Batch::new(&examples).unwrap();
+        for (form, name) in forms() {
+            let learned = learned(model.linears(), &form, &composed);
+            stir(&learned, 4);
+            let run = |exact: bool| {
+                let form = NetworkForm {
+                    exact,
+                    ..exactly(64, 64)
+                };
+                let network = composed.network(&model, &learned, form).unwrap();
+                let loss = network.loss(&learned, &batch).unwrap();
+                let gradients = loss.backward().unwrap();
+                let of_var = |var| gradients.get(var).unwrap().flatten_all().unwrap();
+                let all = learned.vars().iter();
+                let all = all.flat_map(|var| of_var(var).to_vec1::<f32>().unwrap());
+                let all: Vec<f64> = all.map(f64::from).collect();
+                (f64::from(loss.to_scalar::<f32>().unwrap()), all)
+            };
+            let ((loss, gradient), (rounded_loss, rounded)) = (run(true), run(false));
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let cosine = dot(&gradient, &rounded)
+                / (dot(&gradient, &gradient) * dot(&rounded, &rounded)).sqrt();
+            let change = (rounded_loss / loss - 1.0).abs();
+            println!(
+                "{} {name}: loss {change:.1e}, cosine {cosine:.5}",
+                path.display()
+            );
+            assert!(
+                change > 0.0 && change < 1e-2,
+                "{name}: {loss} {rounded_loss}"
+            );
+            assert!(cosine > 0.999, "{name}: {cosine}");
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Linears whose weights do not learn, with what does learn beside them.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
-use tandem_kernels::{DType, Matrix, quant};
+use tandem_kernels::{
+    DType, Input, Level, Matrix, Q8_BLOCK, Q8_SUPER, Q8Rows, Q8Super, TileMut, quant, quantize_q8,
+};
 
 use super::super::gemm::{Target, View, matmul};
 use super::{like, read, values};
@@ -23,48 +26,74 @@ pub(in super::super) struct Frozen {
     pub n_out: usize,
     pub n_in: usize,
     weights: Weights,
+    /// What is added to the weights; none where they are floats, which have taken it up.
+    terms: Vec<Delta>,
     /// `[n_out]` or empty.
     bias: Vec<f32>,
 }
 
 enum Weights {
-    /// The terms already added, `[n_out, n_in]`.
+    /// `[n_out, n_in]`.
     Floats(Vec<f32>),
-    /// As the file stores them; decoded, and the terms added, for each use and no longer.
-    Packed(DType, Vec<u8>, Vec<Delta>),
+    /// As the file stores them; decoded for each use and no longer.
+    Packed(DType, Vec<u8>),
+    /// As the file stores them, and what the way back is computed with. Both ways inputs are rounded to int8, as
+    /// the engine does.
+    Integers(DType, Vec<u8>, Vec<Transposed>),
 }
 
+/// The weights of some outputs, outputs and inputs exchanged: `[n_in, n]` in Q8_0.
+struct Transposed {
+    /// Which outputs.
+    outputs: Range<usize>,
+    bytes: Vec<u8>,
+}
+
+/// Outputs of a [`Transposed`]: the gradients of some hundred tokens by so many fit the cache.
+const OUTPUTS: usize = 2048;
+
 impl Frozen {
-    /// Weights of the base with terms. Float32 weights take them up once and for all, others stay
-    /// as they are stored, so that the model takes no more memory than its file.
-    pub(in super::super) fn new(w: &Matrix<'_>, bias: &[f32], deltas: Vec<Delta>) -> Frozen {
+    /// Weights of the base with terms. Float32 weights take them up once and for all, others stay as they are
+    /// stored. Where `exact`, no input is rounded, and the model takes no more memory than its file.
+    pub(in super::super) fn new(
+        w: &Matrix<'_>,
+        bias: &[f32],
+        terms: Vec<Delta>,
+        exact: bool,
+    ) -> Frozen {
         let (n_out, n_in) = (w.n_rows(), w.n_cols());
         let bytes: Vec<u8> = (0..n_out).flat_map(|r| w.row(r)).copied().collect();
-        let packed = Weights::Packed(w.dtype(), bytes, deltas);
+        let fits = n_in.is_multiple_of(Q8_BLOCK) && n_out.is_multiple_of(Q8_BLOCK);
+        let weights = match w.dtype().is_quantized() && fits && !exact {
+            true => Weights::Integers(w.dtype(), bytes, transposed(w)),
+            false => Weights::Packed(w.dtype(), bytes),
+        };
         let mut frozen = Frozen {
             n_out,
             n_in,
-            weights: packed,
+            weights,
+            terms,
             bias: bias.to_vec(),
         };
         if w.dtype() == DType::F32 {
-            frozen.weights = Weights::Floats(frozen.weights().into_owned());
+            let mut w = frozen.weights().into_owned();
+            for Delta { rank, a, b } in frozen.terms.drain(..) {
+                let b = View::new(&b, n_out, rank);
+                let a = View::new(&a, rank, n_in);
+                matmul(Target::new(&mut w, n_in), true, 1.0, b, a);
+            }
+            frozen.weights = Weights::Floats(w);
         }
         frozen
     }
 
-    /// `[n_out, n_in]`.
+    /// `[n_out, n_in]`, without terms.
     fn weights(&self) -> Cow<'_, [f32]> {
         match &self.weights {
             Weights::Floats(w) => Cow::Borrowed(w),
-            Weights::Packed(dtype, bytes, deltas) => {
+            Weights::Packed(dtype, bytes) | Weights::Integers(dtype, bytes, _) => {
                 let mut w = vec![0.0; self.n_out * self.n_in];
                 quant::dequantize(*dtype, bytes, &mut w);
-                for Delta { rank, a, b } in deltas {
-                    let b = View::new(b, self.n_out, *rank);
-                    let a = View::new(a, *rank, self.n_in);
-                    matmul(Target::new(&mut w, self.n_in), true, 1.0, b, a);
-                }
                 Cow::Owned(w)
             }
         }
@@ -74,7 +103,7 @@ impl Frozen {
     pub(in super::super) fn row(&self, r: usize, out: &mut [f32]) {
         match &self.weights {
             Weights::Floats(w) => out.copy_from_slice(&w[r * self.n_in..][..self.n_in]),
-            Weights::Packed(dtype, bytes, _) => {
+            Weights::Packed(dtype, bytes) | Weights::Integers(dtype, bytes, _) => {
                 let n = bytes.len() / self.n_out;
                 quant::dequantize(*dtype, &bytes[r * n..][..n], out);
             }
@@ -83,17 +112,29 @@ impl Frozen {
 
     /// `x` `[n, n_in]` to `y` `[n, n_out]`.
     fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let n = x.len() / self.n_in;
+        let (n, x_view) = (x.len() / self.n_in, rows(x, self.n_in));
         let mut y = vec![0.0; n * self.n_out];
-        let w = self.weights();
-        let w = View::new(&w, self.n_out, self.n_in);
-        matmul(
-            Target::new(&mut y, self.n_out),
-            false,
-            1.0,
-            View::new(x, n, self.n_in),
-            w.t(),
-        );
+        match &self.weights {
+            Weights::Integers(dtype, bytes, _) => {
+                let w = Matrix::new(*dtype, self.n_out, self.n_in, bytes);
+                rounded_product(&w.expect("the file's matrix"), x, &mut y);
+            }
+            Weights::Floats(_) | Weights::Packed(..) => {
+                let w = self.weights();
+                let w = View::new(&w, self.n_out, self.n_in);
+                matmul(Target::new(&mut y, self.n_out), false, 1.0, x_view, w.t());
+            }
+        }
+        for Delta { rank, a, b } in &self.terms {
+            let mut h = vec![0.0; n * rank];
+            let (a, b) = (
+                View::new(a, *rank, self.n_in),
+                View::new(b, self.n_out, *rank),
+            );
+            matmul(Target::new(&mut h, *rank), false, 1.0, x_view, a.t());
+            let h = View::new(&h, n, *rank);
+            matmul(Target::new(&mut y, self.n_out), true, 1.0, h, b.t());
+        }
         if !self.bias.is_empty() {
             add_rows(&mut y, &self.bias);
         }
@@ -102,13 +143,93 @@ impl Frozen {
 
     /// The gradient of `x` `[n, n_in]` from that of `y` `[n, n_out]`.
     fn backward(&self, grad: &[f32]) -> Vec<f32> {
-        let n = grad.len() / self.n_out;
+        let (n, grad_view) = (grad.len() / self.n_out, rows(grad, self.n_out));
         let mut grad_x = vec![0.0; n * self.n_in];
-        let w = self.weights();
-        let w = View::new(&w, self.n_out, self.n_in);
-        let grad = View::new(grad, n, self.n_out);
-        matmul(Target::new(&mut grad_x, self.n_in), false, 1.0, grad, w);
+        match &self.weights {
+            Weights::Integers(.., parts) => {
+                for part in parts {
+                    part.add_product(grad_view, &mut grad_x);
+                }
+            }
+            Weights::Floats(_) | Weights::Packed(..) => {
+                let w = self.weights();
+                let w = View::new(&w, self.n_out, self.n_in);
+                matmul(
+                    Target::new(&mut grad_x, self.n_in),
+                    false,
+                    1.0,
+                    grad_view,
+                    w,
+                );
+            }
+        }
+        for Delta { rank, a, b } in &self.terms {
+            let mut h = vec![0.0; n * rank];
+            let (a, b) = (
+                View::new(a, *rank, self.n_in),
+                View::new(b, self.n_out, *rank),
+            );
+            matmul(Target::new(&mut h, *rank), false, 1.0, grad_view, b);
+            let h = View::new(&h, n, *rank);
+            matmul(Target::new(&mut grad_x, self.n_in), true, 1.0, h, a);
+        }
         grad_x
+    }
+}
+
+/// Rows of `n_cols`.
+fn rows(x: &[f32], n_cols: usize) -> View<'_> {
+    View::new(x, x.len() / n_cols, n_cols)
+}
+
+/// `y = x W^T`, the rows of `x` rounded to int8.
+fn rounded_product(w: &Matrix<'_>, x: &[f32], y: &mut [f32]) {
+    let (n_in, n_out) = (w.n_cols(), w.n_rows());
+    let n = x.len() / n_in;
+    let level = Level::detect();
+    let mut supers = vec![Q8Super::default(); n * n_in.div_ceil(Q8_SUPER)];
+    quantize_q8(level, x, n_in, 0, &mut supers);
+    let x = Input::Q8(Q8Rows::new(&supers, n));
+    tandem_kernels::matmul(level, w, 0..n_out, &x, &mut TileMut::new(y, n_out));
+}
+
+/// The weights with rows and columns exchanged.
+fn transposed(w: &Matrix<'_>) -> Vec<Transposed> {
+    let (n_out, n_in) = (w.n_rows(), w.n_cols());
+    let part = |first: usize| {
+        let outputs = first..n_out.min(first + OUTPUTS);
+        let n = outputs.len();
+        let mut row = vec![0.0; n_in];
+        let mut turned = vec![0.0; n_in * n];
+        for (i, r) in outputs.clone().enumerate() {
+            quant::dequantize(w.dtype(), w.row(r), &mut row);
+            for (c, x) in row.iter().enumerate() {
+                turned[c * n + i] = *x;
+            }
+        }
+        let n_bytes = DType::Q8_0.row_bytes(n).expect("whole blocks");
+        let mut bytes = vec![0; n_in * n_bytes];
+        for (row, bytes) in turned.chunks_exact(n).zip(bytes.chunks_exact_mut(n_bytes)) {
+            quant::quantize(DType::Q8_0, row, bytes);
+        }
+        Transposed { outputs, bytes }
+    };
+    (0..n_out).step_by(OUTPUTS).map(part).collect()
+}
+
+impl Transposed {
+    /// Adds what the gradients `[n, n_out]` of these outputs make of the inputs' `[n, n_in]`.
+    fn add_product(&self, grad: View<'_>, grad_x: &mut [f32]) {
+        let (n, n_part) = (grad.n_rows(), self.outputs.len());
+        let n_in = grad_x.len() / n;
+        let mut own = Vec::with_capacity(n * n_part);
+        for t in 0..n {
+            own.extend_from_slice(&grad.row(t)[self.outputs.clone()]);
+        }
+        let w = Matrix::new(DType::Q8_0, n_in, n_part, &self.bytes);
+        let mut product = vec![0.0; n * n_in];
+        rounded_product(&w.expect("whole rows"), &own, &mut product);
+        grad_x.iter_mut().zip(&product).for_each(|(x, p)| *x += p);
     }
 }
 

@@ -103,7 +103,7 @@ fn frozen(n_out: usize, n_in: usize, dtype: DType, bias: bool) -> Arc<Frozen> {
     }];
     let bias = if bias { values(n_out) } else { Vec::new() };
     let w = Matrix::new(dtype, n_out, n_in, &bytes).unwrap();
-    Arc::new(Frozen::new(&w, &bias, deltas))
+    Arc::new(Frozen::new(&w, &bias, deltas, true))
 }
 
 #[test]
