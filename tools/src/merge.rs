@@ -34,7 +34,7 @@ pub(crate) struct Args {
     model: PathBuf,
     #[command(flatten)]
     adapters: AdapterArgs,
-    /// How to merge several adapters; all but cat and svd work on the factors
+    /// How to merge several adapters; all but cat, svd and slerp work on the factors
     #[arg(long, value_name = "METHOD", default_value = "cat", value_parser = methods())]
     method: MergeMethod,
     /// Merge the products of the factors, not the factors (PEFT's methods that end in _svd)

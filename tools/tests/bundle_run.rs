@@ -161,6 +161,7 @@ fn stored_merges_are_those_that_are_computed() {
         ("dare_ties_svd", "density = 0.6\nseed = 7\nrank = 8"),
         ("magnitude_prune", "density = 0.5"),
         ("magnitude_prune_svd", "density = 0.5\nrank = 8"),
+        ("slerp", ""),
     ];
     let mut compositions = String::new();
     for (method, options) in methods {

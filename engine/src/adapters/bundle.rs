@@ -322,6 +322,7 @@ impl From<&bundle::Merge> for super::MergeOptions {
             Method::DareTiesSvd => (MergeMethod::DareTies, true),
             Method::MagnitudePrune => (MergeMethod::MagnitudePrune, false),
             Method::MagnitudePruneSvd => (MergeMethod::MagnitudePrune, true),
+            Method::Slerp => (MergeMethod::Slerp, false),
         };
         super::MergeOptions {
             method,

@@ -23,7 +23,9 @@ use tandem_kernels::{
 use super::calibration::{put_columns, same_shape};
 use super::packed::{FactorValues, Users};
 use super::svd::LowRankProduct;
-use super::{Adapter, AdapterType, CompositionError, ContentId, PackedAdapter, PackedFactors, svd};
+use super::{
+    Adapter, AdapterType, CompositionError, ContentId, PackedAdapter, PackedFactors, slerp, svd,
+};
 use crate::exec::Compute;
 use crate::model::Linears;
 
@@ -47,11 +49,15 @@ pub enum MergeMethod {
     DareTies,
     /// Of each adapter the largest values, summed.
     MagnitudePrune,
+    /// Spherical interpolation (Shoemake 1985) of two adapters' products: on the way from the one to the
+    /// other by the second's share of the weights, along the arc between them, times the weights' sum. The
+    /// ranks add up. PEFT has none; mergekit's does the same with whole weights.
+    Slerp,
 }
 
 impl MergeMethod {
     /// All methods.
-    pub const ALL: [MergeMethod; 7] = [
+    pub const ALL: [MergeMethod; 8] = [
         MergeMethod::Cat,
         MergeMethod::Svd,
         MergeMethod::Linear,
@@ -59,9 +65,10 @@ impl MergeMethod {
         MergeMethod::DareLinear,
         MergeMethod::DareTies,
         MergeMethod::MagnitudePrune,
+        MergeMethod::Slerp,
     ];
 
-    /// PEFT's name.
+    /// PEFT's name, where it has the method.
     pub fn name(self) -> &'static str {
         match self {
             MergeMethod::Cat => "cat",
@@ -71,6 +78,7 @@ impl MergeMethod {
             MergeMethod::DareLinear => "dare_linear",
             MergeMethod::DareTies => "dare_ties",
             MergeMethod::MagnitudePrune => "magnitude_prune",
+            MergeMethod::Slerp => "slerp",
         }
     }
 
@@ -91,7 +99,8 @@ pub struct MergeOptions {
     /// How.
     pub method: MergeMethod,
     /// Combine the products `B A` instead of the factors (PEFT's methods that end in `_svd`); for
-    /// [`MergeMethod::Cat`] and [`MergeMethod::Svd`], which are exact, it changes nothing.
+    /// [`MergeMethod::Cat`], [`MergeMethod::Svd`] and [`MergeMethod::Slerp`], which do so anyway, it changes
+    /// nothing.
     pub dense: bool,
     /// The share of values that TIES, DARE and pruning keep, above 0 and at most 1.
     pub density: f64,
@@ -224,6 +233,7 @@ pub(super) fn merge_and_pack(
 pub(super) type Modules<'a> = BTreeMap<&'a str, Vec<Member<'a>>>;
 
 /// A tensor's factors in one of the adapters.
+#[derive(Clone, Copy)]
 pub(super) struct Member<'a> {
     /// Which adapter.
     pub i: usize,
@@ -343,6 +353,12 @@ pub(super) fn merge_modules<T: Send>(
     }) {
         return refuse("matrices of 2^32 values or more are not merged");
     }
+    if options.method == MergeMethod::Slerp {
+        let mut members = modules.values().flatten();
+        if !members.all(|m| m.i < 2 && m.weight >= 0.0) {
+            return refuse("slerp goes between two adapters, with weights of at least 0");
+        }
+    }
     for (name, members) in modules {
         same_shape(name, members.iter().map(|m| (m.shape.0, m.shape.2)))?;
     }
@@ -428,6 +444,11 @@ impl Module<'_> {
                     &mut scratch.merged,
                 );
             }
+            MergeMethod::Slerp => {
+                let members = self.on_the_arc(level, scratch);
+                let values = &mut scratch.values[0];
+                join(level, &members, values, &mut scratch.merged);
+            }
             MergeMethod::Svd => {
                 let joined = &mut scratch.factors;
                 join(level, self.members, &mut scratch.values[0], joined);
@@ -456,6 +477,20 @@ impl Module<'_> {
     fn rank(&self, options: &MergeOptions) -> usize {
         let ranks = self.members.iter().map(|member| member.shape.1);
         options.rank.or(ranks.max()).unwrap_or(1)
+    }
+
+    /// The members with the weights of a spherical interpolation; one alone keeps its own.
+    fn on_the_arc(&self, level: Level, scratch: &mut Scratch) -> Vec<Member<'_>> {
+        let mut members = self.members.to_vec();
+        let [first, second] = &mut members[..] else {
+            return members;
+        };
+        let plain = [*first, *second].map(|m| Member { weight: 1.0, ..m });
+        let joined = &mut scratch.factors;
+        join(level, &plain, &mut scratch.values[0], joined);
+        let weights = [first.weight, second.weight];
+        [first.weight, second.weight] = slerp::weights(joined, first.shape.1, weights);
+        members
     }
 
     /// Of each member the random numbers' stream for one factor: those of all modules differ, for each
@@ -591,7 +626,7 @@ impl Combine<'_> {
                     *weight = (f64::from(*weight) / density) as f32;
                 }
             }
-            MergeMethod::Linear | MergeMethod::Cat | MergeMethod::Svd => {}
+            MergeMethod::Linear | MergeMethod::Cat | MergeMethod::Svd | MergeMethod::Slerp => {}
         }
         let values: Vec<&[f32]> = values.iter().map(|values| &**values).collect();
         match self.options.method.elects_signs() {

@@ -21,6 +21,7 @@ mod error;
 mod merge;
 mod packed;
 #[cfg(feature = "merge")]
+mod slerp;
 mod svd;
 
 pub use adapter::Adapter;

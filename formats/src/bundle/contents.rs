@@ -270,7 +270,7 @@ pub struct Merge {
     pub seed: Option<u64>,
 }
 
-/// The methods of PEFT's `add_weighted_adapter`, by its names.
+/// The methods of PEFT's `add_weighted_adapter`, by its names, and `slerp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are PEFT's, explained where they are computed
 pub enum MergeMethod {
@@ -285,11 +285,12 @@ pub enum MergeMethod {
     DareTiesSvd,
     MagnitudePrune,
     MagnitudePruneSvd,
+    Slerp,
 }
 
 impl MergeMethod {
     /// Every method.
-    pub const ALL: [MergeMethod; 11] = [
+    pub const ALL: [MergeMethod; 12] = [
         MergeMethod::Cat,
         MergeMethod::Linear,
         MergeMethod::Svd,
@@ -301,6 +302,7 @@ impl MergeMethod {
         MergeMethod::DareTiesSvd,
         MergeMethod::MagnitudePrune,
         MergeMethod::MagnitudePruneSvd,
+        MergeMethod::Slerp,
     ];
 
     /// The method's name in bundles and recipes.
@@ -317,6 +319,7 @@ impl MergeMethod {
             MergeMethod::DareTiesSvd => "dare_ties_svd",
             MergeMethod::MagnitudePrune => "magnitude_prune",
             MergeMethod::MagnitudePruneSvd => "magnitude_prune_svd",
+            MergeMethod::Slerp => "slerp",
         }
     }
 
@@ -329,7 +332,7 @@ impl MergeMethod {
     pub fn has_density(self) -> bool {
         !matches!(
             self,
-            MergeMethod::Cat | MergeMethod::Linear | MergeMethod::Svd
+            MergeMethod::Cat | MergeMethod::Linear | MergeMethod::Svd | MergeMethod::Slerp
         )
     }
 

@@ -97,7 +97,7 @@ class Model:
         self,
         adapters: Sequence[tuple[Adapter, float]],
         *,
-        merge: Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = "cat",
+        merge: Literal["cat", "svd", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune", "slerp"] = "cat",
         density: float = 1.0,
         rank: int | None = None,
         seed: int = 0,
