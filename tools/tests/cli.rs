@@ -278,6 +278,72 @@ fn the_demo_runs_from_any_folder() {
         "{text}"
     );
     assert!(text.contains("tokens, "));
+    assert!(
+        text.contains("tandem demo --model"),
+        "how to see it on a real model"
+    );
+}
+
+/// A model that is named gets the bundle that was made for it, and is shown what the bundle composes.
+#[test]
+fn the_demo_takes_any_model_with_a_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, alone) = (
+        fixture("pocket-q8_0.gguf"),
+        folder.path().join("alone.gguf"),
+    );
+    let input = "This package contains the manual.";
+    let run = tandem!("demo", "--model", model, "--input", input).ok();
+    let text = String::from_utf8(run.stdout).unwrap();
+    let lines = |start: &str| {
+        let lines = text.lines().map(str::trim_start);
+        lines.filter(|l| l.starts_with(start)).count()
+    };
+    assert!(text.starts_with("pocket-q8_0.gguf ("), "{text}");
+    assert_eq!(
+        lines("summarize-fr: ") + lines("summarize-de: "),
+        2,
+        "{text}"
+    );
+    assert_eq!(lines("model alone"), 2);
+    assert_eq!(lines("adapter summarize"), 2);
+    assert_eq!(lines("adapters merged"), 2);
+    assert_eq!(lines("calibrated, +38.9 kB"), 2);
+
+    fs::copy(&model, &alone).unwrap();
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    tandem!("demo", "--model", alone, "--fixtures", empty).fails(1, "there is no bundle for");
+    // Beside the model is a place, too.
+    fs::copy(fixture("pocket.tandem"), folder.path().join("a.tandem")).unwrap();
+    tandem!(
+        "demo",
+        "--model",
+        alone,
+        "--fixtures",
+        empty,
+        "--input",
+        input
+    )
+    .ok();
+    let bundle = folder.path().join("a.tandem");
+    tandem!(
+        "bundle",
+        "remove",
+        bundle,
+        "--composition",
+        "summarize-fr-plain"
+    )
+    .ok();
+    tandem!(
+        "bundle",
+        "remove",
+        bundle,
+        "--composition",
+        "summarize-de-plain"
+    )
+    .ok();
+    tandem!("demo", "--model", alone, "--fixtures", empty).fails(1, "-plain beside it");
 }
 
 #[cfg(unix)]
