@@ -15,8 +15,9 @@ model. Written are benches/study/NAME/: results.json, README.md and chart.svg. T
 gemma come from PyPI by pip.
 
 What is trained is kept in target/study/NAME and not trained again (but with --again), so that a study
-can be stopped and goes on. With --minutes it stops by itself, at most so many minutes after it began,
-with the state of the training under way. --no-train evaluates what has been trained so far.
+can be stopped and goes on. With --minutes it stops by itself, after so many minutes or after the evaluation
+that is under way then; a training that is under way keeps its state. --no-train evaluates what has been
+trained so far, --page writes the page anew from results.json.
 """
 
 import argparse
@@ -192,18 +193,20 @@ class Study:
             return known
         if self.args.no_train:
             return None
-        if self.deadline and time.monotonic() > self.deadline:
-            sys.exit("The time is over. The same command goes on.")
+        self.check_time()
         flags = [*flags, "--out", out, "--curve", self.work / f"{record.stem}.svg"]
         if self.args.threads:
             flags += ["--threads", self.args.threads]
         checkpoint = pathlib.Path(f"{out}.checkpoint")
         if self.args.again:
             checkpoint.unlink(missing_ok=True)
+            known = {}
         if checkpoint.exists():
             flags.append("--resume")
+            # Of a part that nobody recorded the time is not known.
+            known = known or {"seconds": None, "cpu_seconds": None}
         else:
-            known = {}
+            known = {"seconds": 0, "cpu_seconds": 0}
         command = [str(self.args.tandem), command, str(recipe), *map(str, flags)]
         print("$", shlex.join(command), file=sys.stderr, flush=True)
         start = time.monotonic()
@@ -211,25 +214,32 @@ class Study:
             process = subprocess.Popen(command, stderr=log)
             is_stopped = False
             while True:
-                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-                if pid:
-                    break
-                if self.deadline and not is_stopped and time.monotonic() > self.deadline:
-                    process.send_signal(signal.SIGINT)
-                    is_stopped = True
-                time.sleep(0.5)
+                try:
+                    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                    if pid:
+                        break
+                    if self.deadline and not is_stopped and time.monotonic() > self.deadline:
+                        process.send_signal(signal.SIGINT)
+                        is_stopped = True
+                    time.sleep(0.5)
+                except KeyboardInterrupt:
+                    is_stopped = True  # the training has got it as well
             process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
+        if process.returncode != 0 and not is_stopped:
             sys.exit(f"{out.name} failed: {record.with_suffix('.log').read_text()}")
-        known = {
-            "is_done": not is_stopped,
-            "seconds": round(known.get("seconds", 0) + time.monotonic() - start, 1),
-            "cpu_seconds": round(known.get("cpu_seconds", 0) + usage.ru_utime + usage.ru_stime, 1),
-        }
+        # What is stopped leaves a checkpoint, or has not begun.
+        is_done = process.returncode == 0 and not checkpoint.exists()
+        part = {"seconds": time.monotonic() - start, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        known = {key: None if known[key] is None else round(known[key] + part[key], 1) for key in part}
+        known["is_done"] = is_done
         write(record, json.dumps(known) + "\n")
         if is_stopped:
-            sys.exit("The time is over. The same command goes on.")
+            sys.exit("Stopped. The same command goes on.")
         return known
+
+    def check_time(self):
+        if self.deadline and time.monotonic() > self.deadline:
+            sys.exit("The time is over. The same command goes on.")
 
     def train_adapters(self):
         """The single-task adapters; what each took."""
@@ -284,6 +294,7 @@ class Study:
 
     def eval(self, bundle, data, names, flags=()):
         """The rows that `tandem eval` gives, by name, and the ROUGE-L of each example."""
+        self.check_time()
         predictions = bundle.with_suffix(".predictions.jsonl")
         command = ["eval", "--model", self.base, "--bundle", bundle, "--data", data]
         command += ["--compose", ",".join(names), "--max-tokens", self.form.max_tokens, "--output", "json"]
@@ -470,6 +481,13 @@ def n_parameters(path):
     return sum(rows * columns for rows, columns in shapes)
 
 
+def write_page(results):
+    folder = ROOT / "benches" / "study" / results["study"]
+    write(folder / "README.md", page(results))
+    write(folder / "chart.svg", chart(results))
+    print(summary_table(results))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=STUDIES)
@@ -481,8 +499,16 @@ def main():
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
     parser.add_argument("--no-train", action="store_true", help="evaluate what has been trained")
     parser.add_argument("--again", action="store_true", help="train what has been trained")
+    parser.add_argument("--page", action="store_true", help="only write the page and the chart anew")
     args = parser.parse_args()
+    if args.again and args.minutes:
+        parser.error("--again begins anew each time: without --minutes, or remove the study's folder in target/study")
+    args.shared = args.shared.resolve()
+    if args.page:
+        return write_page(json.loads((ROOT / "benches" / "study" / args.name / "results.json").read_text()))
     study = Study(args)
+    if not study.tasks:
+        sys.exit(f"There is no data for any task in {args.shared}.")
     for name in study.form.tasks.keys() - study.tasks.keys():
         print(f"{name} is not run: there is no {study.data(name, 'test')}", file=sys.stderr)
     took = study.train_adapters()
@@ -511,9 +537,7 @@ def main():
         "prices": prices,
     }
     write(study.folder / "results.json", json.dumps(results, indent=1) + "\n")
-    write(study.folder / "README.md", page(results))
-    write(study.folder / "chart.svg", chart(results))
-    print(summary_table(results))
+    write_page(results)
 
 
 if __name__ == "__main__":

@@ -81,16 +81,17 @@ def full_table(results):
         for method, label, _ in METHODS:
             for r in of_method(results, task, method):
                 cells = [task, label, "" if r["seed"] is None else str(r["seed"]), interval(r["rougeL"])]
-                cells += [f"{r['rougeL_first']:.1f}", f"{r['ms_per_example']:.0f}", duration(r)]
+                cells += [f"{r['rougeL_first']:.1f}", f"{r['ms_per_example']:.0f}"]
+                cells.append(duration(r["training_seconds"], r["training_cpu_seconds"]))
                 rows.append(cells)
     head = ["<task", "<method", "seed", "ROUGE-L, 95 % interval", "first 150", "ms an example", "training, s (CPU s)"]
     return table(head, rows)
 
 
-def duration(row):
-    if row.get("training_seconds") is None:
-        return ""
-    return f"{row['training_seconds']:.0f} ({row['training_cpu_seconds']:.0f})"
+def duration(seconds, cpu_seconds):
+    """Seconds, and CPU seconds in brackets, as far as they are known."""
+    told = "" if seconds is None else f"{seconds:.0f}"
+    return told if cpu_seconds is None else f"{told} ({cpu_seconds:.0f})"
 
 
 def price_table(results):
@@ -128,9 +129,9 @@ def page(results):
     n_test = ", ".join(f"{n} of {task}" for task, n in results["n_test"].items())
     singles = ""
     if results["adapters"]:
-        took = [f"{name} {t['seconds']:.0f} s ({t['cpu_seconds']:.0f} CPU s)" for name, t in results["adapters"].items()]
+        took = [f"{name} {duration(t['seconds'], t['cpu_seconds'])}" for name, t in results["adapters"].items()]
         links = ", ".join(f"[{name}.toml]({name}.toml)" for name in results["adapters"])
-        singles = f"The adapters were trained by {links}; it took {', '.join(took)}.\n"
+        singles = f"The adapters were trained by {links}; seconds, and CPU seconds in brackets: {', '.join(took)}.\n"
     pairs = "; ".join(f"{name}: {task['first']}, {task['second']}" for name, task in tasks.items())
     return f"""# Two tasks in one inference: {results['study']}
 

@@ -169,6 +169,8 @@ def main():
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.steps <= N_UNTIMED:
+        parser.error(f"the first {N_UNTIMED} steps are not timed: give more")
     if args.side:
         losses, seconds = SIDES[args.side](args)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

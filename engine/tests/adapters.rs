@@ -413,7 +413,7 @@ fn merges_are_deterministic_and_take_negative_weights() {
             );
             let lora = &merged.modules()["blk.0.attn_q"];
             let rank = match method {
-                MergeMethod::Cat | MergeMethod::Svd => 8,
+                MergeMethod::Cat | MergeMethod::Svd | MergeMethod::Slerp => 8,
                 _ if dense_form => 8,
                 _ => 4,
             };
@@ -437,6 +437,21 @@ fn merges_are_deterministic_and_take_negative_weights() {
         (options.rank, options.dense) = (Some(8), true);
         assert!(relative_error(&merged(&options, &[0.5, -1.0]), &truth) < 1e-5);
     }
+    // On the arc between both products, at two thirds of it; one is turned round.
+    let (one, other) = (sum(1.0, 0.0), sum(0.0, -1.0));
+    let dot = |x: &[f32], y: &[f32]| -> f64 {
+        let products = x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y));
+        products.sum()
+    };
+    let angle = (dot(&one, &other) / (dot(&one, &one) * dot(&other, &other)).sqrt()).acos();
+    let on_arc = |share: f64| (1.5 * (share * angle).sin() / angle.sin()) as f32;
+    let truth = sum(on_arc(1.0 / 3.0), -on_arc(2.0 / 3.0));
+    let slerp = merged(&options(MergeMethod::Slerp), &[0.5, -1.0]);
+    assert!(relative_error(&slerp, &truth) < 1e-5);
+    let three = [adapters[0], adapters[1], adapters[0]];
+    let options_of_slerp = options(MergeMethod::Slerp);
+    let error = merge(base, &three, &[1.0; 3], &options_of_slerp, serial());
+    assert!(matches!(error, Err(CompositionError::Option { .. })));
     // Of one adapter alone every method at full density is that adapter times its weight; the sign
     // is on A alone, so that it does not cancel.
     for method in MergeMethod::ALL {

@@ -119,10 +119,10 @@ fn merges_on_the_spot_are_the_same_for_any_level_and_number_of_threads() {
             let adapters: Vec<_> = (1..=3)
                 .map(|seed| stored(&adapter(&base, 8, seed), dtype))
                 .collect();
-            let adapters = if method.has_rank() {
-                &adapters[..1]
-            } else {
-                &adapters
+            let adapters = match method {
+                method if method.has_rank() => &adapters[..1],
+                MergeMethod::Slerp => &adapters[..2],
+                _ => &adapters,
             };
             let adapter_type = AdapterType::Q8;
             let run = |level, pool: &dyn Pool| {

@@ -91,7 +91,7 @@ fn unknown_keys() {
 fn unknown_kinds_methods_types_and_hashes() {
     for (key, value) in [
         ("bundle.calibration.lc.kind", "high_rank"),
-        ("bundle.composition.both.merge", "slerp"),
+        ("bundle.composition.both.merge", "lerp"),
         ("bundle.adapter.one.type", "q5_0"),
         ("bundle.composition.dare.type", ""),
         ("bundle.base.structure", "0"),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tandem_engine::chat::fill;
-use tandem_engine::formats::bundle::BaseMatch;
+use tandem_engine::formats::bundle::{self, BaseMatch};
 use tandem_engine::{
     AdapterType, Bundle, Composition, Compute, Model, Session, SessionOptions, SharedPool, threads,
 };
@@ -32,8 +32,8 @@ pub(crate) struct Args {
     /// Show it on this model: a GGUF file
     #[arg(long, short, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// The model's bundle; shown are its compositions NAME that have one without a calibration, NAME-plain,
-    /// beside them [default: the one in --fixtures or beside the model that was made for it]
+    /// The model's bundle; shown are its calibrated compositions NAME that have one without a calibration,
+    /// NAME-plain, beside them [default: the one beside the model or in --fixtures that was made for it]
     #[arg(long, value_name = "FILE", requires = "model")]
     bundle: Option<PathBuf>,
     /// Answer this instead of the inputs that come with the demo
@@ -228,7 +228,7 @@ impl Stage {
         })
     }
 
-    /// A scene for each composition that has a plain one beside it.
+    /// A scene for each calibrated composition that has a plain one of the same members beside it.
     fn scenes(&self, input: Option<&str>) -> Result<Vec<Scene>> {
         let file = self.bundle.file();
         let compositions = &file.contents().compositions;
@@ -236,15 +236,18 @@ impl Stage {
         for composition in compositions {
             let name = &*composition.name;
             let plain = format!("{name}{PLAIN}");
-            let (Some(first), true) = (
+            let is_plain = |c: &bundle::Composition| {
+                *c.name == plain && c.calibration.is_none() && c.members == composition.members
+            };
+            let (Some(first), Some(calibration), true) = (
                 composition.members.first(),
-                compositions.iter().any(|c| *c.name == plain),
+                &composition.calibration,
+                compositions.iter().any(is_plain),
             ) else {
                 continue;
             };
             let base = self.model.linears();
             let adapter = Parts::of_bundled_adapter(&self.bundle, &first.adapter)?;
-            let calibration = composition.calibration.as_deref().unwrap_or("");
             let n_bytes = section_bytes(file, "calibration", calibration);
             let lines = vec![
                 Line {
@@ -274,8 +277,8 @@ impl Stage {
         }
         ensure!(
             !scenes.is_empty(),
-            "the bundle has no composition NAME with a NAME{PLAIN} beside it, to show one without and one with \
-             a calibration"
+            "the bundle has no composition NAME with a calibration that has a NAME{PLAIN} of the same adapters \
+             without one beside it"
         );
         Ok(scenes)
     }
@@ -297,8 +300,8 @@ fn inputs(given: Option<&str>, adapter: &str) -> Result<Vec<String>> {
 fn bundle_of(path: &Path, model: &Model, fixtures: Option<&Path>) -> Result<PathBuf> {
     let beside = path.parent().filter(|p| !p.as_os_str().is_empty());
     let beside = beside.unwrap_or(Path::new("."));
-    let folders: Vec<&Path> = fixtures.into_iter().chain([beside]).collect();
-    let mut fitting = None;
+    let folders: Vec<&Path> = [beside].into_iter().chain(fixtures).collect();
+    let (mut fitting, mut refused) = (None, String::new());
     for folder in &folders {
         // A folder that cannot be read holds none.
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -309,14 +312,14 @@ fn bundle_of(path: &Path, model: &Model, fixtures: Option<&Path>) -> Result<Path
             match model.bundle(&path).map(|bundle| bundle.base_match()) {
                 Ok(BaseMatch::Same) => return Ok(path),
                 Ok(BaseMatch::OtherBytes) => fitting = fitting.or(Some(path)),
-                Err(_) => {} // another model's, or none
+                Err(error) => refused += &format!("\n{}: {error}", path.display()),
             }
         }
     }
     let Some(path) = fitting else {
         let names: Vec<_> = folders.iter().map(|f| f.display().to_string()).collect();
         bail!(
-            "there is no bundle for {} in {}: name it by --bundle",
+            "there is no bundle for {} in {}: name it by --bundle{refused}",
             path.display(),
             names.join(" and ")
         );

@@ -319,8 +319,8 @@ fn add_and_remove() {
     };
     write("merge = \"ties_svd\"\ndensity = 0.5");
     tandem!("bundle", "add", path, recipe).fails(1, "rank is missing");
-    write("merge = \"slerp\"");
-    tandem!("bundle", "add", path, recipe).fails(1, "no merge \"slerp\"");
+    write("merge = \"lerp\"");
+    tandem!("bundle", "add", path, recipe).fails(1, "no merge \"lerp\"");
     write("merge = \"ties\"\ndensity = 0.5\nready_made = true\nquant = \"f16\"");
     tandem!("bundle", "add", path, recipe).ok();
     let report = inspect(&path);

@@ -343,7 +343,7 @@ fn the_demo_takes_any_model_with_a_bundle() {
         "summarize-de-plain"
     )
     .ok();
-    tandem!("demo", "--model", alone, "--fixtures", empty).fails(1, "-plain beside it");
+    tandem!("demo", "--model", alone, "--fixtures", empty).fails(1, "-plain of the same adapters");
 }
 
 #[cfg(unix)]

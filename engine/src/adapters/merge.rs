@@ -49,9 +49,8 @@ pub enum MergeMethod {
     DareTies,
     /// Of each adapter the largest values, summed.
     MagnitudePrune,
-    /// Spherical interpolation (Shoemake 1985) of two adapters' products: on the way from the one to the
-    /// other by the second's share of the weights, along the arc between them, times the weights' sum. The
-    /// ranks add up. PEFT has none; mergekit's does the same with whole weights.
+    /// Spherical interpolation (Shoemake 1985) of two adapters' products, by their shares of the weights'
+    /// sum and times it; a negative weight turns its adapter round. The ranks add up. PEFT has none.
     Slerp,
 }
 
@@ -355,8 +354,8 @@ pub(super) fn merge_modules<T: Send>(
     }
     if options.method == MergeMethod::Slerp {
         let mut members = modules.values().flatten();
-        if !members.all(|m| m.i < 2 && m.weight >= 0.0) {
-            return refuse("slerp goes between two adapters, with weights of at least 0");
+        if !members.all(|m| m.i < 2) {
+            return refuse("slerp goes between two adapters");
         }
     }
     for (name, members) in modules {
@@ -489,7 +488,8 @@ impl Module<'_> {
         let joined = &mut scratch.factors;
         join(level, &plain, &mut scratch.values[0], joined);
         let weights = [first.weight, second.weight];
-        [first.weight, second.weight] = slerp::weights(joined, first.shape.1, weights);
+        let inner_products = joined.inner_products(level, first.shape.1);
+        [first.weight, second.weight] = slerp::weights(inner_products, weights);
         members
     }
 

@@ -22,6 +22,7 @@ mod merge;
 mod packed;
 #[cfg(feature = "merge")]
 mod slerp;
+#[cfg(feature = "merge")]
 mod svd;
 
 pub use adapter::Adapter;

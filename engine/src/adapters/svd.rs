@@ -65,6 +65,39 @@ fn cut(x: DMatrix<f64>, rank: usize) -> Option<LowRankProduct> {
     })
 }
 
+impl LowRankProduct {
+    /// `a a^T`.
+    fn gram_a(&self, level: Level) -> Wide {
+        let a = &self.a;
+        gram(level, a.n_rows, a.n_cols, |columns, rows, width| {
+            transpose(level, &a.values, a.n_cols, columns.start, rows, width);
+        })
+    }
+
+    /// `b^T b`.
+    fn gram_b(&self, level: Level) -> Wide {
+        let (b, n) = (&self.b, self.b.n_cols);
+        gram(level, n, b.n_rows, |run, rows, width| {
+            widen(level, &b.values[run.start * n..run.end * n], n, rows, width);
+        })
+    }
+
+    /// The inner products of two parts of `b a`, of which the first is made of the first `n_first` ranks: of
+    /// the first with itself, of both, of the second with itself.
+    pub(super) fn inner_products(&self, level: Level, n_first: usize) -> [f64; 3] {
+        let (gram_a, gram_b) = (self.gram_a(level), self.gram_b(level));
+        let mut sums = [0.0; 3];
+        for i in 0..self.a.n_rows {
+            for j in 0..self.a.n_rows {
+                let part = usize::from(i >= n_first) + usize::from(j >= n_first);
+                sums[part] += gram_a.at(i, j) * gram_b.at(i, j);
+            }
+        }
+        // Both orders of both.
+        [sums[0], sums[1] / 2.0, sums[2]]
+    }
+}
+
 /// Cuts `b a` to `rank`: the best approximation, by way of the factors' Gram matrices, which
 /// are small.
 ///
@@ -89,12 +122,7 @@ pub(super) fn cut_product(
         *cut_to = cut(matrix(&dense), rank)?;
         return Some(());
     }
-    let mut gram_a = gram(level, n, a.n_cols, |columns, rows, width| {
-        transpose(level, &a.values, a.n_cols, columns.start, rows, width);
-    });
-    let mut gram_b = gram(level, n, b.n_rows, |run, rows, width| {
-        widen(level, &b.values[run.start * n..run.end * n], n, rows, width);
-    });
+    let (mut gram_a, mut gram_b) = (x.gram_a(level), x.gram_b(level));
     let shift = SHIFT * n as f64;
     // Rows of `a` of one length, and columns of `b` that make up for it, nothing for a row of zeros.
     let norms: Vec<f64> = (0..n).map(|i| libm::sqrt(gram_a.at(i, i))).collect();

@@ -99,6 +99,14 @@ impl Contents {
             }
         }
         check_merge(&composition.name, &composition.merge)?;
+        if composition.merge.method == MergeMethod::Slerp && composition.members.len() > 2 {
+            return Err(merge_option(
+                &composition.name,
+                MergeMethod::Slerp,
+                "adapters",
+                "are more than two",
+            ));
+        }
         if let Some(merged) = &composition.merged {
             check_factors(what, &composition.name, merged.dtype, &merged.factors)?;
             linears.add(what, &composition.name, &merged.factors)?;

@@ -139,7 +139,7 @@ impl Model {
     }
 
     /// Adapters with their weights, `[(adapter, 0.5), ...]`, in one composition: their sum, or with `merge` merged
-    /// by PEFT's method of that name (`density`, `rank`, `seed` are as the command has them). `lora_type` is what
+    /// by PEFT's method of that name, or by "slerp" (`density`, `rank`, `seed` are as the command has them). `lora_type` is what
     /// the factors are stored as; where it is not given, what suits the model: "f32" goes with `exact`.
     #[pyo3(signature = (adapters, **options))]
     fn compose(

@@ -92,6 +92,9 @@ impl Switching<'_> {
         let methods = MergeMethod::ALL.into_iter();
         // The sum needs no merge.
         for method in methods.filter(|method| *method != MergeMethod::Cat) {
+            if method == MergeMethod::Slerp && adapters.len() > 2 {
+                continue;
+            }
             let mut options = MergeOptions::new(method);
             options.density = 0.5;
             let make = || {

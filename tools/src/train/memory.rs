@@ -1,6 +1,6 @@
 //! How much memory training will take, told before it begins.
 
-use tandem_engine::{Model, free_memory};
+use tandem_engine::{DType, Model, free_memory};
 
 use super::data::Example;
 use super::learned::Learned;
@@ -12,6 +12,8 @@ pub(super) struct Together {
     pub n_threads: usize,
     /// Examples of each thread.
     pub n_examples: usize,
+    /// Whether the inputs of quantized weights stay float32.
+    pub exact: bool,
 }
 
 /// How much it will be, with a warning where the machine has less.
@@ -24,8 +26,13 @@ pub(super) fn lines(
     let needed = estimate(model, learned, examples, together);
     let mut lines = vec![format!("about {} of memory", size(needed))];
     if let Some(free) = free_memory().filter(|free| *free < needed) {
+        let way_back = if together.exact {
+            ""
+        } else {
+            ", and exact = true"
+        };
         lines.push(format!(
-            "warning: the machine has {} left: a smaller micro_batch or fewer --threads take less",
+            "warning: the machine has {} left: a smaller micro_batch or fewer --threads take less{way_back}",
             size(free)
         ));
     }
@@ -58,7 +65,18 @@ fn estimate(model: &Model, learned: &Learned, examples: &[Example], together: To
     let on_threads = floats.saturating_mul(4).saturating_mul(together.n_threads);
     // Values, the best of them, two moments, and a gradient of each thread.
     let learning = 4 * learned.n_parameters() * (4 + together.n_threads);
+    let way_back = if together.exact { 0 } else { transposed(model) };
     on_threads
         .saturating_add(learning)
         .saturating_add(model.n_bytes())
+        .saturating_add(way_back)
+}
+
+/// Bytes of the quantized matrices a second time, in Q8_0, with rows and columns exchanged.
+fn transposed(model: &Model) -> usize {
+    let Ok(file) = model.gguf() else { return 0 };
+    let tensors = file.tensors().iter();
+    let matrices = tensors.filter(|t| t.dtype.is_quantized() && t.shape().len() == 2);
+    let bytes = matrices.map(|t| DType::Q8_0.row_bytes(t.shape().iter().product()));
+    bytes.flatten().sum()
 }

@@ -345,13 +345,21 @@ impl Job<'_> {
             n_positions: longest,
             exact: recipe.train.exact,
         };
-        let network = composition.network(&model, &learned, form_of_network)?;
         let n_threads = args.threads.map_or(0, NonZeroUsize::get); // 0: all cores
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             // candle walks the graph by recursion.
             .stack_size(64 << 20)
             .build()?;
+        let together = memory::Together {
+            n_threads: pool.current_num_threads(),
+            n_examples: recipe.train.micro_batch.min(recipe.train.batch),
+            exact: recipe.train.exact,
+        };
+        for line in memory::lines(&model, &learned, &examples, together) {
+            watch.note(&line);
+        }
+        let network = composition.network(&model, &learned, form_of_network)?;
         let weights: Vec<f32> = composition.members.iter().map(|(_, w)| *w).collect();
         let fingerprint = format!(
             "{form:?} {modules:?} {:?} {:?} base {:?} bundle {:?} {:?} adapters {:?} {weights:?} merge \
@@ -413,13 +421,6 @@ impl Job<'_> {
             trainer.n_steps(),
             recipe.train.batch
         ));
-        let together = memory::Together {
-            n_threads: pool.current_num_threads(),
-            n_examples: recipe.train.micro_batch.min(recipe.train.batch),
-        };
-        for line in memory::lines(&model, &learned, &examples, together) {
-            watch.note(&line);
-        }
         let n_before = state.course.losses.len();
         let Ended { end, pace } = trainer.run(&mut state)?;
         ensure!(
