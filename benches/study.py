@@ -23,6 +23,7 @@ trained so far, --page writes the page anew from results.json.
 import argparse
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -299,15 +300,25 @@ class Study:
     def eval(self, bundle, data, names, flags=()):
         """The rows that `tandem eval` gives, by name, and the ROUGE-L of each example."""
         self.check_time()
-        predictions = bundle.with_suffix(".predictions.jsonl")
         command = ["eval", "--model", self.base, "--bundle", bundle, "--data", data]
         command += ["--compose", ",".join(names), "--max-tokens", self.form.max_tokens, "--output", "json"]
-        command += ["--prompt-template", PROMPT, "--predictions", predictions, *flags]
-        report = json.loads(self.tandem(*command))
-        scores = {}
-        for line in map(json.loads, predictions.read_text().splitlines()):
-            scores.setdefault(line["composition"], []).append(100 * line["rougeL"])
-        return report, {row["composition"]: row for row in report["rows"]}, scores
+        command += ["--prompt-template", PROMPT, *flags]
+        # Done before, with this very bundle?
+        key = hashlib.sha256(bundle.read_bytes() + data.read_bytes() + repr(command).encode()).hexdigest()[:16]
+        record = self.work / "evaluations" / f"{bundle.stem}-{data.stem}-{key}.json"
+        if record.exists():
+            known = json.loads(record.read_text())
+        else:
+            record.parent.mkdir(exist_ok=True)
+            predictions = record.with_suffix(".jsonl")
+            report = json.loads(self.tandem(*command, "--predictions", predictions))
+            scores = {}
+            for line in map(json.loads, predictions.read_text().splitlines()):
+                scores.setdefault(line["composition"], []).append(100 * line["rougeL"])
+            known = {"report": report, "scores": scores}
+            write(record, json.dumps(known) + "\n")
+        report = known["report"]
+        return report, {row["composition"]: row for row in report["rows"]}, known["scores"]
 
     def choose_merges(self, task):
         """Weight and density of each merge: those that are best on some training examples."""
@@ -431,7 +442,11 @@ class Study:
             _, rows, _ = self.eval(bundle, data, names.values(), ["--tokenizer", "whitespace"])
             scores[single] = {name: rounded(rows[called]["rougeL"]) for name, called in names.items()}
         for name, called in names.items():
-            flags = [] if name == "none" else ["--bundle", bundle, "--compose", called]
+            flags = ["--bundle", bundle, "--compose", called]
+            if name in (first, second):
+                flags = ["--lora", self.adapter(name)]
+            elif name == "none":
+                flags = []
             told = self.tandem("perplexity", "--model", self.base, "--text", text, *flags).decode()
             prices.append({
                 "task": task,
