@@ -40,7 +40,7 @@ import time
 import zipfile
 
 from study_chart import chart
-from study_page import page, summary_table
+from study_page import METHODS, page, summary_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROMPT = "{{ input }}\n=> "
@@ -407,6 +407,9 @@ class Study:
         asked = [name for name, (method, _) in names.items() if method != "multi-step"]
         report, rows, scores = self.eval(bundle, self.data(task, "test"), asked, [*steps, "--tokenizer", "whitespace"])
         results = []
+        learned = {method for method, _, group in METHODS if group == "learned"}
+        plain = [name for name, (method, _) in names.items() if method in {m for m, _, g in METHODS if g == "plain"}]
+        best = max(plain, key=lambda name: statistics.mean(scores[name]))
         for name, (method, seed) in names.items():
             row = rows[name]
             took = next((k for k in trained if (k["name"], k["seed"]) == (method, seed)), {})
@@ -416,6 +419,7 @@ class Study:
                 "seed": seed,
                 "rougeL": rounded(row["rougeL"]),
                 "rougeL_first": round(statistics.mean(scores[name][:150]), 2),
+                "beyond": {"best": names[best][0], **difference(scores[name], scores[best])} if method in learned else None,
                 "inferences": row["inferences"],
                 "ms_per_example": round(row["ms_per_example"], 1),
                 "extra_parameters": row["extra_parameters"],
@@ -480,6 +484,14 @@ def fetch(package, path):
 
 def quoted(path):
     return json.dumps(str(path))
+
+
+def difference(scores, others):
+    """The mean difference of the scores of the same examples, and its 95 % interval by drawing them anew."""
+    drawn, differences = random.Random(0), [a - b for a, b in zip(scores, others)]
+    n = len(differences)
+    means = sorted(statistics.fmean(drawn.choices(differences, k=n)) for _ in range(2000))
+    return rounded({"mean": statistics.fmean(differences), "low": means[50], "high": means[-51]})
 
 
 def rounded(mean):
