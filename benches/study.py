@@ -164,7 +164,9 @@ class Study:
         self.base = self.work / self.form.model
         self.given = args.shared / self.form.given if self.form.given else None
         self.deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
-        self.tasks = {name: task for name, task in self.form.tasks.items() if self.data(name, "test").exists()}
+        self.without_data = [name for name in self.form.tasks if not self.data(name, "test").exists()]
+        wanted = [name for name in args.tasks or self.form.tasks if name not in self.without_data]
+        self.tasks = {name: self.form.tasks[name] for name in wanted}
         if not self.base.exists():
             fetch(self.form.package, self.base)
 
@@ -525,6 +527,7 @@ def main():
     parser.add_argument("--tandem", type=pathlib.Path, default=ROOT / "target" / "release" / "tandem")
     parser.add_argument("--shared", type=pathlib.Path, default=ROOT.parent / "shared", help="data and models")
     parser.add_argument("--data", type=pathlib.Path, help="a folder with data of tasks that come without")
+    parser.add_argument("--tasks", type=lambda text: text.split(","), help="only these compositions of the study")
     parser.add_argument("--seeds", default="1", type=lambda text: [int(s) for s in text.split(",")])
     parser.add_argument("--threads", help="threads of a training")
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
@@ -534,13 +537,16 @@ def main():
     args = parser.parse_args()
     if args.again and args.minutes:
         parser.error("--again begins anew each time: without --minutes, or remove the study's folder in target/study")
+    for name in args.tasks or []:
+        if name not in STUDIES[args.name].tasks:
+            parser.error(f"{args.name} has no {name}; it has {', '.join(STUDIES[args.name].tasks)}")
     args.shared = args.shared.resolve()
     if args.page:
         return write_page(json.loads((ROOT / "benches" / "study" / args.name / "results.json").read_text()))
     study = Study(args)
     if not study.tasks:
         sys.exit(f"There is no data for any task in {args.shared}.")
-    for name in study.form.tasks.keys() - study.tasks.keys():
+    for name in study.without_data:
         print(f"{name} is not run: there is no {study.data(name, 'test')}", file=sys.stderr)
     took = study.train_adapters()
     trained = study.train_compositions()
@@ -556,7 +562,7 @@ def main():
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
         "about": study.form.about,
         "tasks": {name: dataclasses.asdict(task) for name, task in study.tasks.items()},
-        "not_run": sorted(study.form.tasks.keys() - study.tasks.keys()),
+        "not_run": study.without_data,
         "seeds": args.seeds,
         "trainings": [name for name, _, _ in TRAININGS],
         "n_test": n_test,
