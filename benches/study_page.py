@@ -81,7 +81,7 @@ def full_table(results):
         for method, label, _ in METHODS:
             for r in of_method(results, task, method):
                 cells = [task, label, "" if r["seed"] is None else str(r["seed"]), interval(r["rougeL"])]
-                cells += [f"{r['rougeL_first']:.1f}", f"{r['ms_per_example']:.0f}"]
+                cells += [f"{r['rougeL_first']:.1f}", "" if r["ms_per_example"] is None else f"{r['ms_per_example']:.0f}"]
                 cells.append(duration(r["training_seconds"], r["training_cpu_seconds"]))
                 rows.append(cells)
     head = ["<task", "<method", "seed", "ROUGE-L, 95 % interval", "first 150", "ms an example", "training, s (CPU s)"]
