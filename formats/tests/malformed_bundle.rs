@@ -590,6 +590,23 @@ fn properties_that_the_merge_does_not_have_or_needs() {
 }
 
 #[test]
+fn an_arc_between_more_than_two() {
+    let both = "bundle.composition.both";
+    let merge = format!("{both}.merge");
+    let raw = Raw::sample().set(&merge, Value::Str("slerp"));
+    Bundle::parse(raw.to_vec()).unwrap();
+    let e = Raw::sample()
+        .set(&merge, Value::Str("slerp"))
+        .set(
+            &format!("{both}.adapters"),
+            strings(&["one", "two", "three"]),
+        )
+        .set(&format!("{both}.weights"), floats(&[0.5, -0.5, 1.0]))
+        .error();
+    assert!(e.to_string().ends_with("adapters are more than two"), "{e}");
+}
+
+#[test]
 fn references_to_nothing() {
     let e = Raw::sample()
         .set(

@@ -135,17 +135,9 @@ fn the_loss_falls_and_a_seed_decides_every_byte() {
         } else {
             "0.02"
         };
-        let flags = [
-            "--kind",
-            kind,
-            "--lr",
-            rate,
-            "--steps",
-            "20",
-            "--curve",
-            curve.to_str().unwrap(),
-        ];
-        let run = work.calibrate("a.safetensors", &flags).ok();
+        let flags = ["--kind", kind, "--lr", rate, "--steps", "20"];
+        let drawn = [&flags[..], &["--curve", curve.to_str().unwrap()]].concat();
+        let run = work.calibrate("a.safetensors", &drawn).ok();
         let told = |what: &str| run.stderr.contains(what);
         assert!(told("of memory\n") && told("tokens/s\n"), "{}", run.stderr);
         let training = losses(&run.stderr, "training loss");
@@ -155,20 +147,8 @@ fn the_loss_falls_and_a_seed_decides_every_byte() {
         assert!(!work.path("a.safetensors.checkpoint").exists());
 
         // As many threads as there are, or one: the same.
-        work.calibrate(
-            "b.safetensors",
-            &[
-                "--kind",
-                kind,
-                "--lr",
-                rate,
-                "--steps",
-                "20",
-                "--threads",
-                "1",
-            ],
-        )
-        .ok();
+        let alone = [&flags[..], &["--threads", "1"]].concat();
+        work.calibrate("b.safetensors", &alone).ok();
         assert!(
             work.bytes("a.safetensors") == work.bytes("b.safetensors"),
             "{kind}"

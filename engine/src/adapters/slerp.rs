@@ -31,11 +31,9 @@ mod tests {
     use super::*;
 
     fn assert_near(found: [f32; 2], expected: [f32; 2]) {
-        let is_near = |(found, expected): (&f32, &f32)| (found - expected).abs() < 1e-5;
-        assert!(
-            found.iter().zip(&expected).all(is_near),
-            "{found:?}, {expected:?}"
-        );
+        for (weight, wanted) in found.iter().zip(expected) {
+            assert!((weight - wanted).abs() < 1e-5, "{found:?}, {expected:?}");
+        }
     }
 
     #[test]

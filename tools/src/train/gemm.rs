@@ -42,6 +42,10 @@ impl<'a> View<'a> {
         self.n_rows
     }
 
+    pub(super) fn n_cols(self) -> usize {
+        self.n_cols
+    }
+
     /// Row `r` of a view whose rows are as they lie.
     pub(super) fn row(self, r: usize) -> &'a [f32] {
         &self.data[r * self.strides.0..][..self.n_cols]

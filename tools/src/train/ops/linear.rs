@@ -126,12 +126,11 @@ impl Frozen {
             }
         }
         for Delta { rank, a, b } in &self.terms {
-            let mut h = vec![0.0; n * rank];
             let (a, b) = (
                 View::new(a, *rank, self.n_in),
                 View::new(b, self.n_out, *rank),
             );
-            matmul(Target::new(&mut h, *rank), false, 1.0, x_view, a.t());
+            let h = product(x_view, a.t());
             let h = View::new(&h, n, *rank);
             matmul(Target::new(&mut y, self.n_out), true, 1.0, h, b.t());
         }
@@ -164,17 +163,23 @@ impl Frozen {
             }
         }
         for Delta { rank, a, b } in &self.terms {
-            let mut h = vec![0.0; n * rank];
             let (a, b) = (
                 View::new(a, *rank, self.n_in),
                 View::new(b, self.n_out, *rank),
             );
-            matmul(Target::new(&mut h, *rank), false, 1.0, grad_view, b);
+            let h = product(grad_view, b);
             let h = View::new(&h, n, *rank);
             matmul(Target::new(&mut grad_x, self.n_in), true, 1.0, h, a);
         }
         grad_x
     }
+}
+
+/// `x w`.
+fn product(x: View<'_>, w: View<'_>) -> Vec<f32> {
+    let mut y = vec![0.0; x.n_rows() * w.n_cols()];
+    matmul(Target::new(&mut y, w.n_cols()), false, 1.0, x, w);
+    y
 }
 
 /// Rows of `n_cols`.
@@ -313,17 +318,7 @@ impl LowRankLinear {
     /// `a x`, `[n, rank]`.
     fn ranks(&self, x: &[f32], a: &[f32]) -> Vec<f32> {
         let n_in = self.linear.n_in;
-        let (n, rank) = (x.len() / n_in, a.len() / n_in);
-        let mut h = vec![0.0; n * rank];
-        let a = View::new(a, rank, n_in);
-        matmul(
-            Target::new(&mut h, rank),
-            false,
-            1.0,
-            View::new(x, n, n_in),
-            a.t(),
-        );
-        h
+        product(rows(x, n_in), rows(a, n_in).t())
     }
 }
 
